@@ -1,0 +1,59 @@
+# make lab   open the course in JupyterLab
+# make demo  expert, amateur and contrastive text side by side, in the terminal
+# make test  everything CI checks
+# Each makes .venv first if it is missing. Another Python: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.cdlearn-installed
+NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' 2>/dev/null | sort)
+# one thread a worker: two workers on two cores do not fight
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
+
+.PHONY: help install lab demo test lint format unit notebooks wheel clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml .ci/constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"cdlearn needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e ".[lab,test]"
+	@touch $@
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+demo: $(STAMP)
+	@$(BIN)/python -m cdlearn demo
+
+test: lint notebooks wheel unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+unit: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest tests -n 2 --dist loadscope --ignore tests/test_wheel.py
+
+# strict: the committed outputs must come out again, to the letter
+notebooks: $(STAMP)
+ifneq ($(NOTEBOOKS),)
+	$(TEST_ENV) $(BIN)/python -m pytest --nbval -n 2 --dist loadscope -p no:cacheprovider $(NOTEBOOKS)
+else
+	@echo "no notebooks yet"
+endif
+
+# the built wheel, installed alone in an empty environment outside the clone, decodes
+wheel: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/test_wheel.py
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
