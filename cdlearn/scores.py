@@ -1,0 +1,236 @@
+"""The formulas: pure functions on logits. No models, no state, and no tensor given by a caller is ever changed.
+
+Logits are `[..., V]`: any leading dimensions, the vocabulary last. Half precision is computed in float32. `-inf` is a
+logit like any other (a token that cannot be had); NaN and +inf are errors here, so they never travel onwards.
+"""
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+
+NEVER = float("-inf")
+# The least log-probability of an amateur: a token it rules out (-inf) must not become +inf or NaN in the score.
+_FLOOR = -1e5
+
+
+def plausibility_mask(expert_logits: Tensor, alpha: float | None) -> Tensor:
+    """The tokens an expert finds plausible: `p_E(v) >= alpha * max p_E`.
+
+    expert_logits: [..., V] float. alpha: a ratio of probabilities in (0, 1]; 1 keeps only the best token, None keeps
+    every token that is not -inf. Returns [..., V] bool; ties are kept, so at least one token always is.
+    Raises ValueError for alpha outside (0, 1] and for rows with NaN, +inf, or nothing but -inf.
+    Contrastive decoding, arXiv 2210.15097, eq. 2. The normaliser cancels, so raw logits do and nothing is sorted.
+    """
+    expert_logits = _float(expert_logits, "expert_logits")
+    return _keep(expert_logits, _row_max(expert_logits, "expert_logits"), _check_alpha(alpha), top_k=0)
+
+
+def contrastive_scores(
+    expert_logits: Tensor,
+    amateur_logits: Tensor,
+    *,
+    alpha: float | None = 0.1,
+    strength: float = 1.0,
+    amateur_temperature: float = 1.0,
+    top_k: int = 0,
+) -> Tensor:
+    """Contrastive decoding: `log p_E - strength * log softmax(s_A / amateur_temperature)` where plausible, else -inf.
+
+    expert_logits, amateur_logits: [..., V] float, the same shape. strength: 0 is the expert, 1 the paper.
+    top_k: also drop what is not among the expert's k most probable tokens (0: off). Returns [..., V] float, in nats.
+    Raises TypeError or ValueError naming the argument. arXiv 2210.15097, eq. 3 with the mask of eq. 2.
+    """
+    expert, amateur = _pair(expert_logits, amateur_logits, "expert_logits", "amateur_logits")
+    strength = _number(strength, "strength", low=0.0, high=1e6)
+    tau = _number(amateur_temperature, "amateur_temperature", low=0.0, open_low=True)
+    alpha, top_k = _check_alpha(alpha), _check_top_k(top_k)
+    best = _row_max(expert, "expert_logits")
+    amateur_best = _row_max(amateur, "amateur_logits")
+    keep = _keep(expert, best, alpha, top_k)
+    if tau != 1:  # the best logit is subtracted first: a tiny temperature cannot overflow
+        amateur = (amateur - amateur_best) / max(tau, torch.finfo(amateur.dtype).tiny)
+    amateur_logp = torch.log_softmax(amateur, dim=-1).clamp(min=_FLOOR)
+    return torch.where(keep, torch.sub(torch.log_softmax(expert, dim=-1), amateur_logp, alpha=strength), NEVER)
+
+
+def contrastive_logits(
+    expert_logits: Tensor,
+    amateur_logits: Tensor,
+    *,
+    alpha: float | None = 0.1,
+    beta: float = 0.5,
+    top_k: int = 0,
+) -> Tensor:
+    """Contrastive decoding for reasoning: `(1 + beta) * s_E - beta * s_A` where plausible, else -inf.
+
+    Shapes, mask, top_k and errors as in `contrastive_scores`; beta: 0 is the expert, 0.5 the paper. Returns logits.
+    Greedy choices equal those of `contrastive_scores` with `strength = beta / (1 + beta)`; as a distribution it is
+    that one at temperature `1 / (1 + beta)`. arXiv 2309.09117, section 2.
+    """
+    expert, amateur = _pair(expert_logits, amateur_logits, "expert_logits", "amateur_logits")
+    beta = _number(beta, "beta", low=0.0, high=1e6)
+    alpha, top_k = _check_alpha(alpha), _check_top_k(top_k)
+    best = _row_max(expert, "expert_logits")
+    amateur_best = _row_max(amateur, "amateur_logits")
+    keep = _keep(expert, best, alpha, top_k)
+    floored = torch.maximum(amateur, amateur_best + _FLOOR)
+    return torch.where(keep, torch.sub((1 + beta) * expert, floored, alpha=beta), NEVER)
+
+
+def js_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of two next-token distributions: `(KL(p || m) + KL(q || m)) / 2`, `m = (p + q) / 2`.
+
+    p_logits, q_logits: [..., V] float; leading dimensions broadcast. Returns [...] in nats, between 0 and ln 2.
+    Raises TypeError or ValueError naming the argument. DoLa, arXiv 2309.03883, eq. 2.
+    """
+    p_logits, q_logits = _float(p_logits, "p_logits"), _float(q_logits, "q_logits")
+    if p_logits.shape[-1] != q_logits.shape[-1]:
+        raise ValueError(
+            f"p_logits has a vocabulary of {p_logits.shape[-1]} and q_logits of {q_logits.shape[-1]}: "
+            "trim both to the tokens they share."
+        )
+    _row_max(p_logits, "p_logits")
+    _row_max(q_logits, "q_logits")
+    p, q = torch.softmax(p_logits, dim=-1), torch.softmax(q_logits, dim=-1)
+    m = (p + q) / 2
+    # xlogy(0, 0) is 0: what neither gives counts nothing. Rounding may leave -1e-9 for equal rows.
+    total = torch.xlogy(p, p) + torch.xlogy(q, q) - 2 * torch.xlogy(m, m)
+    return (total.sum(dim=-1) / 2).clamp(min=0)
+
+
+def dola_scores(final_logits: Tensor, premature_logits: Tensor, *, alpha: float | None = 0.1) -> Tensor:
+    """DoLa's contrast of a model with its own premature layer: `log p_final - log p_premature` where plausible.
+
+    final_logits, premature_logits: [..., V] float, the same shape. Returns [..., V] float in nats, -inf outside the
+    mask. Errors as in `contrastive_scores`, which this is with strength 1. DoLa, arXiv 2309.03883, eq. 3 and 4.
+    """
+    final, premature = _pair(final_logits, premature_logits, "final_logits", "premature_logits")
+    return contrastive_scores(final, premature, alpha=alpha)
+
+
+def penalize_repetition(scores: Tensor, token_ids: Tensor, *, penalty: float, mask: Tensor | None = None) -> Tensor:
+    """Make tokens already in the row less likely: positive scores are divided by `penalty`, negative ones multiplied.
+
+    scores: [B, V] float. token_ids: [B, T] int, prompt and output. mask: [B, T], 0 for padding that does not count.
+    penalty: above 0; 1 changes nothing. Returns [B, V]. CTRL, arXiv 1909.05858, section 4.1, with the sign rule that
+    transformers and DoLa's code use.
+    """
+    scores = _float(scores, "scores")
+    penalty = _number(penalty, "penalty", low=0.0, open_low=True)
+    if scores.dim() != 2 or token_ids.dim() != 2 or len(scores) != len(token_ids):
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)} and token_ids {tuple(token_ids.shape)}: "
+            "pass [B, V] and [B, T] with the same B."
+        )
+    vocab = scores.shape[-1]
+    token_ids = token_ids.to(scores.device, torch.long)
+    # everything that does not count falls into one spare column, cut off below
+    counts = (token_ids >= 0) & (token_ids < vocab)
+    if mask is not None:
+        counts &= mask.to(scores.device).bool()
+    seen = torch.zeros(len(scores), vocab + 1, dtype=torch.bool, device=scores.device)
+    seen = seen.scatter(1, token_ids.where(counts, vocab), True)[:, :vocab]  # (B, V)
+    return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+
+def sampling_probs(scores: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """The distribution a sampler draws from: temperature, then top-k, then top-p, normalised.
+
+    scores: [..., V] float, -inf for tokens that cannot be drawn. temperature: 0 puts everything on the best token.
+    top_k: 0 is off. top_p: in (0, 1], 1 is off; the smallest set of best tokens whose probability reaches top_p.
+    Ties at either cut are kept. Returns [..., V] float that sums to 1. Raises TypeError or ValueError naming the
+    argument. Nucleus sampling: arXiv 1904.09751, eq. 3.
+    """
+    scores = _float(scores, "scores")
+    temperature = _number(temperature, "temperature", low=0.0)
+    top_p = _number(top_p, "top_p", low=0.0, high=1.0, open_low=True)
+    top_k = _check_top_k(top_k)
+    best = _row_max(scores, "scores")
+    if temperature == 0:
+        return torch.zeros_like(scores).scatter(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
+    # subtracting the best first: a tiny temperature then drives the others to -inf, never the best to +inf
+    scores = (scores - best) / max(temperature, torch.finfo(scores.dtype).tiny)
+    if 0 < top_k < scores.shape[-1]:
+        scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], NEVER)
+    probs = torch.softmax(scores, dim=-1)
+    if top_p < 1:
+        probs = probs.masked_fill(probs < _nucleus_cut(probs, top_p, top_k), 0.0)
+        probs = probs / probs.sum(dim=-1, keepdim=True)
+    return probs
+
+
+def _nucleus_cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
+    """The smallest probability inside the nucleus: [..., V] -> [..., 1]."""
+    # Sort only as many of the best tokens as the nucleus needs: the k that are left, or 64, 512, ... until enough.
+    size = probs.shape[-1]
+    k = min(top_k or 64, size)
+    while True:
+        top = probs.topk(k).values  # (..., k), best first
+        before = top.cumsum(dim=-1) - top  # probability already covered before each token
+        if k == size or bool((before[..., -1] >= top_p).all()):
+            break
+        k = min(8 * k, size)
+    inside = (before < top_p).sum(dim=-1, keepdim=True)  # the best token has 0 before it: at least 1
+    return top.gather(-1, inside - 1)
+
+
+def _keep(expert: Tensor, best: Tensor, alpha: float | None, top_k: int) -> Tensor:
+    """The kept set of every contrastive variant: [..., V] bool."""
+    keep = expert > NEVER if alpha is None else expert >= best + math.log(alpha)
+    if 0 < top_k < expert.shape[-1]:
+        keep = keep & (expert >= expert.topk(top_k).values[..., -1:])
+    return keep
+
+
+def _row_max(logits: Tensor, name: str) -> Tensor:
+    """The largest logit of every row, [..., 1]. NaN spreads through a maximum, so this one check finds all of it."""
+    best = logits.amax(dim=-1, keepdim=True)
+    if not bool(torch.isfinite(best).all()):
+        what = "NaN" if bool(best.isnan().any()) else "+inf" if bool((best > 0).any()) else "a row with only -inf"
+        raise ValueError(f"{name} holds {what}: check the model and its dtype, and that a mask leaves a token.")
+    return best
+
+
+def _float(logits: Tensor, name: str) -> Tensor:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{name} is a {type(logits).__name__}: pass a torch tensor of shape [..., V].")
+    if not logits.is_floating_point():
+        raise TypeError(f"{name} has dtype {logits.dtype}: pass logits in a floating dtype, not token ids or a mask.")
+    if logits.dim() == 0 or logits.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(logits.shape)}: the last dimension must be the vocabulary.")
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _pair(first: Tensor, second: Tensor, first_name: str, second_name: str) -> tuple[Tensor, Tensor]:
+    first, second = _float(first, first_name), _float(second, second_name)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{first_name} has shape {tuple(first.shape)} and {second_name} {tuple(second.shape)}: "
+            "they must be equal; trim both to the vocabulary they share."
+        )
+    return first, second
+
+
+def _number(value: float, name: str, *, low: float, high: float = math.inf, open_low: bool = False) -> float:
+    """`value` as a finite float between `low` and `high`, or an error that says what to pass."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}: pass a number.")
+    if not math.isfinite(value) or value < low or value > high or (open_low and value == low):
+        bounds = f"above {low:g}" if open_low else f"at least {low:g}"
+        bounds += f" and at most {high:g}" if high < math.inf else ""
+        raise ValueError(f"{name} is {value!r}: pass a number {bounds}.")
+    return float(value)
+
+
+def _check_alpha(alpha: float | None) -> float | None:
+    return None if alpha is None else _number(alpha, "alpha", low=0.0, high=1.0, open_low=True)
+
+
+def _check_top_k(top_k: int) -> int:
+    if isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral):
+        raise TypeError(f"top_k is {top_k!r}: pass a whole number, 0 for no limit.")
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}: pass a whole number of tokens, 0 for no limit.")
+    return int(top_k)
