@@ -1,4 +1,6 @@
 """Contrastive inference, built step by step: an expert, an amateur, one loop."""
 
+from cdlearn.pairs import Pair, load_pair
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["Pair", "load_pair"]
