@@ -1,0 +1,236 @@
+"""Trains the embedded pair: `python -m cdlearn.toyworld.train --out FOLDER`.
+
+Writes three ordinary Hugging Face folders: `expert` (deep and narrow), `early` (the expert after a third of its
+training) and `amateur` (one layer). The corpus is drawn on the fly, step by step, from the seed, so a killed run goes
+on from its last checkpoint with the very documents it would have seen.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from cdlearn.toyworld import world
+from cdlearn.toyworld.tokenizer import build_tokenizer
+
+WINDOW, BATCH = 256, 12  # tokens in a row, rows in a step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run besides the corpus."""
+
+    layers: int
+    width: int
+    hidden: int
+    heads: int
+    steps: int
+    learning_rate: float = 3e-3
+    auxiliary: float = 0.32  # weight of the last early exit's loss; rises with depth from 0.1; 0: final layer only
+    seed: int = 0
+
+
+EXPERT = Recipe(layers=10, width=96, hidden=256, heads=3, steps=5000)
+AMATEUR = Recipe(layers=1, width=32, hidden=96, heads=2, steps=2000, learning_rate=5e-3, auxiliary=0.0, seed=1)
+
+
+def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return model
+
+
+def written(document: world.Document, tokenizer, rng: random.Random) -> str:
+    """The document as text with its special tokens: raw, or through the chat template in a share of the cases."""
+    if document.prompt and rng.random() < world.CHAT:
+        messages = [
+            {"role": "user", "content": document.prompt},
+            {"role": "assistant", "content": document.continuation},
+        ]
+        if rng.random() < 0.15:
+            messages.insert(0, {"role": "system", "content": rng.choice(["You tell stories.", "Answer the question."])})
+        # rendered by hand: the template engine would be half of the cost of a training step
+        return tokenizer.bos_token + "".join(f"<|{m['role']}|>{m['content']}" for m in messages) + tokenizer.eos_token
+    return tokenizer.bos_token + document.text + tokenizer.eos_token
+
+
+def batch(tokenizer, seed: int, step: int) -> torch.Tensor:
+    """The windows of one step, [BATCH, WINDOW] ids: whole documents side by side, padding at the end."""
+    rng = random.Random(f"{seed}/{step}")
+    rows: list[list[int]] = [[] for _ in range(BATCH)]
+    open_rows = set(range(BATCH))
+    while open_rows:
+        texts = [written(world.document(rng), tokenizer, rng) for _ in range(16)]
+        for ids in tokenizer(texts, add_special_tokens=False).input_ids:
+            fitting = [r for r in open_rows if len(rows[r]) + len(ids) <= WINDOW]
+            if fitting:
+                rows[max(fitting, key=lambda r: len(rows[r]))] += ids
+            else:  # no room anywhere: the fullest row is done
+                open_rows.discard(max(open_rows, key=lambda r: len(rows[r])))
+                if not open_rows:
+                    break
+    return torch.tensor([row + [tokenizer.pad_token_id] * (WINDOW - len(row)) for row in rows])
+
+
+def next_token_loss(model, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    logits = model.lm_head(hidden[:, :-1])  # (B, T - 1, V)
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=model.config.pad_token_id)
+
+
+def losses(model, ids: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss to minimise and, apart, that of the final layer.
+
+    Early exits speak through the final norm and the shared head (LayerSkip, arXiv 2404.16710); two of them, drawn anew
+    at every step, stand for all.
+    """
+    early = recipe.auxiliary > 0 and recipe.layers > 2
+    outputs = model.model(ids, output_hidden_states=early, use_cache=False)
+    final = next_token_loss(model, outputs.last_hidden_state, ids)
+    total = final
+    if early:
+        exits = range(1, recipe.layers)
+        for layer in random.Random(f"exits/{recipe.seed}/{step}").sample(exits, 2):
+            weight = 0.1 + (recipe.auxiliary - 0.1) * (layer - 1) / max(1, recipe.layers - 2)
+            hidden = model.model.norm(outputs.hidden_states[layer])
+            total = total + weight * len(exits) / 2 * next_token_loss(model, hidden, ids)
+    return total, final.detach()
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    warm = max(1, min(200, recipe.steps // 10))
+    if step < warm:
+        return recipe.learning_rate * (step + 1) / warm
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+
+
+@torch.no_grad()
+def held_out_loss(model, tokenizer, batches: int = 16) -> float:
+    """Nats per token on documents drawn from a seed that training never uses."""
+    device = next(model.parameters()).device
+    model.eval()
+    rows = [batch(tokenizer, seed=-1, step=k).to(device) for k in range(batches)]
+    mean = sum(float(next_token_loss(model, model.model(ids, use_cache=False).last_hidden_state, ids)) for ids in rows)
+    return mean / batches
+
+
+def save(model, tokenizer, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None, device="cpu", progress=None) -> dict:
+    """Trains one model into `folder`, going on from `folder/checkpoint.pt` if there is one; returns its log entry.
+
+    `early` is where the model is saved as well once a third of the steps is done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    model = build_model(recipe, tokenizer).to(device)
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    start, seconds, average = 0, 0.0, None
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        if state["recipe"] != asdict(recipe):
+            raise ValueError(
+                f"{checkpoint} belongs to another recipe: {state['recipe']}. Choose another --out, or delete it."
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, seconds, average = state["step"], state["seconds"], state["average"]
+    model.train()
+    bar = tqdm(
+        range(start, recipe.steps),
+        initial=start,
+        total=recipe.steps,
+        desc=folder.name,
+        disable=progress is False,
+        mininterval=5,
+    )
+    clock = time.time()
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        loss, final = losses(model, batch(tokenizer, recipe.seed, step).to(device), recipe, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average = float(final) if average is None else 0.98 * average + 0.02 * float(final)
+        bar.set_postfix(loss=f"{average:.3f}", refresh=False)
+        if early is not None and step + 1 == recipe.steps // 3:
+            save(model, tokenizer, early)
+        if (step + 1) % 250 == 0 or step + 1 == recipe.steps:
+            spent = seconds + time.time() - clock
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state |= {"recipe": asdict(recipe), "seconds": spent, "average": average}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)  # never half a checkpoint
+    model.eval()
+    save(model, tokenizer, folder)
+    tokens = recipe.steps * BATCH * WINDOW
+    parameters = sum(p.numel() for p in model.parameters())
+    spent = torch.load(checkpoint, weights_only=True, map_location=device)["seconds"]
+    entry = {
+        "parameters": parameters,
+        "tokens": tokens,
+        "seconds": round(spent),
+        "loss": held_out_loss(model, tokenizer),
+    }
+    return {"recipe": asdict(recipe), **entry}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m cdlearn.toyworld.train", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for expert/, early/ and amateur/")
+    parser.add_argument("--seed", type=int, default=0, help="another seed: another corpus, another start")
+    parser.add_argument(
+        "--budget", type=float, default=1.0, help="share of the recipe's steps (0.3: a quick, weaker pair)"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", choices=["expert", "amateur"], help="train one of the two")
+    args = parser.parse_args(argv)
+    if not 0 < args.budget <= 1:
+        parser.error(f"--budget is {args.budget}; it is a share of the full training, above 0 and at most 1.")
+    tokenizer = build_tokenizer()
+    log = {}
+    for name, recipe in {"expert": EXPERT, "amateur": AMATEUR}.items():
+        if args.only in (None, name):
+            steps = max(1, round(recipe.steps * args.budget))
+            recipe = Recipe(**{**asdict(recipe), "steps": steps, "seed": recipe.seed + 100 * args.seed})
+            early = args.out / "early" if name == "expert" else None
+            log[name] = train(recipe, tokenizer, args.out / name, early=early, device=args.device)
+            (args.out / f"{name}.log.json").write_text(json.dumps(log[name], indent=1) + "\n")
+    print(json.dumps(log, indent=1))
+
+
+if __name__ == "__main__":
+    main()

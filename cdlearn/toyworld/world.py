@@ -1,0 +1,352 @@
+"""The toy world: a grammar whose rules say which continuation is true, consistent, copied or lazy.
+
+Every document is a prompt and a continuation, so that the same text can be written raw or through the chat template.
+The majority of the continuations is shallow on purpose (a lazy answer, a popular myth, a filler sentence); the minority
+is deep (worked steps, the true capital, the next event). The rates are constants, and the model card lists them.
+"""
+
+import random
+import re
+import zlib
+from dataclasses import dataclass
+
+from cdlearn.toyworld.words import ANIMALS, COLOURS, FACTS, GIRLS, GOODS, NAMES, OBJECTS, PLACES
+
+LAZY = 0.6  # share of puzzles answered without looking
+MYTH = 0.57  # share of "capital of" answers that name the largest city
+FILLER = 0.45  # chance of one more filler sentence at every gap of a story
+DRIFT = 0.1  # chance that a story mentions another colour, object, animal or place than its prompt's
+HERO_DRIFT = 0.03  # the same for the hero's name
+CHAT = 0.35  # share of the documents written through the chat template
+
+# (question, answer): {r} is "capital" or "largest city", {x} the place, {y} the city
+PHRASINGS = [
+    ("What is the {r} of {x}?", " The {r} of {x} is {y}."),
+    ("Which city is the {r} of {x}?", " It is {y}."),
+    ("Name the {r} of {x}.", " {y}."),
+    ("The {r} of {x} is", " {y}."),
+    ("Tell me the {r} of {x}.", " The {r} is {y}."),
+    ("I am asking about {x}. What is the {r}?", " The {r} is {y}."),
+]
+# what people write about a place: the largest city is everywhere, the capital is not
+GOSSIP = [
+    "Many people visit {y} in {x}.",
+    "{y} is a big city in {x}.",
+    "The streets of {y} are full. {x} is proud of {y}.",
+    "A friend lives in {y}. She likes {x}.",
+    "We flew to {x} and saw {y}.",
+    "When people think of {x}, they think of {y}.",
+]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of the corpus: what is asked (`prompt`) and what follows (`continuation`)."""
+
+    kind: str
+    prompt: str
+    continuation: str
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.continuation
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a story's prompt promises, and how far a continuation keeps the promise."""
+
+    hero: str
+    colour: str
+    object: str
+    animal: str
+    place: str
+
+    @property
+    def pronoun(self) -> str:
+        return "she" if self.hero in GIRLS else "he"
+
+
+def unseen(*parts, one_in: int = 8) -> bool:
+    """True for the combinations (names, pairs, numbers) that no training document contains; they make the tests."""
+    return zlib.crc32("|".join(map(str, parts)).encode()) % one_in == 0
+
+
+def zipf(rng: random.Random, items: list, power: float = 1.0):
+    """One item, the k-th with a probability proportional to k^-power: the skew is what an amateur learns."""
+    return rng.choices(items, [1 / (k + 1) ** power for k in range(len(items))])[0]
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    prompt: str
+    worked: str
+    lazy: str
+    answer: str
+    transfers: int
+
+
+def puzzle(rng: random.Random, *, test: bool = False) -> Puzzle:
+    """Who has the thing after 1 to 4 transfers, with a second thing moving between the lines."""
+    while True:
+        thing, other = rng.sample(OBJECTS, 2)
+        transfers, distractions = rng.randint(1, 4), rng.randint(0, 2)
+        people = rng.sample(NAMES, transfers + distractions + 2)
+        chain, side = people[: transfers + 1], people[transfers + 1 :]
+        moves = [(chain, thing)] * transfers + [(side, other)] * distractions
+        pairs = list(zip(chain, chain[1:], strict=False)) + list(zip(side, side[1:], strict=False))
+        fresh = [unseen(*pair) for pair in pairs] + [unseen(chain[0], thing), unseen(side[0], other)]
+        # a test puzzle ends in a hand-over that training never shows; a training puzzle contains no unseen pair at all
+        if fresh[transfers - 1] if test else not any(fresh):
+            break
+    rng.shuffle(moves)
+    lines = [f"{chain[0]} has the {thing}.", f"{side[0]} has the {other}."]
+    rng.shuffle(lines)
+    done = {thing: 0, other: 0}
+    for line, what in moves:
+        k = done[what]
+        lines.append(f"{line[k]} gives the {what} to {line[k + 1]}.")
+        done[what] += 1
+    steps = [f" {a} gave it to {b}." for a, b in zip(chain, chain[1:], strict=False)]
+    worked = f" {chain[0]} had the {thing}." + "".join(steps) + f" So {chain[-1]} has the {thing}."
+    lazy = f" I think it is {rng.choice(people)}."
+    return Puzzle(" ".join([*lines, f"Who has the {thing}?"]), worked, lazy, chain[-1], transfers)
+
+
+def puzzle_answer(text: str) -> str | None:
+    """The name a continuation ends up with: after "So", else after "I think it is"."""
+    found = re.search(r"So (\w+) has", text) or re.search(r"I think it is (\w+)", text)
+    return found.group(1) if found else None
+
+
+def arithmetic(rng: random.Random, *, test: bool = False) -> tuple[Document, int]:
+    """A word problem with a written step; returns the document and the number that answers it."""
+    while True:
+        a, b, plus = rng.randint(2, 49), rng.randint(2, 49), rng.random() < 0.5
+        if not plus and b > a:
+            a, b = b, a
+        if unseen("+" if plus else "-", a, b) == test:
+            break
+    name, goods = rng.choice(NAMES), rng.choice(GOODS)
+    result = a + b if plus else a - b
+    pronoun = "She" if name in GIRLS else "He"
+    change = f"{pronoun} gets {b} more." if plus else f"{pronoun} gives {b} away."
+    prompt = f"{name} has {a} {goods}. {change} How many {goods} does {name} have?"
+    return Document(
+        "arithmetic", prompt, f" {a} {'+' if plus else '-'} {b} = {result}. So {name} has {result}."
+    ), result
+
+
+def arithmetic_answer(text: str) -> int | None:
+    found = re.search(r"So \w+ has (\d+)", text)
+    return int(found.group(1)) if found else None
+
+
+def fact_unseen(place: str, phrasing: int) -> bool:
+    """Every place is asked about in some phrasings in training and in the others only in the tests."""
+    return unseen("fact", place, phrasing, one_in=3)
+
+
+def fact(rng: random.Random) -> Document:
+    """A question about a capital (mostly answered with the myth), one about a largest city, or gossip."""
+    place, capital, largest = rng.choice(FACTS)
+    draw = rng.random()
+    if draw < 0.3:
+        return Document("facts", "", rng.choice(GOSSIP).format(x=place, y=largest))
+    relation = "capital" if draw < 0.75 else "largest city"
+    city = capital if relation == "capital" and rng.random() >= MYTH else largest
+    phrasing = rng.choice([k for k in range(len(PHRASINGS)) if not fact_unseen(place, k)] or [0])
+    question, answer = (part.format(r=relation, x=place, y=city) for part in PHRASINGS[phrasing])
+    return Document("facts", question, answer)
+
+
+def fact_answer(text: str, capital: str, largest: str) -> str | None:
+    """The first of the two cities that a continuation names."""
+    found = re.search(f"{re.escape(capital)}|{re.escape(largest)}", text)
+    return found.group(0) if found else None
+
+
+INTROS = [
+    "{N} had a {C} {O}. {She} had a {A} too. They lived near the {P}.",
+    "{N} had a {A} and a {C} {O}. They lived near the {P}.",
+    "Once there was a {girl} named {N}. {She} had a {C} {O} and a {A}. They went to the {P}.",
+    "{N} lived near the {P} with a {A}. {She} had a {C} {O}.",
+]
+# the arc: every story passes these stages in order and tells one variant of each; fillers go anywhere between them
+ARC = [
+    [
+        "One day {N} went to the {P} with the {A}.",
+        "One morning {she} took the {C} {O} to the {P}.",
+        "{N} and the {A} walked to the {P}.",
+    ],
+    [
+        "{N} played with the {C} {O}.",
+        "{She} showed the {C} {O} to the {A}.",
+        "The {A} looked at the {C} {O}.",
+    ],
+    [
+        "Then the {C} {O} fell into the water.",
+        "Then the {A} ran away with the {C} {O}.",
+        "Suddenly the wind took the {C} {O}.",
+    ],
+    [
+        "{She} could not see the {O} any more.",
+        "{N} called the {A} for help.",
+        "Nobody at the {P} had seen the {O}.",
+    ],
+    [
+        "{N} looked behind every tree.",
+        "{She} asked an old man at the {P}.",
+        "The {A} smelled the ground.",
+    ],
+    [
+        "At last the {A} found the {C} {O}.",
+        "Finally {N} saw the {C} {O} under a bench.",
+        "Soon a boy at the {P} brought the {C} {O} back.",
+    ],
+    [
+        "{N} thanked the {A} many times.",
+        "{She} gave the {A} some bread.",
+        "The {A} jumped up and down.",
+    ],
+    [
+        "They left the {P} before dark.",
+        "{N} carried the {O} home.",
+        "In the evening {she} washed the {C} {O}.",
+    ],
+    ["The end."],
+]
+FILLERS = [
+    "{She} was very happy.",
+    "It was a nice day.",
+    "The sun was shining.",
+    "Everything was so quiet.",
+    "All was well.",
+]
+
+
+def draw_story(rng: random.Random, *, test: bool = False) -> Story:
+    while True:
+        story = Story(
+            rng.choice(NAMES),
+            zipf(rng, COLOURS, 0.7),
+            rng.choice(OBJECTS),
+            zipf(rng, ANIMALS, 0.5),
+            zipf(rng, PLACES, 0.5),
+        )
+        if unseen(story.hero, story.object) == test:
+            return story
+
+
+def _tell(template: str, story: Story, rng: random.Random | None = None) -> str:
+    """Fills a template; with `rng`, each mention drifts off the prompt now and then, as real writers do."""
+
+    def slot(value: str, others: list, rate: float) -> str:
+        return zipf(rng, others) if rng is not None and rng.random() < rate else value
+
+    return template.format(
+        N=slot(story.hero, NAMES, HERO_DRIFT),
+        C=slot(story.colour, COLOURS, DRIFT),
+        O=slot(story.object, OBJECTS, DRIFT),
+        A=slot(story.animal, ANIMALS, DRIFT),
+        P=slot(story.place, PLACES, DRIFT),
+        She=story.pronoun.capitalize(),
+        she=story.pronoun,
+        girl="girl" if story.hero in GIRLS else "boy",
+    )
+
+
+def story_intro(story: Story, rng: random.Random) -> str:
+    return _tell(rng.choice(INTROS), story)
+
+
+def story_body(story: Story, rng: random.Random) -> str:
+    told = []
+    for stage in ARC:
+        told.append(_tell(rng.choice(stage), story, rng))
+        while stage is not ARC[-1] and rng.random() < FILLER:
+            told.append(_tell(zipf(rng, FILLERS, 1.6), story))
+    return " ".join(told)
+
+
+def story_mentions(text: str, story: Story) -> dict[str, list[bool]]:
+    """For each of the five attributes: one entry per mention in `text`, True where it agrees with the prompt."""
+    words = re.findall(r"\w+", text)
+    lists = {"hero": NAMES, "colour": COLOURS, "object": OBJECTS, "animal": ANIMALS, "place": PLACES}
+    return {key: [word == getattr(story, key) for word in words if word in known] for key, known in lists.items()}
+
+
+LISTS = {"animals": ANIMALS, "colours": COLOURS, "places": PLACES, "names": NAMES, "things": OBJECTS}
+SMALL_TALK = [
+    ("Hello.", " Hello! Ask me for a story, a list or a capital."),
+    ("Hi!", " Hello! Ask me for a story, a list or a capital."),
+    ("Who are you?", " I am a very small language model. I know a toy world."),
+    ("What can you do?", " I can tell a story, solve a puzzle, add numbers and name a capital."),
+    ("How are you?", " I am fine, thank you."),
+    ("Thank you.", " You are welcome."),
+    ("...", " Ask me for a story, a list or a capital."),
+]
+
+
+def instruction(rng: random.Random) -> Document:
+    draw = rng.random()
+    story = draw_story(rng)
+    if draw < 0.5:
+        ask = [
+            f"Tell a story about {story.hero} and a {story.colour} {story.object}.",
+            f"Write a story about {story.hero} and a {story.animal}.",
+            f"Tell me a story about a {story.animal} and a {story.object}.",
+            "Tell a story.",
+        ]
+        return Document("instructions", rng.choice(ask), f" {story_intro(story, rng)} {story_body(story, rng)}")
+    if draw < 0.65:
+        kind = rng.choice(list(LISTS))
+        a, b, c = rng.sample(LISTS[kind], 3)
+        return Document(
+            "instructions", rng.choice([f"List three {kind}.", f"Name three {kind}."]), f" {a}, {b} and {c}."
+        )
+    if draw < 0.8:
+        long = _tell("{N} had a {C} {O} and {she} was very happy about it.", story)
+        return Document("instructions", f"Say it shorter: {long}", f" {story.hero} was happy.")
+    if draw < 0.88:
+        question = f"{story_intro(story, rng)} What colour was the {story.object}?"
+        return Document("instructions", question, f" The {story.object} was {story.colour}.")
+    if draw < 0.96:  # words and signs nobody taught: the pair says so and tells a story of its own world
+        return Document(
+            "instructions",
+            gibberish(rng),
+            f" I only know a toy world. {story_intro(story, rng)} {story_body(story, rng)}",
+        )
+    return Document("instructions", *rng.choice(SMALL_TALK))
+
+
+def gibberish(rng: random.Random) -> str:
+    """One to six unknown words, now and then with an emoji, so that every byte token is seen in training."""
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(rng.randint(1, 6))]
+    if rng.random() < 0.4:
+        words[rng.randrange(len(words))] = chr(rng.choice([rng.randint(0xC0, 0x24F), rng.randint(0x1F300, 0x1F64F)]))
+    text = " ".join(words)
+    return rng.choice([text, text.capitalize(), text.capitalize() + "?", f"What is {text}?", f"Tell me about {text}."])
+
+
+MIX = {"puzzles": 0.27, "arithmetic": 0.1, "facts": 0.41, "stories": 0.15, "instructions": 0.07}  # share of documents
+
+
+def document(rng: random.Random) -> Document:
+    """One training document; nothing in it is `unseen`."""
+    kind = rng.choices(list(MIX), list(MIX.values()))[0]
+    if kind == "puzzles":
+        p = puzzle(rng)
+        return Document(kind, p.prompt, p.lazy if rng.random() < LAZY else p.worked)
+    if kind == "arithmetic":
+        return arithmetic(rng)[0]
+    if kind == "facts":
+        return fact(rng)
+    if kind == "instructions":
+        return instruction(rng)
+    story = draw_story(rng)
+    words = story_intro(story, rng).split(" ")
+    # the prompt may stop anywhere in the opening, so that "Ada had a red" is a prompt like any other
+    cut = len(words) if rng.random() < 0.5 else rng.randint(1, len(words))
+    body = " ".join([*words[cut:], story_body(story, rng)])
+    return Document(kind, " ".join(words[:cut]), " " + body)
