@@ -91,13 +91,14 @@ def _where(role: str, source: Any) -> tuple[str, bool]:
         return str(folder), True
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
-            f"{role} must be a hub id, a local folder or a transformers model, got {type(source).__name__}."
+            f"{role} must be a hub id, a local folder or a transformers object, got {type(source).__name__}."
         )
     if not str(source).strip():
         raise ValueError(f"{role}={str(source)!r} is empty: give a hub id or a local folder.")
     path = Path(source).expanduser()
     if path.is_dir():
-        _check_folder(role, path)
+        if role != "tokenizer":
+            _check_folder(role, path)
         return str(path), True
     if path.is_file():
         raise ValueError(f"{role}={str(source)!r} is a file: give the folder that holds it and its config.json.")
@@ -133,8 +134,8 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any = None):
         causes = {type(e).__name__ for e in (error, error.__cause__, error.__context__) if e is not None}
         if not local and causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}:
             raise OSError(
-                f"{role}={name!r}: {what} is not in the cache {cache or hub.HF_HUB_CACHE} and the hub cannot be reached. "
-                f"Fetch it once while online with `hf download {name}`, or give a local folder; "
+                f"{role}={name!r}: {what} is not in the cache {cache or hub.HF_HUB_CACHE} and the hub cannot be "
+                f"reached. Fetch it once while online with `hf download {name}`, or give a local folder; "
                 "load_pair() without arguments needs no download."
             ) from error
         if "Unrecognized configuration class" in reason:
@@ -146,23 +147,16 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any = None):
 def tokenizer_of(role: str, source: Any, given: Any, hub_options: dict) -> PreTrainedTokenizerBase | None:
     if isinstance(given, PreTrainedTokenizerBase):
         return given
-    if given is not None and not isinstance(given, (str, os.PathLike)):
-        raise TypeError(f"tokenizer must be a tokenizer object, a hub id or a folder, got {type(given).__name__}.")
     if given is not None:
-        name, local = str(given), os.path.isdir(given)
-        argument = "tokenizer"
+        argument, (name, local) = "tokenizer", _where("tokenizer", given)
     elif isinstance(source, PreTrainedModel):
-        if not source.name_or_path:
+        argument, name, local = role, source.name_or_path, os.path.isdir(source.name_or_path)
+        if not name:
             return None
-        name, local = source.name_or_path, os.path.isdir(source.name_or_path)
-        argument = role
     else:
-        name, local = _where(role, source)
-        argument = role
-    if is_embedded(given):
-        name, local = _where("tokenizer", given)
+        argument, (name, local) = role, _where(role, source)
     cache = hub_options.get("cache_dir")
-    if not local and not isinstance(source, PreTrainedModel):
+    if not local and given is None and not isinstance(source, PreTrainedModel):
         with _explained(argument, name, local, "config.json", cache):  # one file tells at once whether the hub answers
             hf_hub_download(name, "config.json", **hub_options)
     try:
