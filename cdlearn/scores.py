@@ -93,11 +93,13 @@ def js_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
         )
     _row_max(p_logits, "p_logits")
     _row_max(q_logits, "q_logits")
-    p, q = torch.softmax(p_logits, dim=-1), torch.softmax(q_logits, dim=-1)
+    # the floor keeps 0 * log 0 at 0; rounding may leave -1e-9 for equal rows, hence the clamp
+    log_p = torch.log_softmax(p_logits, dim=-1).clamp(min=_FLOOR)
+    log_q = torch.log_softmax(q_logits, dim=-1).clamp(min=_FLOOR)
+    p, q = log_p.exp(), log_q.exp()
     m = (p + q) / 2
-    # xlogy(0, 0) is 0: what neither gives counts nothing. Rounding may leave -1e-9 for equal rows.
-    total = torch.xlogy(p, p) + torch.xlogy(q, q) - 2 * torch.xlogy(m, m)
-    return (total.sum(dim=-1) / 2).clamp(min=0)
+    entropy_m = -(m * m.clamp(min=torch.finfo(m.dtype).tiny).log()).sum(dim=-1)
+    return (entropy_m + ((p * log_p).sum(dim=-1) + (q * log_q).sum(dim=-1)) / 2).clamp(min=0)
 
 
 def dola_scores(final_logits: Tensor, premature_logits: Tensor, *, alpha: float | None = 0.1) -> Tensor:
