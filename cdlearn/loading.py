@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,8 @@ def model_of(role: str, source: Any, device: Any, dtype: Any, progress: bool | N
         device = torch.device("cpu") if is_embedded(source) else pick_device()
     if dtype == "auto":
         dtype = pick_dtype(device)
-    quiet = progress is False or is_embedded(source)
+    watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+    quiet = is_embedded(source) or not (watched if progress is None else progress)
     cache = options.get("cache_dir")
     with _explained(role, name, local, "model.safetensors", cache), _bars_hidden(quiet):
         model, info = AutoModelForCausalLM.from_pretrained(

@@ -1,0 +1,145 @@
+"""What the sub-commands share: checked flags, the pair they name, a method as a source, text for terminals."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import unicodedata
+from typing import Any
+
+from cdlearn.decode import generate
+from cdlearn.pairs import Pair, load_expert, load_pair
+from cdlearn.sources import CachedLM, Contrast, DoLa, Source
+
+METHODS = ("contrastive", "greedy", "amateur", "sample", "dola")
+NEEDS_AMATEUR = ("contrastive", "amateur")
+# the flags that change nothing for the methods that are not named here
+FLAGS_OF = {
+    "alpha": ("contrastive", "dola"),
+    "strength": ("contrastive",),
+    "beta": ("contrastive",),
+    "tau_amateur": ("contrastive",),
+    "temperature": ("contrastive", "amateur", "sample", "dola"),
+    "top_k": ("contrastive", "sample"),
+    "top_p": ("contrastive", "amateur", "sample", "dola"),
+}
+
+
+def number(kind: type, low: float, high: float | None = None, *, above: bool = False):
+    """An argparse type: a number from `low` (or above it) to `high`."""
+    bound = f"{'more than' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high is not None else "")
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number; give {bound}") from None
+        if not (value > low if above else value >= low) or (high is not None and value > high) or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is out of range; give {bound}")
+        return value
+
+    return parse
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models")
+    group.add_argument("--expert", metavar="MODEL", help="hub id or local folder (default: the embedded expert)")
+    group.add_argument(
+        "--amateur", metavar="MODEL", help='hub id, local folder, or "early" (default: the embedded amateur)'
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: auto)")
+
+
+def add_contrast(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the contrast")
+    group.add_argument(
+        "--alpha", type=number(float, 0, 1, above=True), help="keep tokens with p >= alpha * max p (default: 0.1)"
+    )
+    form = group.add_mutually_exclusive_group()
+    form.add_argument(
+        "--beta", type=number(float, 0), help="2023 form: (1 + beta) * expert - beta * amateur logits (default: 0.5)"
+    )
+    form.add_argument(
+        "--strength", type=number(float, 0), help="2022 form: log p expert - strength * log p amateur (1: the paper)"
+    )
+    group.add_argument("--top-k", type=number(int, 0), help="prune the expert's candidates to the k best (0: off)")
+    group.add_argument(
+        "--tau-amateur", type=number(float, 0, above=True), help="amateur temperature of the 2022 form (default: 1)"
+    )
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation")
+    group.add_argument("--max-new-tokens", type=number(int, 1), default=64, help="default: 64")
+    group.add_argument(
+        "--seed", type=number(int, 0), default=0, help="prompt number r draws with seed + r (default: 0)"
+    )
+    group.add_argument("--system-prompt", metavar="TEXT", help="goes into the chat template")
+    group.add_argument("--no-chat-template", action="store_true", help="give the prompt to the models as it is")
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse flags that would change nothing: a silent flag is a wrong experiment."""
+    if args.system_prompt and args.no_chat_template:
+        parser.error("--system-prompt goes into the chat template: leave out --no-chat-template")
+    method = getattr(args, "method", "contrastive")
+    for flag, methods in FLAGS_OF.items():
+        if getattr(args, flag, None) is not None and method not in methods:
+            name = "--" + flag.replace("_", "-")
+            parser.error(f"{name} changes nothing with --method {method}; it belongs to {', '.join(methods)}")
+    if args.beta is not None and args.tau_amateur is not None:
+        parser.error("--tau-amateur belongs to the 2022 form: give --strength instead of --beta")
+
+
+def open_pair(args: argparse.Namespace, methods: tuple[str, ...] = ("contrastive",)) -> Pair:
+    """Load what the flags name: one model is enough where no method needs an amateur."""
+    options = {"device": args.device, "dtype": args.dtype}
+    if args.amateur is None and not set(methods) & set(NEEDS_AMATEUR):
+        return load_expert(args.expert, **options)
+    return load_pair(args.expert, args.amateur, **options)
+
+
+def source_of(method: str, pair: Pair, args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
+    """Return the source of a method and what it adds to the arguments of `generate`."""
+    alpha = 0.1 if args.alpha is None else args.alpha
+    top_p = getattr(args, "top_p", None)
+    draw = {"temperature": getattr(args, "temperature", None) or 0.0, "top_p": 1.0 if top_p is None else top_p}
+    if method == "contrastive":
+        form: dict[str, Any] = {"beta": 0.5 if args.beta is None else args.beta}
+        if args.strength is not None or args.tau_amateur is not None:
+            form = {"strength": 1.0 if args.strength is None else args.strength}
+            form["amateur_temperature"] = 1.0 if args.tau_amateur is None else args.tau_amateur
+        return Contrast(pair.expert, pair.amateur, alpha=alpha, top_k=args.top_k or 0, **form), draw
+    if method == "dola":
+        return DoLa(pair.expert, alpha=alpha), draw
+    if method == "amateur":
+        return CachedLM(pair.amateur), draw
+    if method == "sample":
+        temperature = getattr(args, "temperature", None)
+        return CachedLM(pair.expert), draw | {
+            "temperature": 1.0 if temperature is None else temperature,
+            "top_k": args.top_k or 0,
+        }
+    return CachedLM(pair.expert), {}
+
+
+def run_method(method: str, pair: Pair, prompts: list[str], args: argparse.Namespace, **options: Any) -> tuple:
+    """Decode the prompts with one method; returns one `Generation` each, and the settings of the source."""
+    source, draw = source_of(method, pair, args)
+    chat = not args.no_chat_template
+    rendered = [pair.prompt(text, system=args.system_prompt, chat=chat) for text in prompts]
+    settings = dict(tokenizer=pair.tokenizer, max_new_tokens=args.max_new_tokens, seed=args.seed, trace=False)
+    return generate(source, rendered, **settings, **draw, **options), source.settings | draw
+
+
+def clean(text: str) -> str:
+    """Text safe for a terminal: control characters other than newline and tab are shown as codes."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text)
+
+
+def use_utf8() -> None:
+    """Speak UTF-8 whatever the locale says: models do."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors=errors)
