@@ -15,6 +15,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cdlearn.scores import contrastive_logits, contrastive_scores, dola_scores, js_divergence
 
+_NOTHING = torch.zeros(0, 0, dtype=torch.long)
+
 
 class Source:
     """What every source has. A new method is a subclass with one function, `scores(ids, mask, n) -> [B, n, V]`.
@@ -82,6 +84,7 @@ class CachedLM(Source):
             raise ValueError(f"remember is {remember!r}: pass a whole number of columns, at least 1.")
         self.model, self.remember = model, remember
         config = model.config.get_text_config(decoder=True)
+        self._embedding = model.get_input_embeddings()
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         self.eos_token_ids = _eos_ids(model)
         self.max_positions = getattr(config, "max_position_embeddings", None)
@@ -96,14 +99,13 @@ class CachedLM(Source):
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self._embedding.weight.device  # model.device walks through the modules, which costs at every step
 
     def reset(self) -> None:
         """Forget everything and free the cache. Never needed for right answers, only for memory."""
         self._cache = None
-        self._ids = torch.zeros(0, 0, dtype=torch.long)  # (B, C): what the cached columns hold
-        self._mask = torch.zeros(0, 0, dtype=torch.bool)
-        self._positions = torch.zeros(0, 0, dtype=torch.long)
+        self._ids = _NOTHING  # (B, C): what the cached columns hold
+        self._mask: Tensor | None = None  # (B, C) bool; None: all real
         self._memory: list[tuple[Tensor | None, tuple[Tensor, ...]]] = []  # per column, the last ones: (rows, tensors)
         self._before = 0  # columns that were cached before the last forward pass
         for row in self._rows:
@@ -122,34 +124,36 @@ class CachedLM(Source):
         """What `_run` gives for the last n columns, from memory where it can, else computed: each [B, n, ...]."""
         if mask is not None and self._holes_go_wrong(mask):
             return self._row_by_row(ids, mask, n)
-        everything = mask is None
-        mask = torch.ones_like(ids, dtype=torch.bool) if everything else mask
-        positions = mask.cumsum(dim=1).sub_(1).clamp_(min=0)  # (B, T)
-        if self.max_positions is not None and int(positions[:, -1].max()) >= self.max_positions:
-            raise ValueError(
-                f"ids has a row of {int(positions[:, -1].max()) + 1} tokens and the model takes {self.max_positions}: "
-                "shorten the prompt or ask for fewer new tokens."
-            )
-        keep, first = self._match(ids, mask, positions), ids.shape[1] - n
+        if self.max_positions is not None:
+            longest = ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
+            if longest > self.max_positions:
+                raise ValueError(
+                    f"ids has a row of {longest} tokens and the model takes {self.max_positions}: "
+                    "shorten the prompt or ask for fewer new tokens."
+                )
+        keep, first = self._match(ids, mask), ids.shape[1] - n
         if first < self._ids.shape[1] - len(self._memory):
             keep = min(keep, first)  # those scores were not remembered: go back and compute them
         keep = self._rewind(keep)
         if keep < ids.shape[1]:
-            self._feed(ids, mask, positions, keep, max(keep, first), everything)
+            self._feed(ids, mask, keep, max(keep, first))
         wanted = self._memory[-n:]
         self._memory = self._memory[-max(n, self.remember) :]
         columns = [tensors if rows is None else tuple(t[rows] for t in tensors) for rows, tensors in wanted]
         return tuple(torch.stack(list(parts), dim=1) for parts in zip(*columns))
 
-    def _match(self, ids: Tensor, mask: Tensor, positions: Tensor) -> int:
+    def _match(self, ids: Tensor, mask: Tensor | None) -> int:
         """Give every row its best parent; returns how many leading columns all rows can then reuse."""
         size = min(ids.shape[1], self._ids.shape[1])
-        old_ids, old_mask, old_positions = self._ids[:, :size], self._mask[:, :size], self._positions[:, :size]
-        ids, masked, positions = ids[:, :size], ~mask[:, :size], positions[:, :size]
         if size == 0:
             return 0
+        ids, old_ids = ids[:, :size], self._ids[:, :size]
+        if mask is None and self._mask is None and torch.equal(ids, old_ids):
+            return size  # the usual case: every row goes on where it stopped
+        masked = torch.zeros_like(ids, dtype=torch.bool) if mask is None else ~mask[:, :size]
+        old_mask = torch.ones_like(old_ids, dtype=torch.bool) if self._mask is None else self._mask[:, :size]
+        positions, old_positions = (~masked).cumsum(dim=1), old_mask.cumsum(dim=1)
         if len(ids) == len(old_ids):
-            # the usual case: every row goes on where it stopped
             if bool((masked | (old_mask & (ids == old_ids) & (positions == old_positions))).all()):
                 return size
         parents, keep = [], size
@@ -164,7 +168,7 @@ class CachedLM(Source):
         return keep
 
     def _reorder(self, parents: Tensor) -> None:
-        self._ids, self._mask, self._positions = self._ids[parents], self._mask[parents], self._positions[parents]
+        self._ids, self._mask = self._ids[parents], None if self._mask is None else self._mask[parents]
         # scores are large: only the row numbers move now, the rows are gathered if they are asked for
         self._memory = [(parents if rows is None else rows[parents], tensors) for rows, tensors in self._memory]
         self._cache.reorder_cache(parents.to(self.device))
@@ -181,10 +185,10 @@ class CachedLM(Source):
             self._cache.crop(-drop)
             self._before = keep  # a sliding layer keeps nothing beyond its window after this
         self._memory = self._memory[: len(self._memory) - drop] if drop < len(self._memory) else []
-        self._ids, self._mask, self._positions = self._ids[:, :keep], self._mask[:, :keep], self._positions[:, :keep]
+        self._ids, self._mask = self._ids[:, :keep], None if self._mask is None else self._mask[:, :keep]
         return keep
 
-    def _feed(self, ids: Tensor, mask: Tensor, positions: Tensor, start: int, first: int, everything: bool) -> None:
+    def _feed(self, ids: Tensor, mask: Tensor | None, start: int, first: int) -> None:
         """Run the model on the columns from `start` on, and remember its scores from column `first` on."""
         memory, cache = self._memory, self._cache
         new = ids[:, start:]
@@ -202,8 +206,12 @@ class CachedLM(Source):
                 cache.crop(0)  # lets go of what left the window, so that only this pass can be taken back
             inputs.update(past_key_values=cache, use_cache=True)
         if "position_ids" in self._accepts:
-            inputs["position_ids"] = positions[:, start:].to(self.device)
-        if not everything:
+            if mask is None:
+                positions = torch.arange(start, ids.shape[1]).expand(new.shape)
+            else:
+                positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
+            inputs["position_ids"] = positions.to(self.device)
+        if mask is not None:
             inputs["attention_mask"] = mask.long().to(self.device)
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = ids.shape[1] - first
@@ -216,7 +224,7 @@ class CachedLM(Source):
         self._memory = memory
         if cache is not None:
             self._cache, self._before = cache, start
-            self._ids, self._mask, self._positions = ids.clone(), mask.clone(), positions
+            self._ids, self._mask = ids.clone(), None if mask is None else mask.clone()
 
     def _holes_go_wrong(self, mask: Tensor) -> bool:
         """Whether this model would count masked columns: recurrent layers do, sliding windows do once they slide."""
@@ -289,8 +297,8 @@ class Contrast(Source):
         self.rewindable = self.expert.rewindable and self.amateur.rewindable
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
-        expert = self.expert(ids, mask, n)[..., : self.vocab_size]  # (B, n, V)
-        amateur = self.amateur(ids, mask, n)[..., : self.vocab_size].to(expert.device)
+        expert = self.expert.scores(ids, mask, n)[..., : self.vocab_size]  # (B, n, V)
+        amateur = self.amateur.scores(ids, mask, n)[..., : self.vocab_size].to(expert.device)
         self.parts = {"expert": expert, "amateur": amateur}
         return self._formula(expert, amateur, **self._numbers)
 
