@@ -181,8 +181,7 @@ def model_of(role: str, source: Any, device: Any, dtype: Any, progress: bool | N
         device = torch.device("cpu") if is_embedded(source) else pick_device()
     if dtype == "auto":
         dtype = pick_dtype(device)
-    watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
-    quiet = is_embedded(source) or not (watched if progress is None else progress)
+    quiet = is_embedded(source) or not (_watched() if progress is None else progress)
     cache = options.get("cache_dir")
     with _explained(role, name, local, "model.safetensors", cache), _bars_hidden(quiet):
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -195,6 +194,13 @@ def model_of(role: str, source: Any, device: Any, dtype: Any, progress: bool | N
             "it was not saved from a causal language model of this shape."
         )
     return (model if "device_map" in options else model.to(device)).eval()
+
+
+def _watched() -> bool:
+    """Whether somebody looks: a terminal or a notebook."""
+    ipython = sys.modules.get("IPython")
+    in_notebook = ipython is not None and ipython.get_ipython() is not None
+    return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
 
 @contextlib.contextmanager

@@ -89,8 +89,8 @@ def load_pair(
     device: "auto" (CUDA, else MPS, else CPU; the embedded models stay on the CPU), a torch device, or two of them
     for expert and amateur. dtype: "auto" (bfloat16 on CUDA where supported, else float32), a torch dtype, or two.
     tokenizer: shared by both, needed only for model objects that do not know where they came from.
-    progress: None shows the bars of transformers on a terminal or in a notebook, False never. Anything else (`revision`, `device_map`, ...) goes to
-    `from_pretrained`. Raises ValueError where the two vocabularies disagree.
+    progress: None shows the loading bars of transformers on a terminal or in a notebook, False never does. Anything
+    else (`revision`, `device_map`, ...) goes to `from_pretrained`. Raises ValueError where the vocabularies disagree.
     """
     if expert is not None and amateur is None:
         raise ValueError(

@@ -1,0 +1,94 @@
+"""The benchmark runs, its ratios are finite, and it says what it measured. No time is ever asserted."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from cdlearn import bench, cli
+
+RATIOS = ["contrastive, no trace", "contrastive", "expert greedy", "transformers generate", "DoLa"]
+
+
+@pytest.fixture
+def pair():
+    return tiny_model("llama", seed=1), tiny_model("llama", seed=2)
+
+
+def test_every_ratio_is_finite_and_the_machine_is_described(pair):
+    threads = torch.get_num_threads()
+    table = bench.run(*pair, context=4, steps=4, repetitions=2, threads=1, progress=False)
+    assert torch.get_num_threads() == threads
+    assert list(table["method"][2:]) != [] and set(RATIOS) == set(table["method"][2:])
+    for row in table.itertuples():
+        assert math.isfinite(row.ms) and row.ms > 0
+        if row.method in RATIOS:
+            assert 0 < row.low <= row.ratio <= row.high < math.inf and row.against
+    assert table.attrs["machine"]["threads"] == 1 and table.attrs["machine"]["torch"] == torch.__version__
+    assert table.attrs["setting"]["steps"] == 4
+
+
+def test_the_stopwatch_changes_no_token_and_times_every_step(pair):
+    from cdlearn import Contrast, generate
+
+    prompt = torch.tensor([[1, 5, 9]])
+    plain = generate(Contrast(*pair), prompt, max_new_tokens=9, eos_token_ids=(), progress=False)
+    forwards = bench.Forwards(dict(zip(("expert", "amateur"), pair)))
+    watch = bench.Stopwatch(Contrast(*pair), forwards)
+    timed = generate(watch, prompt, max_new_tokens=9, progress=False)
+    assert timed.token_ids == plain.token_ids and timed.trace is not None
+    # the first call is the prompt: it is no step, neither for the loop nor for the bare forwards
+    assert len(watch.times) == len(forwards.times["expert"]) == len(forwards.times["amateur"]) == 8
+    assert all(cache.get_seq_length() == 3 + 8 for cache in forwards.caches.values())
+
+
+def test_the_bare_forwards_do_not_count_as_the_loops_time(pair):
+    import time
+
+    class Slow(bench.Forwards):
+        def step(self, ids):
+            time.sleep(0.02)
+
+    from cdlearn import CachedLM, generate
+
+    watch = bench.Stopwatch(CachedLM(pair[0]), Slow({}))
+    started = time.perf_counter()
+    generate(watch, torch.tensor([[1, 5, 9]]), max_new_tokens=6, progress=False)
+    assert time.perf_counter() - started - sum(watch.times) > 6 * 0.02
+
+
+def test_random_pair_has_the_promised_sizes_and_leaves_the_seed_alone():
+    state = torch.get_rng_state()
+    expert, amateur = bench.random_pair()
+    assert torch.equal(state, torch.get_rng_state())
+    assert sum(p.numel() for p in expert.parameters()) > 25e6
+    assert sum(p.numel() for p in amateur.parameters()) > 5e6
+    assert not expert.training
+
+
+def test_command_prints_a_table_or_json(capsys):
+    short = ["bench", "--context", "4", "--steps", "3", "--repetitions", "1", "--threads", "1"]
+    assert cli.main(short) == 0
+    table = capsys.readouterr().out
+    assert all(method in table for method in RATIOS) and "threads 1" in table
+    assert cli.main([*short, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {row["method"] for row in record["rows"]} >= set(RATIOS) and record["machine"]["device"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (dict(size="7b"), "size='7b' is unknown"),
+        (dict(steps=1), "steps=1 must be"),
+        (dict(context=0), "context=0 must be"),
+        (dict(repetitions=0), "repetitions=0 must be"),
+        (dict(threads=0), "threads=0 must be"),
+        (dict(expert=torch.nn.Linear(1, 1)), "both expert and amateur"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        bench.run(**arguments)

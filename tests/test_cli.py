@@ -1,0 +1,358 @@
+"""The command line as a newcomer, a pipe and a script meet it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import character_tokenizer
+from packaging.requirements import Requirement
+from tiny import tiny_model
+
+import cdlearn
+from cdlearn import cli, compare, doctor, options
+
+CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Flags that name a tiny pair on disk, with a chat template."""
+    root = tmp_path_factory.mktemp("pair")
+    for name, seed in (("expert", 1), ("amateur", 2)):
+        model = tiny_model("llama", seed=seed)
+        model.generation_config.eos_token_id = None
+        model.config.eos_token_id = None
+        model.save_pretrained(root / name)
+        character_tokenizer(chat_template=CHAT).save_pretrained(root / name)
+    return ["--expert", str(root / "expert"), "--amateur", str(root / "amateur"), "--device", "cpu"]
+
+
+@pytest.fixture
+def run(models, capsys, monkeypatch):
+    """Run the command line in this process; returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr(options, "use_utf8", lambda: None)
+
+    def call(*argv, with_models=True):
+        try:
+            code = cli.main([*argv, *(models if with_models else [])])
+        except SystemExit as end:
+            code = end.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def shell(*argv, stdin=None, env=None, timeout=300):
+    """Run `python -m cdlearn` as its own process."""
+    env = dict(os.environ, OMP_NUM_THREADS="1") | (env or {})
+    command = [sys.executable, "-m", "cdlearn", *argv]
+    return subprocess.run(command, input=stdin, capture_output=True, env=env, timeout=timeout)
+
+
+def expected(models, prompt, source, **settings):
+    """What the library gives for a prompt, without the command line."""
+    pair = cdlearn.load_pair(models[1], models[3], device="cpu")
+    return cdlearn.generate(source(pair), prompt, tokenizer=pair.tokenizer, progress=False, **settings)
+
+
+SOURCES = {
+    "contrastive": lambda pair: cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5),
+    "greedy": lambda pair: pair.expert,
+    "amateur": lambda pair: pair.amateur,
+    "dola": lambda pair: cdlearn.DoLa(pair.expert),
+}
+
+
+@pytest.mark.parametrize("method", SOURCES)
+def test_each_method_prints_what_the_library_gives(run, models, method):
+    code, out, err = run("--prompt", "Hi", "--method", method, "--no-chat-template", "--max-new-tokens", "12")
+    made = expected(models, "Hi", SOURCES[method], max_new_tokens=12)
+    assert (code, out, err) == (0, made.text + "\n", "")
+
+
+def test_the_contrast_flags_reach_the_source(run, models):
+    flags = ["--alpha", "0.3", "--strength", "0.7", "--tau-amateur", "0.5", "--top-k", "5"]
+    code, out, _ = run("--prompt", "Hi", "--no-chat-template", "--max-new-tokens", "12", "--json", *flags)
+    record = json.loads(out)
+    numbers = {"alpha": 0.3, "strength": 0.7, "amateur_temperature": 0.5, "top_k": 5}
+    assert code == 0 and record["settings"].items() >= numbers.items()
+    made = expected(models, "Hi", lambda p: cdlearn.Contrast(p.expert, p.amateur, **numbers), max_new_tokens=12)
+    assert record["token_ids"] == made.token_ids
+    assert record["text"] == made.text and record["prompt"] == "Hi" and record["finish_reason"] == "length"
+
+
+def test_defaults_are_alpha_and_beta_of_the_2023_paper(run):
+    settings = json.loads(run("--prompt", "Hi", "--json", "--max-new-tokens", "2")[1])["settings"]
+    assert (settings["alpha"], settings["beta"]) == (0.1, 0.5) and "strength" not in settings
+    settings = json.loads(run("--prompt", "Hi", "--json", "--max-new-tokens", "2", "--tau-amateur", "2")[1])["settings"]
+    assert (settings["strength"], settings["amateur_temperature"]) == (1.0, 2.0)
+
+
+def test_streaming_and_not_streaming_print_the_same(run):
+    streamed = run("--prompt", "Hi", "--max-new-tokens", "20")
+    assert streamed == run("--prompt", "Hi", "--max-new-tokens", "20", "--no-stream")
+    assert len(streamed[1]) > 10
+
+
+def test_sampling_follows_the_seed(run):
+    def draw(seed):
+        return run("--prompt", "Hi", "--method", "sample", "--seed", seed, "--max-new-tokens", "30")[1]
+
+    assert draw("1") == draw("1") != draw("2")
+
+
+def test_the_chat_template_is_used_unless_told_not_to(run, models):
+    with_template = run("--prompt", "Hi", "--max-new-tokens", "12")[1]
+    assert with_template == expected(models, "[user]Hi[a]", SOURCES["contrastive"], max_new_tokens=12).text + "\n"
+    system = run("--prompt", "Hi", "--max-new-tokens", "12", "--system-prompt", "Yes")[1]
+    made = expected(models, "[system]Yes[user]Hi[a]", SOURCES["contrastive"], max_new_tokens=12)
+    assert system == made.text + "\n" != with_template
+
+
+def test_one_model_is_enough_where_no_amateur_is_needed(run, models):
+    code, out, _ = run("--prompt", "Hi", "--method", "greedy", *models[:2], "--max-new-tokens", "3", with_models=False)
+    assert code == 0 and out.strip("\n")
+    code, _, err = run("--prompt", "Hi", *models[:2], with_models=False)
+    assert code == 1 and "amateur is missing" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--prompt", "x", "--alpha", "0"], "--alpha: 0 is out of range; give more than 0 and at most 1"),
+        (["--prompt", "x", "--alpha", "lots"], "'lots' is not a number"),
+        (["--prompt", "x", "--beta", "nan"], "nan is out of range"),
+        (["--prompt", "x", "--strength", "-1"], "at least 0"),
+        (["--prompt", "x", "--temperature", "inf"], "out of range"),
+        (["--prompt", "x", "--max-new-tokens", "0"], "at least 1"),
+        (["--prompt", "x", "--beta", "1", "--strength", "1"], "not allowed with"),
+        (["--prompt", "x", "--beta", "1", "--tau-amateur", "1"], "--tau-amateur belongs to the 2022 form"),
+        (["--prompt", "x", "--method", "greedy", "--beta", "1"], "--beta changes nothing with --method greedy"),
+        (["--prompt", "x", "--method", "greedy", "--temperature", "1"], "--temperature changes nothing"),
+        (["--prompt", "x", "--method", "dola", "--top-k", "3"], "--top-k changes nothing with --method dola"),
+        (["--prompt", "x", "--method", "beam"], "invalid choice"),
+        (["--prompt", "x", "--system-prompt", "s", "--no-chat-template"], "--system-prompt goes into the chat"),
+        (["hello"], "'hello' is no command"),
+        (["compare", "x", "--methods", "beam"], "invalid choice"),
+        (["compare", "x", "--format", "html"], "invalid choice"),
+        (["--prom", "x"], "unrecognized"),
+    ],
+)
+def test_usage_errors_exit_2_and_say_what_to_do(run, argv, says):
+    code, out, err = run(*argv, with_models=False)
+    assert code == 2 and says in err and out == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--prompt", "x", "--expert", "./nowhere", "--amateur", "amateur"], "there is no such folder"),
+        (["--prompt", "x", "--expert", "some/model", "--amateur", "other/model"], "needs no download"),
+        (["compare", "--prompts-file", "./nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_other_errors_exit_1_with_one_line(run, argv, says):
+    code, out, err = run(*argv, with_models=False)
+    assert code == 1 and out == ""
+    assert says in err and err.startswith("cdlearn: error: ") and err.count("\n") == 1
+
+
+def test_a_prompt_too_long_is_one_line_too(run):
+    code, _, err = run("--prompt", "x" * 300)
+    assert code == 1 and "context of 256" in err and err.count("\n") == 1
+
+
+def test_help_shows_examples_and_every_command(run):
+    code, out, _ = run("--help", with_models=False)
+    assert code == 0 and "examples:" in out and 'echo "Ada had a red" | cdlearn' in out
+    for name in cli.COMMANDS:
+        assert name in out
+        code, out_of_command, _ = run(name, "--help", with_models=False)
+        assert code == 0 and "example" in out_of_command or name == "doctor"
+    assert run("--version", with_models=False)[1] == f"cdlearn {cdlearn.__version__}\n"
+
+
+def test_every_promised_flag_exists():
+    flags = set(re.findall(r"--[a-z-]+", cli.build_parser().format_help()))
+    promised = "prompt expert amateur alpha strength beta top-k tau-amateur temperature max-new-tokens method"
+    promised += " system-prompt no-stream no-chat-template seed json"
+    assert {"--" + name for name in promised.split()} <= flags
+
+
+# ---- as its own process
+
+
+def test_a_pipe_in_gives_a_continuation_out(models):
+    done = shell("--no-stream", "--max-new-tokens", "12", "--no-chat-template", *models, stdin=b"Hi\n")
+    made = expected(models, "Hi", SOURCES["contrastive"], max_new_tokens=12)
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    assert done.stdout.decode() == made.text + "\n"
+
+
+def test_empty_standard_input_is_a_usage_error(models):
+    done = shell(*models, stdin=b"")
+    assert done.returncode == 2 and b"standard input is empty" in done.stderr
+
+
+def test_a_closed_pipe_ends_quietly(models):
+    command = f"{sys.executable} -m cdlearn --prompt Hi --max-new-tokens 200 {' '.join(models)} | head -c 5"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, timeout=300)
+    assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", 5)
+
+
+def test_utf8_in_and_out_with_a_c_locale():
+    env = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    prompt = "Ada 🙂 été"
+    for options_, stdin in ((["--prompt", prompt], None), ([], prompt.encode())):
+        done = shell("--json", "--max-new-tokens", "3", *options_, stdin=stdin, env=env)
+        assert done.returncode == 0, done.stderr.decode()
+        assert json.loads(done.stdout.decode("utf-8"))["prompt"] == prompt
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_keeps_the_text_so_far_and_exits_130(models):
+    command = [sys.executable, "-u", "-m", "cdlearn", "--prompt", "Hi", "--max-new-tokens", "240", *models]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ))
+    first = process.stdout.read(1)  # the text has begun
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and b"Traceback" not in err
+    assert (first + rest).endswith(b"\n") and len(first + rest) < 230
+
+
+# ---- compare and demo
+
+
+def test_compare_gives_each_method_its_own_text(run, models):
+    code, out, _ = run("compare", "Hi", "Ho ho", "--format", "json", "--no-chat-template", "--max-new-tokens", "10")
+    records = json.loads(out)
+    assert code == 0
+    assert [(r["prompt"], r["method"]) for r in records] == [
+        (prompt, method) for prompt in ("Hi", "Ho ho") for method in ("greedy", "amateur", "top-p", "contrastive")
+    ]
+    for record in records:
+        if record["method"] in SOURCES:
+            made = expected(models, record["prompt"], SOURCES[record["method"]], max_new_tokens=10)
+            assert record["token_ids"] == made.token_ids
+    drawn = [r["settings"] for r in records if r["method"] == "top-p"]
+    assert all(s["top_p"] == 0.95 and s["temperature"] == 1.0 for s in drawn)
+
+
+def test_compare_reads_files_and_pipes(run, tmp_path, monkeypatch):
+    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    text.write_text("Hi\n\nHo\n", encoding="utf-8-sig")
+    lines.write_text('{"prompt": "Hi\\nyou"}\n"Ho"\n', encoding="utf-8")
+    assert compare.read_prompts(str(text)) == ["Hi", "Ho"]
+    assert compare.read_prompts(str(lines)) == ["Hi\nyou", "Ho"]
+    code, out, _ = run("compare", "--prompts-file", str(text), "--max-new-tokens", "3", "--methods", "greedy")
+    assert code == 0 and "> Hi" in out and "> Ho" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b"\n \n", "holds no prompt"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.jsonl", b'{"prompt": "x"}\n{oops\n', "line 2, is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n', "line 1, has no text under"),
+    ],
+)
+def test_bad_prompt_files_name_the_line(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        compare.read_prompts(str(path))
+
+
+def records(text, prompts=("p",), methods=("greedy", "amateur", "contrastive")):
+    return [
+        {"prompt": p, "method": m, "label": m, "text": text, "finish_reason": "x"} for p in prompts for m in methods
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["plain words here " * 9, "🙂🙂 wide 漢字漢字漢字 " * 6, "onelongword" * 12, "a\nb\n\nc"]
+)
+@pytest.mark.parametrize("width", [20, 60, 110])
+def test_table_lines_fit_the_width_and_lose_nothing(text, width):
+    table = compare.as_table(records(text), width=width)
+    assert max(compare.columns_of(line) for line in table.splitlines()) <= width
+    solid = re.sub(r"[\s|]", "", text)
+    if width == 110:
+        bodies = [line.split(" | ") for line in table.splitlines()[3:]]
+        columns = ["".join(b[k].replace(" ", "") for b in bodies if len(b) > k) for k in range(3)]
+        assert columns[0] == solid
+    assert table.count("[greedy]") == (width < 84)
+
+
+def test_two_equal_prompts_stay_two_rows():
+    assert len(compare.as_markdown(records("t", prompts=("p", "p"))).splitlines()) == 4
+    assert compare.as_table(records("t", prompts=("p", "p")), width=100).count("> p") == 2
+
+
+def test_untrusted_text_reaches_neither_terminal_nor_markdown():
+    nasty = "\x1b[2J<script>|`\r\x07"
+    assert "\x1b" not in compare.as_table(records(nasty), width=100)
+    markdown = compare.as_markdown(records(nasty, methods=("greedy",)))
+    assert "<script>" not in markdown and "\x1b" not in markdown
+    assert re.sub(r"\\.", "", markdown.splitlines()[2]).count("|") == 3
+    assert options.clean("a\tb\n\x1b") == "a\tb\n\\x1b"
+
+
+def test_demo_shows_three_columns_and_ends_without_a_terminal():
+    done = shell("demo", "--max-new-tokens", "5", stdin=b"", env={"COLUMNS": "120"})
+    out = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    for word in ("expert, greedy", "amateur, greedy", "contrastive (beta 0.5)", *compare.DEMO_PROMPTS):
+        assert word in " ".join(out.split()), word
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pseudo-terminals")
+def test_no_arguments_on_a_terminal_is_the_demo_and_takes_prompts():
+    import pty
+
+    leader, follower = pty.openpty()
+    env = dict(os.environ, COLUMNS="120", TERM="dumb", OMP_NUM_THREADS="1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cdlearn"], stdin=follower, stdout=follower, stderr=follower, env=env
+    )
+    os.close(follower)
+    seen, sent, start = "", 0, time.time()
+    while process.poll() is None and time.time() - start < 120:
+        try:
+            seen += os.read(leader, 65536).decode("utf-8", "replace")
+        except OSError:  # the other end is gone
+            break
+        if seen.count("prompt: ") > sent:
+            sent += 1
+            os.write(leader, b"Zoe had a green kite\n" if sent == 1 else b"\n")
+    assert process.wait(30) == 0, seen
+    assert seen.count("contrastive (beta 0.5)") == len(compare.DEMO_PROMPTS) + 1
+    assert "> Zoe had a green kite" in seen
+
+
+# ---- doctor
+
+
+def test_doctor_finds_nothing_wrong_here(run):
+    code, out, _ = run("doctor", with_models=False)
+    assert code == 0, out
+    for word in ("python", "torch", "transformers", "device", "model cache", "jupyterlab", "embedded pair"):
+        assert re.search(rf"^ok +{word}", out, re.M), (word, out)
+    assert out.endswith("everything works\n")
+
+
+def test_doctor_names_what_is_broken_and_its_fix(run, monkeypatch, tmp_path):
+    state, _, detail = doctor.check_requirement(Requirement("transformers>=99"))
+    assert state == doctor.BROKEN and "pip install 'transformers>=99'" in detail
+    state, _, detail = doctor.check_requirement(Requirement("no-such-package-at-all>=1"))
+    assert state == doctor.BROKEN and "not installed" in detail
+    monkeypatch.setattr("cdlearn.loading.EMBEDDED", tmp_path)
+    code, out, _ = run("doctor", with_models=False)
+    assert code == 1 and re.search(r"^BROKEN +embedded pair .*fix: ", out, re.M)

@@ -1,0 +1,154 @@
+"""The repository's own promises: what lies where, which versions agree, and that committed notebooks are executed."""
+
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import cdlearn
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+TOP = {"notebooks", "cdlearn", "tests", "environment.yml", "pyproject.toml", "Makefile", "README.md", "LICENSE"}
+TOP |= {"CITATION.cff", ".ci", ".github", ".gitignore"}
+CONDA_NAMES = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base"}
+
+
+def tracked() -> list[Path]:
+    """What git tracks (and still exists); everything on disk where there is no git."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def requirements(*extras: str) -> dict[str, Requirement]:
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+def constraints() -> dict[str, Version]:
+    lines = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line.strip() and not line.startswith("#"))
+    return {canonicalize_name(name): Version(version) for name, version in pins.items()}
+
+
+def test_the_top_level_holds_what_the_design_lists_and_nothing_else():
+    assert {path.parts[0] for path in tracked()} <= TOP
+
+
+def test_no_large_file_but_the_trained_pair():
+    pair = Path("cdlearn/toyworld/pair")
+    for path in tracked():
+        assert pair in path.parents or (ROOT / path).stat().st_size < 3e6, path
+
+
+def test_environment_agrees_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["-e ."]}
+    ranges = {re.split(r"[<>=!~ ]", line)[0]: line for line in conda}
+    assert ranges.pop("python") == f"python{PROJECT['requires-python']}"
+    ranges.pop("pip")
+    wanted = {}
+    for name, requirement in requirements("lab").items():
+        name = CONDA_NAMES.get(name, name)
+        wanted[name] = Requirement(f"{name}{requirement.specifier}")
+    assert {name: Requirement(line) for name, line in ranges.items()} == wanted
+
+
+def test_constraints_satisfy_every_range_of_lab_and_test():
+    pins = constraints()
+    for name, requirement in requirements("lab", "test", "classroom").items():
+        assert name in pins, f"{name} is not pinned"
+        assert requirement.specifier.contains(pins[name]), f"{name}=={pins[name]} is outside {requirement.specifier}"
+
+
+def test_requirements_are_ranges_with_a_floor_never_exact():
+    for requirement in requirements(*PROJECT["optional-dependencies"]).values():
+        operators = {clause.operator for clause in requirement.specifier}
+        assert ">=" in operators and "==" not in operators, str(requirement)
+
+
+def test_versions_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == cdlearn.__version__
+    assert citation["license"] == PROJECT["license"] == "MIT"
+
+
+def test_every_public_name_exists():
+    assert sorted(cdlearn.__all__) == sorted(set(cdlearn.__all__))
+    for name in cdlearn.__all__:
+        assert hasattr(cdlearn, name), name
+
+
+def test_imports_run_one_way():
+    """A module imports only modules below it, so that a reader can start at the bottom."""
+    order = ["scores", "text", "sources", "trace", "decode", "loading", "pairs", "metrics", "bench", "options"]
+    order += ["compare", "doctor", "cli"]
+    for at, name in enumerate(order):
+        text = (ROOT / "cdlearn" / f"{name}.py").read_text(encoding="utf-8")
+        used = re.findall(r"^from cdlearn\.(\w+) import", text, re.M)
+        above = [other for other in used if other in order and order.index(other) > at]
+        assert not above, f"{name} imports {above}"
+
+
+# ---- notebooks
+
+NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def faults(notebook: dict) -> list[str]:
+    """What a committed notebook must not have."""
+    found = []
+    if "widgets" in notebook["metadata"]:
+        found.append("metadata.widgets: GitHub cannot show it; clear the widget state")
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        if cell["execution_count"] is None:
+            found.append(f"cell {number} was not executed")
+        if any(output["output_type"] == "error" for output in cell["outputs"]):
+            if "raises-exception" not in cell["metadata"].get("tags", ()):
+                found.append(f"cell {number} ended in an error")
+        text = json.dumps([cell["source"], cell["outputs"]])
+        # a path of the machine it ran on: not the same anywhere else, and nobody's business
+        path = re.search(r"(?<![\w.:/~<])/(?:home|root|work|tmp|Users|private)/[\w.-]+", text)
+        if path:
+            found.append(f"cell {number} holds the absolute path {path.group()}")
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebooks_are_executed_and_clean(path):
+    assert faults(json.loads(path.read_text(encoding="utf-8"))) == []
+
+
+def test_the_notebook_check_finds_each_fault():
+    def cell(source="1", count=1, outputs=()):
+        return {
+            "cell_type": "code",
+            "source": [source],
+            "execution_count": count,
+            "outputs": list(outputs),
+            "metadata": {},
+        }
+
+    def of(*cells, **metadata):
+        return faults({"metadata": metadata, "cells": list(cells)})
+
+    printed = {"output_type": "stream", "text": ["saved to /root/x.html\n"]}
+    assert of(cell()) == []
+    assert of(cell(count=None)) == ["cell 0 was not executed"]
+    assert of(cell(source="", count=None)) == []
+    assert of(cell(outputs=[{"output_type": "error"}])) == ["cell 0 ended in an error"]
+    assert of(cell(outputs=[printed])) == ["cell 0 holds the absolute path /root/x.html"]
+    assert len(of(cell(), widgets={})) == 1
