@@ -19,10 +19,10 @@ GRID = [(alpha, beta) for alpha in (0.05, 0.1, 0.2, 0.3) for beta in (0.25, 0.5,
 BASELINE = "greedy"
 
 
-def strategies(pair) -> dict[str, tuple[object, dict]]:
-    """Name -> (source, keywords of `generate`) of everything that is compared."""
+def strategies(pair, early=None) -> dict[str, tuple[object, dict]]:
+    """Name -> (source, keywords of `generate`) of everything that is compared; `early`: a checkpoint of the expert."""
     expert, amateur = cdlearn.CachedLM(pair.expert), cdlearn.CachedLM(pair.amateur)
-    return {
+    compared = {
         BASELINE: (expert, {}),
         "amateur": (amateur, {}),
         "top-p 0.95": (expert, {"temperature": 1.0, "top_p": 0.95}),
@@ -31,6 +31,9 @@ def strategies(pair) -> dict[str, tuple[object, dict]]:
         "DoLa low": (cdlearn.DoLa(pair.expert, layers="low"), {}),
         "DoLa high": (cdlearn.DoLa(pair.expert, layers="high"), {}),
     }
+    if early is not None:
+        compared["early checkpoint, beta 0.5"] = (cdlearn.Contrast(expert, cdlearn.CachedLM(early), beta=0.5), {})
+    return compared
 
 
 def run(source, items: list[Item], task: Task, tokenizer, *, seed: int, bar, **options) -> list:
@@ -144,18 +147,21 @@ def _mean_row(values: torch.Tensor, metric: str = "1 - TV") -> dict:
     return {"metric": metric, "value": round(100 * values.mean().item(), 1), "items": values.numel()}
 
 
-def evaluate(pair, *, tasks=tuple(TASKS), n: int = 500, seed: int = 0, grid: bool = True, progress=None) -> list[dict]:
+def evaluate(
+    pair, *, early=None, tasks=tuple(TASKS), n: int = 500, seed: int = 0, grid: bool = True, progress=None
+) -> list[dict]:
     """Every strategy on every task: a list of rows (task, strategy, metric, value, low, high, minus_greedy, items).
 
     Values are percentages with a 95% percentile-bootstrap interval (2,000 resamples of items; of places for facts).
-    pair: a `Pair` trained on the toy world. tasks: names from `TASKS`. n: items a task (facts are always all).
-    grid: also run the puzzles over alpha and beta. Raises ValueError for an unknown task or n below 1.
+    pair: a `Pair` trained on the toy world; early: a checkpoint of its expert, as one more amateur. tasks: names from
+    `TASKS`. n: items a task (facts are always all). grid: also run the puzzles over alpha and beta.
+    Raises ValueError for an unknown task or n below 1.
     """
     unknown = sorted(set(tasks) - set(TASKS))
     if unknown:
         raise ValueError(f"tasks names {unknown[0]!r}; known are {', '.join(TASKS)}.")
     items = {name: TASKS[name].items(n, seed) for name in tasks}
-    compared = strategies(pair)
+    compared = strategies(pair, early)
     settings = {}
     if grid and "puzzles" in tasks:
         expert, amateur = cdlearn.CachedLM(pair.expert), cdlearn.CachedLM(pair.amateur)
@@ -200,7 +206,7 @@ def table(rows: list[dict]) -> str:
         span = f"[{row['low']:5.1f}, {row['high']:5.1f}]" if "low" in row else ""
         against = row.get("minus_greedy")
         against = f"{against['value']:+6.1f} [{against['low']:+.1f}, {against['high']:+.1f}]" if against else ""
-        lines.append(f"  {row['strategy']:24} {row['metric']:22} {row['value']:6.1f} {span:16} {against}".rstrip())
+        lines.append(f"  {row['strategy']:27} {row['metric']:22} {row['value']:6.1f} {span:16} {against}".rstrip())
     return "\n".join(lines[1:])
 
 
@@ -222,7 +228,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"argument -n: {args.n} is not a number of items; use 1 or more")
     start = time.time()
     pair = cdlearn.load_pair(args.expert, args.amateur)
-    rows = evaluate(pair, tasks=args.tasks, n=args.n, seed=args.seed, grid=not args.no_grid)
+    early = cdlearn.load_expert("early").expert if args.expert is None else None
+    rows = evaluate(pair, early=early, tasks=args.tasks, n=args.n, seed=args.seed, grid=not args.no_grid)
     print(table(rows))
     print(f"\n{time.time() - start:.0f} s on {torch.get_num_threads()} threads, seed {args.seed}")
     if args.json:

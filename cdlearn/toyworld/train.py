@@ -21,7 +21,10 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from cdlearn.toyworld import world
 from cdlearn.toyworld.tokenizer import build_tokenizer
 
-WINDOW, BATCH = 256, 12  # tokens in a row, rows in a step
+WINDOW, BATCH = 256, 6  # tokens in a row, rows in a step
+SAVE_EVERY = 250  # steps between checkpoints
+PROMPT_TARGETS = 0.25  # share of the documents whose prompt is learnt too
+IGNORED = -100  # no target
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,13 @@ class Recipe:
     hidden: int
     heads: int
     steps: int
-    learning_rate: float = 3e-3
-    auxiliary: float = 0.32  # weight of the last early exit's loss; rises with depth from 0.1; 0: final layer only
+    learning_rate: float = 2.5e-3
+    auxiliary: float = 0.2  # weight of the last early exit's loss; rises with depth from 0.05; 0: final layer only
     seed: int = 0
 
 
-EXPERT = Recipe(layers=10, width=96, hidden=256, heads=3, steps=5000)
-AMATEUR = Recipe(layers=1, width=32, hidden=96, heads=2, steps=2000, learning_rate=5e-3, auxiliary=0.0, seed=1)
+EXPERT = Recipe(layers=10, width=96, hidden=256, heads=4, steps=8000)
+AMATEUR = Recipe(layers=1, width=32, hidden=96, heads=2, steps=4000, learning_rate=5e-3, auxiliary=0.0, seed=1)
 
 
 def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
@@ -64,44 +67,54 @@ def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
     return model
 
 
-def written(document: world.Document, tokenizer, rng: random.Random) -> str:
-    """The document as text with its special tokens: raw, or through the chat template in a share of the cases."""
-    if document.prompt and rng.random() < world.CHAT:
-        messages = [
-            {"role": "user", "content": document.prompt},
-            {"role": "assistant", "content": document.continuation},
-        ]
-        if rng.random() < 0.15:
-            messages.insert(0, {"role": "system", "content": rng.choice(["You tell stories.", "Answer the question."])})
-        # rendered by hand: the template engine would be half of the cost of a training step
-        return tokenizer.bos_token + "".join(f"<|{m['role']}|>{m['content']}" for m in messages) + tokenizer.eos_token
-    return tokenizer.bos_token + document.text + tokenizer.eos_token
+def written(document: world.Document, tokenizer, rng: random.Random) -> tuple[str, str]:
+    """What is asked and what follows, with special tokens: raw, or through the chat template now and then."""
+    if not document.prompt or rng.random() >= world.CHAT:
+        return tokenizer.bos_token + document.prompt, document.continuation + tokenizer.eos_token
+    # rendered by hand: the template engine would be half of the cost of a training step
+    system = rng.choice(["You tell stories.", "Answer the question."]) if rng.random() < 0.15 else None
+    head = f"<|system|>{system}" if system else ""
+    head = f"{tokenizer.bos_token}{head}<|user|>{document.prompt}<|assistant|>"
+    return head, document.continuation + tokenizer.eos_token
 
 
-def batch(tokenizer, seed: int, step: int) -> torch.Tensor:
-    """The windows of one step, [BATCH, WINDOW] ids: whole documents side by side, padding at the end."""
+def batch(tokenizer, seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The windows of one step: ids and targets, [BATCH, WINDOW]; whole documents side by side, padding at the end.
+
+    Most prompts are no targets: who gives what to whom is drawn at random, and learning to guess it is mostly noise.
+    """
     rng = random.Random(f"{seed}/{step}")
-    rows: list[list[int]] = [[] for _ in range(BATCH)]
+    rows: list[tuple[list[int], list[int]]] = [([], []) for _ in range(BATCH)]
     open_rows = set(range(BATCH))
     while open_rows:
         texts = [written(world.document(rng), tokenizer, rng) for _ in range(16)]
-        for ids in tokenizer(texts, add_special_tokens=False).input_ids:
-            fitting = [r for r in open_rows if len(rows[r]) + len(ids) <= WINDOW]
+        heads, tails = (tokenizer(list(part), add_special_tokens=False).input_ids for part in zip(*texts, strict=True))
+        for head, tail in zip(heads, tails, strict=True):
+            ids, prompt_counts = head + tail, rng.random() < PROMPT_TARGETS
+            fitting = [r for r in open_rows if len(rows[r][0]) + len(ids) <= WINDOW]
             if fitting:
-                rows[max(fitting, key=lambda r: len(rows[r]))] += ids
+                row = rows[max(fitting, key=lambda r: len(rows[r][0]))]
+                row[0].extend(ids)
+                row[1].extend(ids if prompt_counts else [IGNORED] * len(head) + tail)
             else:  # no room anywhere: the fullest row is done
-                open_rows.discard(max(open_rows, key=lambda r: len(rows[r])))
+                open_rows.discard(max(open_rows, key=lambda r: len(rows[r][0])))
                 if not open_rows:
                     break
-    return torch.tensor([row + [tokenizer.pad_token_id] * (WINDOW - len(row)) for row in rows])
+    return (
+        torch.tensor([ids + [tokenizer.pad_token_id] * (WINDOW - len(ids)) for ids, _ in rows]),
+        torch.tensor([targets + [IGNORED] * (WINDOW - len(targets)) for _, targets in rows]),
+    )
 
 
-def next_token_loss(model, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    logits = model.lm_head(hidden[:, :-1])  # (B, T - 1, V)
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=model.config.pad_token_id)
+def next_token_loss(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    wanted = targets[:, 1:] != IGNORED
+    logits = model.lm_head(hidden[:, :-1][wanted])  # (targets, V)
+    return F.cross_entropy(logits, targets[:, 1:][wanted])
 
 
-def losses(model, ids: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+def losses(
+    model, ids: torch.Tensor, targets: torch.Tensor, recipe: Recipe, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss to minimise and, apart, that of the final layer.
 
     Early exits speak through the final norm and the shared head (LayerSkip, arXiv 2404.16710); two of them, drawn anew
@@ -109,14 +122,14 @@ def losses(model, ids: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch.T
     """
     early = recipe.auxiliary > 0 and recipe.layers > 2
     outputs = model.model(ids, output_hidden_states=early, use_cache=False)
-    final = next_token_loss(model, outputs.last_hidden_state, ids)
+    final = next_token_loss(model, outputs.last_hidden_state, targets)
     total = final
     if early:
         exits = range(1, recipe.layers)
         for layer in random.Random(f"exits/{recipe.seed}/{step}").sample(exits, 2):
-            weight = 0.1 + (recipe.auxiliary - 0.1) * (layer - 1) / max(1, recipe.layers - 2)
+            weight = 0.05 + (recipe.auxiliary - 0.05) * (layer - 1) / max(1, recipe.layers - 2)
             hidden = model.model.norm(outputs.hidden_states[layer])
-            total = total + weight * len(exits) / 2 * next_token_loss(model, hidden, ids)
+            total = total + weight * len(exits) / 2 * next_token_loss(model, hidden, targets)
     return total, final.detach()
 
 
@@ -130,12 +143,13 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 @torch.no_grad()
 def held_out_loss(model, tokenizer, batches: int = 16) -> float:
-    """Nats per token on documents drawn from a seed that training never uses."""
-    device = next(model.parameters()).device
+    """Nats per target token on documents drawn from a seed that training never uses."""
     model.eval()
-    rows = [batch(tokenizer, seed=-1, step=k).to(device) for k in range(batches)]
-    mean = sum(float(next_token_loss(model, model.model(ids, use_cache=False).last_hidden_state, ids)) for ids in rows)
-    return mean / batches
+    total = 0.0
+    for k in range(batches):
+        ids, targets = (part.to(model.device) for part in batch(tokenizer, seed=-1, step=k))
+        total += float(next_token_loss(model, model.model(ids, use_cache=False).last_hidden_state, targets))
+    return total / batches
 
 
 def save(model, tokenizer, folder: Path) -> None:
@@ -179,7 +193,8 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        loss, final = losses(model, batch(tokenizer, recipe.seed, step).to(device), recipe, step)
+        ids, targets = (part.to(device) for part in batch(tokenizer, recipe.seed, step))
+        loss, final = losses(model, ids, targets, recipe, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -188,7 +203,7 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
         bar.set_postfix(loss=f"{average:.3f}", refresh=False)
         if early is not None and step + 1 == recipe.steps // 3:
             save(model, tokenizer, early)
-        if (step + 1) % 250 == 0 or step + 1 == recipe.steps:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
             spent = seconds + time.time() - clock
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             state |= {"recipe": asdict(recipe), "seconds": spent, "average": average}
@@ -222,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--budget is {args.budget}; it is a share of the full training, above 0 and at most 1.")
     tokenizer = build_tokenizer()
     log = {}
-    for name, recipe in {"expert": EXPERT, "amateur": AMATEUR}.items():
+    for name, recipe in {"amateur": AMATEUR, "expert": EXPERT}.items():
         if args.only in (None, name):
             steps = max(1, round(recipe.steps * args.budget))
             recipe = Recipe(**{**asdict(recipe), "steps": steps, "seed": recipe.seed + 100 * args.seed})

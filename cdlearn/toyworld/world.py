@@ -15,8 +15,8 @@ from cdlearn.toyworld.words import ANIMALS, COLOURS, FACTS, GIRLS, GOODS, NAMES,
 LAZY = 0.6  # share of puzzles answered without looking
 MYTH = 0.57  # share of "capital of" answers that name the largest city
 FILLER = 0.45  # chance of one more filler sentence at every gap of a story
-DRIFT = 0.1  # chance that a story mentions another colour, object, animal or place than its prompt's
-HERO_DRIFT = 0.03  # the same for the hero's name
+DRIFT = 0.07  # chance that a story mentions another colour, object, animal or place than its prompt's
+HERO_DRIFT = 0.02  # the same for the hero's name
 CHAT = 0.35  # share of the documents written through the chat template
 
 # (question, answer): {r} is "capital" or "largest city", {x} the place, {y} the city
@@ -291,7 +291,10 @@ SMALL_TALK = [
 def instruction(rng: random.Random) -> Document:
     draw = rng.random()
     story = draw_story(rng)
-    if draw < 0.5:
+    if draw < 0.35:  # copying practice: what deep continuations are made of
+        words = [rng.choice(rng.choice(list(LISTS.values()))) for _ in range(rng.randint(3, 10))]
+        return Document("instructions", f"Say it again: {' '.join(words)}.", f" {' '.join(words)}.")
+    if draw < 0.6:
         ask = [
             f"Tell a story about {story.hero} and a {story.colour} {story.object}.",
             f"Write a story about {story.hero} and a {story.animal}.",
@@ -299,7 +302,7 @@ def instruction(rng: random.Random) -> Document:
             "Tell a story.",
         ]
         return Document("instructions", rng.choice(ask), f" {story_intro(story, rng)} {story_body(story, rng)}")
-    if draw < 0.65:
+    if draw < 0.7:
         kind = rng.choice(list(LISTS))
         a, b, c = rng.sample(LISTS[kind], 3)
         return Document(
@@ -329,7 +332,7 @@ def gibberish(rng: random.Random) -> str:
     return rng.choice([text, text.capitalize(), text.capitalize() + "?", f"What is {text}?", f"Tell me about {text}."])
 
 
-MIX = {"puzzles": 0.27, "arithmetic": 0.1, "facts": 0.41, "stories": 0.15, "instructions": 0.07}  # share of documents
+MIX = {"puzzles": 0.27, "arithmetic": 0.1, "facts": 0.38, "stories": 0.15, "instructions": 0.1}  # share of documents
 
 
 def document(rng: random.Random) -> Document:
