@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -106,7 +107,7 @@ def generate(
                 tokens = pick(final, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)  # (b,) on the CPU
                 if recorder is not None:
                     recorder.add(indices, scores, _last(source.parts), _last(source.details), tokens)
-                ids[indices, column] = tokens
+                ids[slice(None) if len(live) == batch else indices, column] = tokens
                 for row, token in zip(live, tokens.tolist()):
                     row.take(token, eos)
                     if row.finish_reason is not None:
@@ -139,11 +140,10 @@ def pick(
     a row's choice depends on nothing but its own scores and number. Raises ValueError for NaN or +inf in scores.
     """
     if temperature == 0:
-        best = scores.max(dim=-1)
-        tokens = best.indices.where(best.values.isfinite(), -1).cpu()  # NaN spreads through max; one wait for a GPU
-        if int(tokens.min()) < 0:
+        best = scores.max(dim=-1)  # NaN spreads through a maximum
+        if not math.isfinite(best.values.sum().item()) and not bool(best.values.isfinite().all()):
             raise ValueError("scores holds NaN, +inf or a row with only -inf: check the model, its dtype and the mask.")
-        return tokens
+        return best.indices.cpu()
     if uniforms is None:
         raise ValueError("uniforms is None: pass one number in [0, 1) per row to draw at a temperature above 0.")
     probs = sampling_probs(scores, temperature=temperature, top_k=top_k, top_p=top_p)

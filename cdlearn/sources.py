@@ -349,7 +349,7 @@ class DoLa(CachedLM):
         early = _float32(early if self._softcap is None else torch.tanh(early / self._softcap) * self._softcap)
         divergences = js_divergence(final[:, :, None], early)  # (B, n, L)
         chosen = divergences.argmax(dim=-1)  # (B, n)
-        premature = early.gather(2, chosen[..., None, None].expand(-1, -1, 1, early.shape[-1]))[:, :, 0]
+        premature = early.take_along_dim(chosen[..., None, None], dim=2)[:, :, 0]  # (B, n, V)
         layers = torch.tensor(self.layers, device=chosen.device)
         self.parts = {"expert": final, "amateur": premature}
         self.details = {"premature_layer": layers[chosen], "divergences": divergences}

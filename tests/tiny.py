@@ -6,7 +6,11 @@ import transformers as hf
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2", "opt", "gpt_neox", "gemma", "mistral")
 
 _WIDTH = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
     max_position_embeddings=256,
 )
 _PLAIN = dict(
