@@ -178,6 +178,16 @@ def test_batches_hold_whole_documents_and_depend_on_seed_and_step_only(tokenizer
         )
 
 
+def test_documents_of_one_window_do_not_see_each_other(tokenizer):
+    ids, targets = (part[:1] for part in train.batch(tokenizer, 0, 1))
+    model = train.build_model(RECIPE, tokenizer).eval()
+    second = int((ids[0] == tokenizer.bos_token_id).nonzero()[1])
+    with torch.no_grad():
+        packed = model.model(ids, **train.own_document(ids, tokenizer)).last_hidden_state[0, second : second + 5]
+        alone = model.model(ids[:, second : second + 5]).last_hidden_state[0]
+    assert torch.allclose(packed, alone, atol=1e-5)
+
+
 RECIPE = train.Recipe(layers=3, width=16, hidden=16, heads=2, steps=4)
 
 
@@ -227,7 +237,7 @@ def test_auxiliary_losses_reach_the_early_layers(tokenizer):
     ids, targets = (part[:1] for part in train.batch(tokenizer, 0, 0))
     for weight in (0.0, 0.2):
         recipe = replace(RECIPE, auxiliary=weight)
-        total, final = train.losses(train.build_model(recipe, tokenizer), ids, targets, recipe, 0)
+        total, final = train.losses(train.build_model(recipe, tokenizer), tokenizer, ids, targets, recipe, 0)
         assert (float(total) > float(final)) == (weight > 0)
 
 
