@@ -91,9 +91,12 @@ class CachedLM(Source):
         self.settings = {"method": "plain", "model": type(model).__name__}
         self._accepts = set(inspect.signature(model.forward).parameters)
         layers = DynamicCache(config=model.config).layers if "past_key_values" in self._accepts else []
-        self._windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+        sliding = [layer for layer in layers if getattr(layer, "is_sliding", False)]
+        self._windows = [layer.sliding_window for layer in sliding]
         # recurrent layers keep a running state, not columns: nothing to crop, and holes cannot be masked away
-        self.rewindable = bool(layers) and all(getattr(layer, "is_croppable", False) for layer in layers)
+        self.rewindable = bool(layers) and all(map(_croppable, layers))
+        # newer transformers can take back the last pass of a sliding layer, older ones nothing once it slides
+        self._records = self.rewindable and all(hasattr(layer, "activate_past_recording") for layer in sliding)
         self._rows: list[CachedLM] = []
         self.reset()
 
@@ -177,7 +180,10 @@ class CachedLM(Source):
         """Drop the cached columns from `keep` on. Returns how many stay: 0 where this cache cannot go back so far."""
         drop = self._ids.shape[1] - keep
         fed = self._ids.shape[1] - self._before
-        deep = bool(self._windows) and self._before >= min(self._windows) and drop > fed
+        deep = False
+        if self._windows:
+            slides = (self._before if self._records else self._ids.shape[1]) >= min(self._windows)
+            deep = slides and drop > (fed if self._records else 0)
         if keep == 0 or (drop and (deep or not self.rewindable)):
             self.reset()
             return 0
@@ -200,9 +206,9 @@ class CachedLM(Source):
         if "past_key_values" in self._accepts:
             if cache is None:
                 cache = DynamicCache(config=self.model.config)
-                if self._windows and self.rewindable:
+                if self._windows and self._records:
                     cache.activate_past_recording()
-            elif self._windows and self.rewindable:
+            elif self._windows and self._records:
                 cache.crop(0)  # lets go of what left the window, so that only this pass can be taken back
             inputs.update(past_key_values=cache, use_cache=True)
         if "position_ids" in self._accepts:
@@ -404,6 +410,10 @@ def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
     eos = getattr(model.generation_config, "eos_token_id", None)
     eos = eos if eos is not None else getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
     return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+
+
+def _croppable(layer: Any) -> bool:
+    return getattr(layer, "is_croppable", not hasattr(layer, "recurrent_states"))  # the flag came after 5.14
 
 
 def _float32(logits: Tensor) -> Tensor:
