@@ -106,6 +106,25 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
 
 
+SUMMARY = [
+    ("Puzzles solved", "puzzles", "right", ("greedy", "contrastive, beta 0.5", "amateur")),
+    ("Stories: repeated word pairs (rep-2)", "stories", "rep-2", ("greedy", "contrastive, strength 1", "top-p 0.95")),
+    ("Stories without a contradiction", "stories", "consistent", ("greedy", "contrastive, strength 1", "top-p 0.95")),
+    ("True capitals, where the myth is likelier", "facts", "true", ("greedy", "DoLa low", "amateur")),
+    ("Arithmetic", "arithmetic", "right", ("greedy", "contrastive, beta 0.5", "amateur")),
+]  # fmt: skip
+
+
+def summary(rows: list[dict]) -> str:
+    """The README's table: what happens to greedy decoding, in percent with 95% intervals."""
+    table = []
+    for title, task, metric, compared in SUMMARY:
+        found = {r["strategy"]: r for r in rows if (r["task"], r["metric"]) == (task, metric)}
+        cells = [f"{name.split(', ')[0]}: {_cell(found[name])}" for name in compared]
+        table.append([title, cells[0].removeprefix("greedy: "), cells[1], cells[2]])
+    return _markdown(["percent", "expert, greedy", "contrast", "beside it"], table)
+
+
 def card(folder: Path) -> str:
     """The card's text. Raises FileNotFoundError where a file of training or evaluation is missing."""
     read = {

@@ -1,0 +1,109 @@
+"""The pair that ships: its size, its format, and that it shows what its card says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import cdlearn
+from cdlearn.toyworld import card, evaluate
+from cdlearn.toyworld.tasks import TASKS
+
+FOLDER = Path(cdlearn.__file__).parent / "toyworld" / "pair"
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return cdlearn.load_pair()
+
+
+@pytest.fixture(scope="module")
+def results():
+    return json.loads((FOLDER / "eval.json").read_text())
+
+
+def row(results, **wanted):
+    (found,) = [r for r in results["rows"] if all(r.get(key) == value for key, value in wanted.items())]
+    return found
+
+
+def test_sizes_are_what_the_course_needs(pair):
+    expert, amateur = (sum(p.numel() for p in model.parameters()) for model in (pair.expert, pair.amateur))
+    assert 1e6 <= expert <= 2e6 and pair.expert.config.num_hidden_layers >= 8
+    assert amateur <= expert / 20 and pair.amateur.config.num_hidden_layers <= 2
+    assert all(p.dtype == torch.float32 for model in (pair.expert, pair.amateur) for p in model.parameters())
+    files = [file for file in FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 20e6
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".jinja", ".md"}
+
+
+def test_every_model_is_an_ordinary_folder_with_the_same_tokenizer():
+    read = [(FOLDER / name / "tokenizer.json").read_bytes() for name in ("expert", "early", "amateur")]
+    assert read[0] == read[1] == read[2]
+    for name in ("expert", "early", "amateur"):
+        assert json.loads((FOLDER / name / "config.json").read_text())["model_type"] == "llama"
+        generation = json.loads((FOLDER / name / "generation_config.json").read_text())
+        assert generation["eos_token_id"] == cdlearn.load_pair().tokenizer.eos_token_id
+
+
+def test_the_card_says_what_the_files_say():
+    assert card.card(FOLDER) == (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_committed_evaluation_shows_every_effect(results):
+    def value(task, strategy, metric):
+        return row(results, task=task, strategy=strategy, metric=metric)
+
+    cd = "contrastive, beta 0.5"
+    assert value("puzzles", cd, "right")["minus_greedy"]["low"] >= 20
+    assert value("puzzles", "amateur", "right")["value"] < 10
+    grid = [r for r in results["rows"] if r["task"] == "puzzles, every setting" and r["strategy"] != "greedy"]
+    assert len(grid) == 12 and all(r["minus_greedy"]["low"] > 0 for r in grid)
+    assert value("facts", "DoLa low", "true")["minus_greedy"]["value"] >= 15
+    assert row(results, task="drafting", strategy="amateur")["value"] >= 55
+    assert all(r["items"] >= 500 for r in results["rows"] if r["task"] in ("puzzles", "arithmetic", "stories"))
+
+
+def test_contrast_beats_greedy_here_and_now(pair):
+    """The same as a small part of the evaluation, on this machine."""
+    task = TASKS["puzzles"]
+    items = task.items(60, seed=1)
+    right = {}
+    compared = evaluate.strategies(pair)
+    for name in ("greedy", "amateur", "contrastive, beta 0.5"):
+        source, options = compared[name]
+        texts = cdlearn.generate(
+            source, [item.prompt for item in items], tokenizer=pair.tokenizer, trace=False, progress=False, **options
+        )
+        grades = [task.grade(item, g.text)["right"][0] for item, g in zip(items, texts)]
+        right[name] = 100 * sum(grades) / len(items)
+    assert right["contrastive, beta 0.5"] >= right["greedy"] + 20 and right["amateur"] < 15, right
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Ada had a red ball.",
+        "Zorblax had a glorpy",
+        "What is the capital of Canada?",
+        "Tell a story about Ben and a blue boat.",
+        "Explain quantum electrodynamics!",
+        "",
+        "\n",
+        "🙂🙂",
+        "Grüße aus Köln, 東京",
+        "1 + 1 =",
+    ],
+)
+def test_whatever_a_newcomer_types_gives_text(pair, prompt, chat):
+    source = cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5)
+    made = cdlearn.generate(source, pair.prompt(prompt, chat=chat), tokenizer=pair.tokenizer, max_new_tokens=48)
+    assert "\N{REPLACEMENT CHARACTER}" not in made.text
+    assert made.text.strip() and made.text.isprintable()
+
+
+def test_the_readmes_table_is_the_evaluations(results):
+    readme = (FOLDER.parents[2] / "README.md").read_text(encoding="utf-8")
+    assert card.summary(results["rows"]) in readme
