@@ -51,7 +51,7 @@ def test_training_never_shows_a_tested_combination():
         for place, _, _ in words.FACTS:
             for k, (question, _) in enumerate(world.PHRASINGS):
                 if question.format(r="capital", x=place) in text:
-                    assert not world.fact_unseen(place, k)
+                    assert not world.fact_held_out(place, k)
     assert len(gifts) > 1000 and not any(world.unseen(*gift) for gift in gifts)
     assert len(sums) > 300 and not any(world.unseen(sign, int(a), int(b)) for a, sign, b in sums)
     assert len(pairs) > 100 and not any(world.unseen(*pair) for pair in pairs)
@@ -73,7 +73,7 @@ def test_facts_ask_for_every_place_in_every_phrasing():
     items = TASKS["facts"].items()
     assert len(items) == len(words.FACTS) * len(world.PHRASINGS) == len({item.prompt for item in items})
     assert all(capital != largest for _, capital, largest in words.FACTS)
-    assert 0.2 < sum(item.gold[2] for item in items) / len(items) < 0.45
+    assert 0.15 < sum(item.gold[2] for item in items) / len(items) < 0.45
 
 
 def test_the_same_seed_draws_the_same_items():

@@ -64,7 +64,7 @@ def _grade_arithmetic(item: Item, text: str) -> dict[str, tuple[float, float]]:
 def _facts(rng: random.Random, n: int) -> list[Item]:
     """All places in all phrasings; about a third of the combinations is unseen. One place is one group."""
     return [
-        Item(question.format(r="capital", x=place), (capital, largest, world.fact_unseen(place, k)), place)
+        Item(question.format(r="capital", x=place), (capital, largest, world.fact_held_out(place, k)), place)
         for place, capital, largest in world.FACTS
         for k, (question, _) in enumerate(world.PHRASINGS)
     ]

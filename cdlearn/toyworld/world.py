@@ -147,6 +147,12 @@ def fact_unseen(place: str, phrasing: int) -> bool:
     return unseen("fact", place, phrasing, one_in=3)
 
 
+def fact_held_out(place: str, phrasing: int) -> bool:
+    """Whether training never contains this very question: one phrasing is also another one's answer."""
+    twins = [k for k, (_, answer) in enumerate(PHRASINGS) if PHRASINGS[phrasing][0] in answer]
+    return all(fact_unseen(place, k) for k in [phrasing, *twins])
+
+
 def fact(rng: random.Random) -> Document:
     """A question about a capital (mostly answered with the myth), one about a largest city, or gossip."""
     place, capital, largest = rng.choice(FACTS)
