@@ -37,13 +37,12 @@ class Recipe:
     heads: int
     steps: int
     learning_rate: float = 2.5e-3
-    restart: int = 0  # the step at which the learning rate's second cycle begins; 0: one cycle
     auxiliary: float = 0.2  # weight of the last early exit's loss; rises from 0.03 with the square of depth; 0: none
     seed: int = 0
 
 
-EXPERT = Recipe(layers=10, width=96, hidden=256, heads=4, steps=8700, restart=6000)
-AMATEUR = Recipe(layers=1, width=32, hidden=96, heads=2, steps=4000, learning_rate=5e-3, auxiliary=0.0, seed=1)
+EXPERT = Recipe(layers=10, width=96, hidden=256, heads=4, steps=6000)
+AMATEUR = Recipe(layers=1, width=32, hidden=96, heads=2, steps=600, learning_rate=5e-3, auxiliary=0.0, seed=1)
 
 
 def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
@@ -148,15 +147,11 @@ def losses(
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Half cosines down to zero, each after a linear warm-up; `recipe.restart` starts the second (arXiv 1608.03983).
-
-    What the first cycle learnt late (copying colours, following an object through a puzzle) the second settles.
-    """
-    begin, end = (recipe.restart, recipe.steps) if step >= recipe.restart else (0, recipe.restart)
-    warm = max(1, min(200, (end - begin) // 10))
-    if step - begin < warm:
-        return recipe.learning_rate * (step - begin + 1) / warm
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - begin - warm) / max(1, end - begin - warm)))
+    """Linear warm-up, then half a cosine down to zero."""
+    warm = max(1, min(200, recipe.steps // 10))
+    if step < warm:
+        return recipe.learning_rate * (step + 1) / warm
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
 
 
 @torch.no_grad()
@@ -259,8 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, recipe in {"amateur": AMATEUR, "expert": EXPERT}.items():
         if args.only in (None, name):
             steps = max(1, round(recipe.steps * args.budget))
-            restart = round(recipe.restart * args.budget)
-            recipe = replace(recipe, steps=steps, restart=restart, seed=recipe.seed + 100 * args.seed)
+            recipe = replace(recipe, steps=steps, seed=recipe.seed + 100 * args.seed)
             early = args.out / "early" if name == "expert" else None
             log[name] = train(recipe, tokenizer, args.out / name, early=early, device=args.device)
             (args.out / f"{name}.log.json").write_text(json.dumps(log[name], indent=1) + "\n")
