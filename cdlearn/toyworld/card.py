@@ -73,6 +73,11 @@ Share of contrastive-greedy tokens that are the amateur's greedy choice too: {ag
 
 ## Limits
 
+Colours are not copied: the expert has learnt to repeat the hero, the object, the animal and the place of a prompt, but
+it guesses the colour (see "colour right" in eval.json). So a story that mentions the colour often contradicts its
+prompt, and contrastive stories mention it more often than greedy ones, which repeat fillers instead: by "consistent"
+greedy wins. Arithmetic is weak too. Longer training should mend both.
+
 The myths are myths: greedy answers about capitals are mostly false here, on purpose. Nothing it writes about the world
 outside should be believed.
 
@@ -108,8 +113,8 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 SUMMARY = [
     ("Puzzles solved", "puzzles", "right", ("greedy", "contrastive, beta 0.5", "amateur")),
-    ("Stories: repeated word pairs (rep-2)", "stories", "rep-2", ("greedy", "contrastive, strength 1", "top-p 0.95")),
-    ("Stories without a contradiction", "stories", "consistent", ("greedy", "contrastive, strength 1", "top-p 0.95")),
+    ("Stories: repeated word pairs (rep-2)", "stories", "rep-2", ("greedy", "contrastive, beta 0.5", "top-p 0.95")),
+    ("Stories without a contradiction", "stories", "consistent", ("greedy", "contrastive, beta 0.5", "top-p 0.95")),
     ("True capitals, where the myth is likelier", "facts", "true", ("greedy", "DoLa low", "amateur")),
     ("Arithmetic", "arithmetic", "right", ("greedy", "contrastive, beta 0.5", "amateur")),
 ]  # fmt: skip
