@@ -218,7 +218,10 @@ def test_utf8_in_and_out_with_a_c_locale():
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_keeps_the_text_so_far_and_exits_130(models):
     command = [sys.executable, "-u", "-m", "cdlearn", "--prompt", "Hi", "--max-new-tokens", "240", *models]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ))
+    # a shell's background job ignores the interrupt, and its children inherit that: start as from a terminal
+    listening = {} if os.name == "nt" else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=dict(os.environ), **pipes, **listening)
     first = process.stdout.read(1)  # the text has begun
     process.send_signal(signal.SIGINT)
     rest, err = process.communicate(timeout=120)

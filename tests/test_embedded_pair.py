@@ -100,7 +100,6 @@ def test_contrast_beats_greedy_here_and_now(pair):
 def test_whatever_a_newcomer_types_gives_text(pair, prompt, chat):
     source = cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5)
     made = cdlearn.generate(source, pair.prompt(prompt, chat=chat), tokenizer=pair.tokenizer, max_new_tokens=48)
-    assert "\N{REPLACEMENT CHARACTER}" not in made.text
     assert made.text.strip() and made.text.isprintable()
 
 

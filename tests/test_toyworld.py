@@ -16,7 +16,7 @@ from cdlearn.toyworld.tokenizer import build_tokenizer
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer(documents=3000)
+    return build_tokenizer(documents=8000)
 
 
 def follow(prompt: str) -> dict[str, str]:
@@ -238,7 +238,7 @@ def test_auxiliary_losses_reach_the_early_layers(tokenizer):
     for weight in (0.0, 0.2):
         recipe = replace(RECIPE, auxiliary=weight)
         total, final = train.losses(train.build_model(recipe, tokenizer), tokenizer, ids, targets, recipe, 0)
-        assert (float(total) > float(final)) == (weight > 0)
+        assert (total.item() > final.item()) == (weight > 0)
 
 
 def test_command_line_refuses_a_wrong_budget(capsys, tmp_path):
