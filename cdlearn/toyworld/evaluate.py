@@ -67,11 +67,11 @@ def bootstrap(grades: list[dict], groups: list[str], metric: str, *, seed: int =
 
     The same groups in the same order give the same draws, so that two strategies can be compared item by item.
     """
-    names = sorted(set(groups))
-    sums = np.zeros((len(names), 2))
+    place = {group: k for k, group in enumerate(sorted(set(groups)))}
+    sums = np.zeros((len(place), 2))
     for grade, group in zip(grades, groups, strict=True):
-        sums[names.index(group)] += grade[metric]
-    draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
+        sums[place[group]] += grade[metric]
+    draws = np.random.default_rng(seed).integers(len(place), size=(RESAMPLES, len(place)))
     totals = np.concatenate([sums.sum(0)[None], sums[draws].sum(1)])  # (1 + RESAMPLES, 2)
     return 100 * np.divide(totals[:, 0], totals[:, 1], out=np.zeros(len(totals)), where=totals[:, 1] > 0)
 
@@ -84,13 +84,15 @@ def interval(values: np.ndarray) -> dict[str, float]:
 def rows_of(task: Task, items: list[Item], graded: dict[str, list[dict]], name: str | None = None) -> list[dict]:
     """One row per strategy and metric, with the paired difference to the expert's greedy decoding."""
     groups = [item.group for item in items]
+    base = graded.get(BASELINE, [])
+    greedy = {metric: bootstrap(base, groups, metric) for metric in base[0]} if base else {}
     rows = []
     for strategy, grades in graded.items():
         for metric in grades[0]:
-            values = bootstrap(grades, groups, metric)
+            values = greedy[metric] if strategy == BASELINE else bootstrap(grades, groups, metric)
             row = {"task": name or task.name, "strategy": strategy, "metric": metric, **interval(values)}
-            if BASELINE in graded and strategy != BASELINE:
-                row["minus_greedy"] = interval(values - bootstrap(graded[BASELINE], groups, metric))
+            if greedy and strategy != BASELINE:
+                row["minus_greedy"] = interval(values - greedy[metric])
             rows.append(row | {"items": len(items)})
     return rows
 
