@@ -1,9 +1,11 @@
 """Contrastive inference, built step by step: an expert, an amateur, one loop."""
 
 from cdlearn import metrics, scores
+from cdlearn.beams import beam_search
 from cdlearn.decode import Generation, generate
 from cdlearn.pairs import Pair, load_expert, load_pair
-from cdlearn.sources import CachedLM, Contrast, DoLa, Source
+from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, Source, TextSpace
+from cdlearn.speculative import speculate
 from cdlearn.trace import Trace
 
 __version__ = "0.1.0"
@@ -11,13 +13,19 @@ __all__ = [
     "CachedLM",
     "Contrast",
     "DoLa",
+    "EarlyExit",
     "Generation",
+    "Mix",
     "Pair",
+    "Prompted",
     "Source",
+    "TextSpace",
     "Trace",
+    "beam_search",
     "generate",
     "load_expert",
     "load_pair",
     "metrics",
     "scores",
+    "speculate",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.scores import penalize_repetition, sampling_probs
+from cdlearn.scores import NonFiniteError, draw, penalize_repetition, sampling_probs
 from cdlearn.sources import Source, as_source
 from cdlearn.text import TextWriter, is_int, read_prompt, read_stops, short
 from cdlearn.trace import Recorder, Trace
@@ -55,6 +55,7 @@ def generate(
     trace: bool = True,
     attention_mask: Any = None,
     eos_token_ids: Sequence[int] | None = None,
+    num_return_sequences: int = 1,
     progress: bool | None = None,
 ) -> Generation | list[Generation]:
     """Continue one prompt or several, one token at a time.
@@ -64,71 +65,43 @@ def generate(
     row gives a `Generation`; anything else a list of them.
     temperature: 0 is greedy. top_k, top_p: see `sampling_probs`. repetition_penalty: see `penalize_repetition`.
     stop: strings that end the text and are left out of it. seed: row r draws what a single call with seed + r draws.
-    stream: a callable taking text pieces (pieces and the row number, for several prompts), or a transformers streamer.
-    trace: record every step. eos_token_ids: instead of the source's own; () never ends. progress: None shows a bar on
-    a terminal or in a notebook when it takes long.
+    stream: a callable taking text pieces (pieces and the row number, for several rows), or a transformers streamer.
+    trace: record every step. eos_token_ids: instead of the source's own; () never ends. num_return_sequences: that
+    many rows for every prompt, one after the other in the list. progress: None shows a bar on a terminal or in a
+    notebook when it takes long.
     An interrupt returns what is there. Raises TypeError or ValueError naming the argument, before any work.
     """
     source = as_source(source)
-    ids, mask, single = read_prompt(prompt, attention_mask, tokenizer)
-    eos = _read_eos(source, tokenizer, eos_token_ids)
-    stops = read_stops(stop, tokenizer)
-    _check_numbers(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
-    _check_fits(source, ids, mask, max_new_tokens)
-    if seed is None:
-        seed = torch.Generator().seed() % 2**31  # a fresh one, told in stats, so that any run can be repeated
-    streamer = stream if hasattr(stream, "put") and hasattr(stream, "end") else None
-    emit = _read_stream(stream, streamer, tokenizer, single)
-
-    batch, width = ids.shape
-    rows = [_Row(r, ids[r][mask[r]].tolist(), tokenizer, stops, emit, seed + r) for r in range(batch)]
-    recorder = Recorder() if trace else None
-    padded = not bool(mask.all())
-    ids = torch.cat([ids, torch.zeros(batch, max_new_tokens, dtype=torch.long)], dim=1)
-    mask = torch.cat([mask, torch.ones(batch, max_new_tokens, dtype=torch.bool)], dim=1)
-    bar = _progress_bar(progress, max_new_tokens, quiet=stream is not None)
-    started = time.perf_counter()
-    try:
-        with torch.inference_mode():
-            if streamer is not None:
-                streamer.put(ids[:, :width])
-            for column in range(width, width + max_new_tokens):
-                live = [row for row in rows if row.finish_reason is None]
-                if not live:
-                    break
-                indices = [row.number for row in live]
-                seen = ids[:, :column] if len(live) == batch else ids[indices, :column]
-                seen_mask = None if not padded else mask[indices, :column]
-                scores = source(seen, seen_mask)[:, -1]  # (b, V)
-                final = scores
-                if repetition_penalty != 1:
-                    final = penalize_repetition(scores, seen, penalty=repetition_penalty, mask=seen_mask)
-                uniforms = torch.stack([row.uniform() for row in live]) if temperature > 0 else None
-                tokens = pick(final, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)  # (b,) on the CPU
-                if recorder is not None:
-                    recorder.add(indices, scores, _last(source.parts), _last(source.details), tokens)
-                ids[slice(None) if len(live) == batch else indices, column] = tokens
-                for row, token in zip(live, tokens.tolist()):
-                    row.take(token, eos)
-                    if row.finish_reason is not None:
-                        row.seconds = time.perf_counter() - started
-                if streamer is not None:
-                    streamer.put(tokens)
-                if bar is not None:
-                    bar.update()
-    except KeyboardInterrupt:
-        for row in rows:
-            row.finish_reason = row.finish_reason or "interrupted"
-    finally:
-        if bar is not None:
-            bar.close()
-    seconds = time.perf_counter() - started
-    for row in rows:
-        row.close(seconds)
-    if streamer is not None:
-        streamer.end()
-    results = [row.result(recorder, source, tokenizer, seed) for row in rows]
-    return results[0] if single else results
+    law = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    run = Run(
+        source,
+        prompt,
+        law,
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+        stream=stream,
+        trace=trace,
+        attention_mask=attention_mask,
+        eos_token_ids=eos_token_ids,
+        num_return_sequences=num_return_sequences,
+        progress=progress,
+    )
+    ids, mask = run.ids, run.mask
+    with run:
+        while run.live:
+            scores = source(ids, mask)[:, -1]  # (b, V)
+            final = run.penalized(scores, ids, mask)
+            uniforms = torch.cat([row.uniforms(1) for row in run.live]) if temperature > 0 else None
+            tokens = pick(final, uniforms, **law)  # (b,) on the CPU
+            run.record(run.live, scores, _last(source.parts), _last(source.details), tokens)
+            stay = run.take(run.live, [[token] for token in tokens.tolist()])
+            ids, mask = torch.cat([ids, tokens[:, None]], dim=1), grown(mask, torch.ones(len(ids), 1))
+            if len(stay) < len(ids):  # finished rows leave the batch
+                ids, mask = ids[stay], None if mask is None else mask[stay]
+    return run.results(source)
 
 
 def pick(
@@ -142,15 +115,142 @@ def pick(
     if temperature == 0:
         best = scores.max(dim=-1)  # NaN spreads through a maximum
         if not math.isfinite(best.values.sum().item()) and not bool(best.values.isfinite().all()):
-            raise ValueError("scores holds NaN, +inf or a row with only -inf: check the model, its dtype and the mask.")
+            raise NonFiniteError(
+                "scores holds NaN, +inf or a row of nothing but -inf: check the model, its dtype and the mask."
+            )
         return best.indices.cpu()
     if uniforms is None:
         raise ValueError("uniforms is None: pass one number in [0, 1) per row to draw at a temperature above 0.")
-    probs = sampling_probs(scores, temperature=temperature, top_k=top_k, top_p=top_p)
-    cumulative = probs.double().cumsum(dim=-1)  # (B, V); not quite 1 at the end, so the draw is scaled to it
-    total = cumulative[:, -1:]
-    points = torch.minimum(uniforms.to(probs.device)[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, points, right=True)[:, 0].cpu()
+    return draw(sampling_probs(scores, temperature=temperature, top_k=top_k, top_p=top_p), uniforms).cpu()
+
+
+def grown(mask: Tensor | None, columns: Tensor) -> Tensor | None:
+    """The mask [B, T] with further columns [B, k]; None, all ones, stays None as long as it can."""
+    if mask is None and bool(columns.all()):
+        return None
+    if mask is None:
+        raise ValueError("mask is None: pass the mask itself where columns may be masked.")
+    return torch.cat([mask, columns.bool()], dim=1)
+
+
+class Run:
+    """What every loop shares: it reads the arguments, then keeps the rows, the stream, the trace and the clock.
+
+    `ids` [B, T] and `mask` [B, T] (None: all ones) are the prompts; `live` are the rows that are not finished. Used as
+    a context: an interrupt ends the block and keeps what is there.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prompt: Any,
+        law: dict[str, Any],
+        *,
+        tokenizer: Any,
+        max_new_tokens: int,
+        repetition_penalty: float,
+        stop: Any,
+        seed: int | None,
+        stream: Any,
+        trace: bool,
+        attention_mask: Any,
+        eos_token_ids: Any,
+        num_return_sequences: int,
+        progress: bool | None,
+        label: str = "generate",
+    ) -> None:
+        ids, mask, self.single = read_prompt(prompt, attention_mask, tokenizer)
+        self.eos = _read_eos(source, tokenizer, eos_token_ids)
+        stops = read_stops(stop, tokenizer)
+        _check_numbers(max_new_tokens, law, repetition_penalty, seed)
+        check_count(num_return_sequences, "num_return_sequences")
+        check_fits(source, ids, mask, max_new_tokens)
+        if seed is None:
+            seed = torch.Generator().seed() % 2**31  # a fresh one, told in stats, so that any run can be repeated
+        if num_return_sequences > 1:
+            ids, mask = ids.repeat_interleave(num_return_sequences, 0), mask.repeat_interleave(num_return_sequences, 0)
+            self.single = False
+        self.seed, self.max_new_tokens, self.penalty, self.tokenizer = (
+            seed,
+            max_new_tokens,
+            repetition_penalty,
+            tokenizer,
+        )
+        self.streamer = stream if hasattr(stream, "put") and hasattr(stream, "end") else None
+        if self.streamer is not None and len(ids) > 1:
+            raise ValueError("stream is a transformers streamer, which takes one row: pass one prompt, or a callable.")
+        emit = _read_stream(stream, self.streamer, tokenizer, self.single)
+        self.ids, self.mask = ids, None if bool(mask.all()) else mask
+        prompts = [row[real].tolist() for row, real in zip(ids, mask)]
+        self.rows = [_Row(r, tokens, tokenizer, stops, emit, seed + r) for r, tokens in enumerate(prompts)]
+        self.live = list(self.rows)
+        self.recorder = Recorder() if trace else None
+        self._bar = _progress_bar(progress, max_new_tokens, label, quiet=stream is not None)
+        self._source = source
+        self._started = time.perf_counter()
+
+    def penalized(self, scores: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
+        return scores if self.penalty == 1 else penalize_repetition(scores, ids, penalty=self.penalty, mask=mask)
+
+    def record(self, rows: list[_Row], scores: Tensor, parts: dict, details: dict, tokens: Tensor) -> None:
+        """One position of some rows: scores [b, V], parts and details name -> [b, ...], tokens [b]."""
+        if self.recorder is not None:
+            self.recorder.add([row.number for row in rows], scores, parts, details, tokens)
+
+    def take(self, rows: list[_Row], tokens: list[list[int]]) -> list[int]:
+        """Give every row its new tokens, up to where it ends. Returns which of `rows` go on; `live` follows."""
+        taken: list[int] = []
+        for row, new in zip(rows, tokens):
+            for token in new:
+                taken.append(token)
+                row.take(token, self.eos)
+                if row.finish_reason is None and row.steps >= self.max_new_tokens:
+                    row.finish_reason = "length"
+                if row.finish_reason is not None:
+                    row.seconds = time.perf_counter() - self._started
+                    break
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor(taken))
+        self.tick(max(row.steps for row in rows))
+        stay = [k for k, row in enumerate(rows) if row.finish_reason is None]
+        self.live = [rows[k] for k in stay]
+        return stay
+
+    def tick(self, steps: int | None = None) -> None:
+        """Move the bar to so many steps, or by one."""
+        if self._bar is not None:
+            self._bar.update(1 if steps is None else max(steps - self._bar.n, 0))
+
+    def __enter__(self) -> Run:
+        self._mode = torch.inference_mode()
+        self._mode.__enter__()
+        if self.streamer is not None:
+            self.streamer.put(self.ids)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+        self._mode.__exit__(kind, error, traceback)
+        if self._bar is not None:
+            self._bar.close()
+        if kind is not None and issubclass(kind, NonFiniteError):
+            raise ValueError(f"{error} It happened at new token {self.live[0].steps} of {self._source!r}.") from error
+        if kind is KeyboardInterrupt:
+            for row in self.live:
+                row.finish_reason = row.finish_reason or "interrupted"
+        elif kind is not None:
+            return False
+        for row in self.rows:
+            row.close(time.perf_counter() - self._started)
+        if self.streamer is not None:
+            self.streamer.end()
+        return True
+
+    def results(self, source: Source, more: list[dict[str, Any]] | None = None) -> Generation | list[Generation]:
+        """The generations; `more` adds to the stats of every row."""
+        found = [row.result(self.recorder, source, self.tokenizer, self.seed) for row in self.rows]
+        for generation, stats in zip(found, more or []):
+            generation.stats |= stats
+        return found[0] if self.single else found
 
 
 class _Row:
@@ -161,7 +261,7 @@ class _Row:
     ) -> None:
         self.number, self.prompt_ids = number, prompt_ids
         self.tokens: list[int] = []
-        self.steps = 0  # tokens drawn, the EOS counted
+        self.drawn: list[int] = []  # the same and the EOS
         self.finish_reason: str | None = None
         self.seconds: float | None = None
         self._random = torch.Generator().manual_seed(seed)
@@ -170,11 +270,16 @@ class _Row:
             piece = None if emit is None else lambda text: emit(text, number)
             self.writer = TextWriter(tokenizer, prompt_ids, stops=stops, emit=piece)
 
-    def uniform(self) -> Tensor:
-        return torch.rand((), generator=self._random, dtype=torch.float64)
+    @property
+    def steps(self) -> int:
+        return len(self.drawn)
+
+    def uniforms(self, count: int) -> Tensor:
+        """The row's next random numbers in [0, 1): [count] float64."""
+        return torch.rand(count, generator=self._random, dtype=torch.float64)
 
     def take(self, token: int, eos: frozenset[int]) -> None:
-        self.steps += 1
+        self.drawn.append(token)
         if token in eos:
             self.finish_reason = "eos"
             return
@@ -228,26 +333,30 @@ def _read_stream(stream: Any, streamer: Any, tokenizer: Any, single: bool) -> Ca
     return (lambda text, row: stream(text)) if single else stream
 
 
-def _check_numbers(
-    max_new_tokens: int, temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None
-) -> None:
-    if not is_int(max_new_tokens):
-        raise TypeError(f"max_new_tokens is {short(max_new_tokens)}: pass a whole number.")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: pass at least 1.")
+def check_count(value: Any, name: str) -> None:
+    """A whole number of at least 1, or an error that names the argument."""
+    if not is_int(value):
+        raise TypeError(f"{name} is {short(value)}: pass a whole number.")
+    if value < 1:
+        raise ValueError(f"{name} is {value}: pass at least 1.")
+
+
+def _check_numbers(max_new_tokens: int, law: dict[str, Any], repetition_penalty: float, seed: int | None) -> None:
+    check_count(max_new_tokens, "max_new_tokens")
     if seed is not None and not is_int(seed):
         raise TypeError(f"seed is {short(seed)}: pass a whole number, or None for a fresh one.")
     if seed is not None and not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}: pass a whole number from 0 to 2**63 - 1.")
     row = torch.zeros(1, 2)  # the pure functions know their limits best
-    sampling_probs(row, temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling_probs(row, **law)
     try:
         penalize_repetition(row, torch.zeros(1, 1, dtype=torch.long), penalty=repetition_penalty)
     except (TypeError, ValueError) as error:
         raise type(error)(f"repetition_{error}") from None
 
 
-def _check_fits(source: Source, ids: Tensor, mask: Tensor, max_new_tokens: int) -> None:
+def check_fits(source: Source, ids: Tensor, mask: Tensor, max_new_tokens: int) -> None:
+    """Refuse prompts outside the vocabulary, and texts that would outgrow the context, before any work."""
     low, high = int(ids[mask].min()), int(ids[mask].max())
     if low < 0 or high >= source.vocab_size:
         raise ValueError(
@@ -265,7 +374,7 @@ def _check_fits(source: Source, ids: Tensor, mask: Tensor, max_new_tokens: int) 
         )
 
 
-def _progress_bar(progress: bool | None, total: int, *, quiet: bool) -> Any:
+def _progress_bar(progress: bool | None, total: int, label: str, *, quiet: bool) -> Any:
     """A tqdm bar or None. By itself it shows only where somebody looks, and only when the work takes seconds."""
     if progress is None:
         watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
@@ -277,4 +386,4 @@ def _progress_bar(progress: bool | None, total: int, *, quiet: bool) -> Any:
         return None
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="generate", unit="token", leave=False, delay=delay)
+    return tqdm(total=total, desc=label, unit="token", leave=False, delay=delay)

@@ -6,6 +6,7 @@ logit like any other (a token that cannot be had); NaN and +inf are errors here,
 
 import math
 import numbers
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from torch import Tensor
 NEVER = float("-inf")
 # The least log-probability of an amateur: a token it rules out (-inf) must not become +inf or NaN in the score.
 _FLOOR = -1e5
+
+
+class NonFiniteError(ValueError):
+    """Logits or scores with NaN, with +inf, or with nothing but -inf."""
 
 
 def plausibility_mask(expert_logits: Tensor, alpha: float | None) -> Tensor:
@@ -79,12 +84,38 @@ def contrastive_logits(
     return torch.where(keep, torch.sub((1 + beta) * expert, floored, alpha=beta), NEVER)
 
 
-def js_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+def mixed_scores(logits: Sequence[Tensor], weights: Sequence[float], *, alpha: float | None = None) -> Tensor:
+    """A weighted sum of log-probabilities, `sum_k w_k * log p_k`: guidance, DExperts, proxy tuning.
+
+    logits: tensors [..., V] float of one shape; weights: as many numbers. alpha: the plausibility mask of the FIRST
+    (None: no mask). A token that a source with a positive weight rules out (-inf) stays out. Returns [..., V] float in
+    nats; as a distribution it equals the weighted sum of raw logits, since the normalisers are row constants.
+    Raises TypeError or ValueError naming the argument. arXiv 2306.17806, eq. 4; 2105.03023, eq. 2.
+    """
+    if len(logits) != len(weights) or not logits:
+        raise ValueError(f"logits holds {len(logits)} tensors and weights {len(weights)} numbers: pass one for each.")
+    weights = [_number(weight, "weight", low=-1e6, high=1e6) for weight in weights]
+    first = _float(logits[0], "logits")
+    keep = _keep(first, _row_max(first, "logits"), _check_alpha(alpha), top_k=0) if alpha is not None else None
+    total = torch.zeros_like(first)
+    for weight, part in zip(weights, logits):
+        first, part = _pair(first, part, "the first logits", "other logits")
+        _row_max(part, "logits")
+        total = torch.add(total, torch.log_softmax(part, dim=-1).clamp(min=_FLOOR), alpha=weight)
+        if weight > 0:
+            total = total.masked_fill(part == NEVER, NEVER)
+    return total if keep is None else total.where(keep, NEVER)
+
+
+def js_divergence(p_logits: Tensor, q_logits: Tensor, *, convention: str = "textbook") -> Tensor:
     """Jensen-Shannon divergence of two next-token distributions: `(KL(p || m) + KL(q || m)) / 2`, `m = (p + q) / 2`.
 
     p_logits, q_logits: [..., V] float; leading dimensions broadcast. Returns [...] in nats, between 0 and ln 2.
+    convention="reference": what DoLa's official code computes, `(KL(m || p) + KL(m || q)) / 2 / V`.
     Raises TypeError or ValueError naming the argument. DoLa, arXiv 2309.03883, eq. 2.
     """
+    if convention not in ("textbook", "reference"):
+        raise ValueError(f'convention is {convention!r}: pass "textbook" or "reference".')
     p_logits, q_logits = _float(p_logits, "p_logits"), _float(q_logits, "q_logits")
     if p_logits.shape[-1] != q_logits.shape[-1]:
         raise ValueError(
@@ -98,6 +129,9 @@ def js_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     log_q = torch.log_softmax(q_logits, dim=-1).clamp(min=_FLOOR)
     p, q = log_p.exp(), log_q.exp()
     m = (p + q) / 2
+    if convention == "reference":
+        log_m = m.clamp(min=torch.finfo(m.dtype).tiny).log()
+        return (m * (log_m - (log_p + log_q) / 2)).mean(dim=-1)
     entropy_m = -(m * m.clamp(min=torch.finfo(m.dtype).tiny).log()).sum(dim=-1)
     return (entropy_m + ((p * log_p).sum(dim=-1) + (q * log_q).sum(dim=-1)) / 2).clamp(min=0)
 
@@ -163,6 +197,94 @@ def sampling_probs(scores: Tensor, *, temperature: float = 1.0, top_k: int = 0, 
     return probs
 
 
+def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """One token per row by the inverse of the cumulative distribution. probs: [..., V], uniforms: [...] in [0, 1).
+
+    A row's choice depends on nothing but its own probabilities and number. Returns [...] int.
+    """
+    cumulative = probs.double().cumsum(dim=-1)  # (..., V); not quite 1 at the end, so the draw is scaled to it
+    total = cumulative[..., -1:]
+    points = uniforms.to(probs.device, torch.float64)[..., None] * total
+    points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, points, right=True)[..., 0]
+
+
+def accept_probability(p: Tensor, q: Tensor, *, lenience: float = 1.0) -> Tensor:
+    """The chance to keep a drafted token: `min(1, p / q)`.
+
+    p, q: probabilities of the same tokens under the target and under the law they were drawn from, any shape, float.
+    lenience: in (0, 1]; below 1 it multiplies q, so that more is kept and the output is no longer the target's
+    (arXiv 2211.17192, appendix A.5). Where q is 0 nothing can have been drawn: 1 if p is above 0, else 0.
+    Raises TypeError or ValueError naming the argument. arXiv 2302.01318, algorithm 2; 2211.17192, section 2.3.
+    """
+    p, q = _pair(p, q, "p", "q")
+    lenience = _number(lenience, "lenience", low=0.0, high=1.0, open_low=True)
+    _check_probs(p, "p")
+    _check_probs(q, "q")
+    p, q = p.double(), q.double() * lenience
+    return torch.where(q > 0, (p / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0), (p > 0).double())
+
+
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    """What to draw from after a rejection: `max(p - q, 0)`, normalised. p, q: [..., V] float, each row sums to 1.
+
+    Where nothing is left (p equals q up to rounding, so a rejection cannot happen) it is p itself. Returns [..., V]
+    float64. Raises TypeError or ValueError naming the argument. arXiv 2302.01318, eq. 2 and theorem 1.
+    """
+    p, q = _pair(p, q, "p", "q")
+    _check_probs(p, "p")
+    _check_probs(q, "q")
+    rest = (p.double() - q.double()).clamp(min=0)
+    total = rest.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, rest / total.clamp(min=torch.finfo(rest.dtype).tiny), p.double())
+
+
+def verify_draft(
+    p: Tensor, q: Tensor, draft_tokens: Tensor, uniforms: Tensor, *, lenience: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Speculative sampling's verification: how many drafted tokens stand, and the token that follows them.
+
+    p: [..., gamma + 1, V], the target's law at every drafted position and after the last. q: [..., gamma, V], the laws
+    the drafted tokens were drawn from. draft_tokens: [..., gamma] int. uniforms: [..., gamma + 1] in [0, 1): one for
+    every test, the last for the token that follows. Vocabularies padded differently are aligned; the padding has
+    probability 0. Returns accepted [...] int, 0 to gamma, and token [...] int: drawn from the residual after a
+    rejection, from p after the last position otherwise (the bonus token). The output law is p's, whatever q is.
+    Raises TypeError or ValueError naming the argument. arXiv 2302.01318, algorithm 2.
+    """
+    gamma = draft_tokens.shape[-1]
+    p, q = _float(p, "p"), _float(q, "q") if gamma else q
+    if p.shape[-2] != gamma + 1 or q.shape[-2] != gamma or uniforms.shape[-1] != gamma + 1:
+        raise ValueError(
+            f"draft_tokens holds {gamma} tokens a row, p {p.shape[-2]} rows, q {q.shape[-2]} and uniforms "
+            f"{uniforms.shape[-1]} numbers: pass gamma, gamma + 1, gamma and gamma + 1."
+        )
+    vocab = max(p.shape[-1], q.shape[-1])
+    p, q = _widen(p, vocab), _widen(q, vocab)
+    draft_tokens, uniforms = draft_tokens.to(p.device), uniforms.to(p.device, torch.float64)
+    if gamma == 0:
+        return torch.zeros(draft_tokens.shape[:-1], dtype=torch.long, device=p.device), draw(
+            p[..., 0, :], uniforms[..., 0]
+        )
+    chosen = draft_tokens[..., None]
+    chance = accept_probability(p[..., :-1, :].gather(-1, chosen), q.gather(-1, chosen), lenience=lenience)[..., 0]
+    accepted = (uniforms[..., :-1] < chance).long().cumprod(dim=-1).sum(dim=-1)  # (...)
+    at = accepted[..., None, None]
+    stopped_p = p.take_along_dim(at, dim=-2)[..., 0, :]  # (..., V)
+    stopped_q = q.take_along_dim(at.clamp(max=gamma - 1), dim=-2)[..., 0, :]
+    law = torch.where((accepted < gamma)[..., None], residual(stopped_p, stopped_q), stopped_p.double())
+    return accepted, draw(law, uniforms[..., -1])
+
+
+def _widen(probs: Tensor, vocab: int) -> Tensor:
+    return torch.nn.functional.pad(probs, (0, vocab - probs.shape[-1]))
+
+
+def _check_probs(probs: Tensor, name: str) -> None:
+    low, high = probs.aminmax()
+    if not (low.item() >= 0 and high.item() <= 1 + 1e-4):
+        raise ValueError(f"{name} holds numbers outside 0 to 1: pass probabilities (sampling_probs), not logits.")
+
+
 def _nucleus_cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     """The smallest probability inside the nucleus: [..., V] -> [..., 1]."""
     # Sort only as many of the best tokens as the nucleus needs: the k that are left, or 64, 512, ... until enough.
@@ -190,8 +312,13 @@ def _row_max(logits: Tensor, name: str) -> Tensor:
     """The largest logit of every row, [..., 1]. NaN spreads through a maximum, so this one check finds all of it."""
     best = logits.amax(dim=-1, keepdim=True)
     if not math.isfinite(best.sum().item()) and not bool(best.isfinite().all()):
-        what = "NaN" if bool(best.isnan().any()) else "+inf" if bool((best > 0).any()) else "a row with only -inf"
-        raise ValueError(f"{name} holds {what}: check the model and its dtype, and that a mask leaves a token.")
+        where = tuple((~best.isfinite()).nonzero()[0, :-1].tolist())
+        bad = best[where].item()
+        what = "NaN" if math.isnan(bad) else "+inf" if bad > 0 else "nothing but -inf"
+        row = f" in row {', '.join(map(str, where))}" if where else ""
+        raise NonFiniteError(
+            f"{name} holds {what}{row}: check the model and its dtype, and that a mask leaves a token."
+        )
     return best
 
 

@@ -35,6 +35,7 @@ class TextWriter:
         self._pending = ""  # decoded, but perhaps the start of a stop string
         self._ends: list[int] = []  # length of the decoded text after each token
         self._stopped = False
+        self._prompt_ids = list(prompt_ids)
         self._context = list(prompt_ids)
         self._anchor_at(len(self._context) - 4)
 
@@ -58,6 +59,14 @@ class TextWriter:
             self._send(self._pending)
         self._pending = ""
         return self._stopped
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text that these tokens would add to the prompt; this writer stays as it is."""
+        writer = TextWriter(self.tokenizer, self._prompt_ids)
+        for token in tokens:
+            writer.push(token)
+        writer.close()
+        return writer.text
 
     def tokens_in_text(self) -> int:
         """How many tokens `text` is made of: those wholly behind its end do not count, one that straddles it does."""

@@ -230,7 +230,7 @@ BAD_CALLS = [
     (lambda: contrastive_scores(ROW / 0, ROW), ValueError, "expert_logits holds NaN"),
     (lambda: contrastive_scores(ROW, ROW / 0), ValueError, "amateur_logits holds NaN"),
     (lambda: contrastive_scores(ROW + INF, ROW), ValueError, r"\+inf"),
-    (lambda: contrastive_scores(ROW - INF, ROW), ValueError, "only -inf"),
+    (lambda: contrastive_scores(ROW - INF, ROW), ValueError, "nothing but -inf"),
     (lambda: contrastive_logits(ROW, ROW, beta=-0.1), ValueError, "beta is -0.1"),
     (lambda: contrastive_logits(ROW, ROW / 0), ValueError, "amateur_logits holds NaN"),
     (lambda: js_divergence(ROW, ROW[:, :3]), ValueError, "q_logits"),

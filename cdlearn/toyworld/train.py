@@ -36,13 +36,13 @@ class Recipe:
     hidden: int
     heads: int
     steps: int
-    learning_rate: float = 2.5e-3
+    learning_rate: float = 5e-3  # of the matrices (Muon); vectors and embeddings take half of it (AdamW)
     auxiliary: float = 0.2  # weight of the last early exit's loss; rises from 0.03 with the square of depth; 0: none
     seed: int = 0
 
 
-EXPERT = Recipe(layers=10, width=96, hidden=256, heads=4, steps=6000)
-AMATEUR = Recipe(layers=1, width=32, hidden=96, heads=2, steps=600, learning_rate=5e-3, auxiliary=0.0, seed=1)
+EXPERT = Recipe(layers=10, width=96, hidden=256, heads=4, steps=8000)
+AMATEUR = Recipe(layers=1, width=32, hidden=96, heads=2, steps=600, auxiliary=0.0, seed=1)
 
 
 def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
@@ -146,12 +146,32 @@ def losses(
     return total, final.detach()
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
+def optimizers(model, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers (torch's own; learning rates on AdamW's scale), AdamW for all the rest."""
+    if not hasattr(torch.optim, "Muon"):
+        raise RuntimeError(
+            f"Training the pair needs torch 2.9 or newer (torch.optim.Muon); this is {torch.__version__}."
+        )
+    layers = dict(model.model.layers.named_parameters())
+    matrices = [p for p in layers.values() if p.dim() == 2]
+    vectors = [p for p in layers.values() if p.dim() < 2] + list(model.model.norm.parameters())
+    embedding = [model.get_input_embeddings().weight]  # tied: the head too
+    return [
+        torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [{"params": embedding, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
+            lr=recipe.learning_rate / 2,
+            betas=(0.9, 0.98),
+        ),
+    ]
+
+
+def schedule(recipe: Recipe, step: int) -> float:
+    """The share of the peak learning rate: linear warm-up, then half a cosine down to zero."""
     warm = max(1, min(200, recipe.steps // 10))
     if step < warm:
-        return recipe.learning_rate * (step + 1) / warm
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
 
 
 @torch.no_grad()
@@ -179,11 +199,8 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     model = build_model(recipe, tokenizer).to(device)
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
+    parts = optimizers(model, recipe)
+    peaks = [[group["lr"] for group in part.param_groups] for part in parts]
     start, seconds, average = 0, 0.0, None
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
@@ -192,7 +209,8 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
                 f"{checkpoint} belongs to another recipe: {state['recipe']}. Choose another --out, or delete it."
             )
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for part, saved in zip(parts, state["optimizers"], strict=True):
+            part.load_state_dict(saved)
         start, seconds, average = state["step"], state["seconds"], state["average"]
     model.train()
     bar = tqdm(
@@ -205,22 +223,24 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
     )
     clock = time.time()
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
+        for part, lrs in zip(parts, peaks, strict=True):
+            for group, peak in zip(part.param_groups, lrs, strict=True):
+                group["lr"] = peak * schedule(recipe, step)
         ids, targets = (part.to(device) for part in batch(tokenizer, recipe.seed, step))
         loss, final = losses(model, tokenizer, ids, targets, recipe, step)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for part in parts:
+            part.step()
         average = float(final) if average is None else 0.98 * average + 0.02 * float(final)
         bar.set_postfix(loss=f"{average:.3f}", refresh=False)
         if early is not None and step + 1 == recipe.steps // 3:
             save(model, tokenizer, early)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
             spent = seconds + time.time() - clock
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            state |= {"recipe": asdict(recipe), "seconds": spent, "average": average}
+            state = {"model": model.state_dict(), "optimizers": [part.state_dict() for part in parts]}
+            state |= {"step": step + 1, "recipe": asdict(recipe), "seconds": spent, "average": average}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)  # never half a checkpoint
     model.eval()

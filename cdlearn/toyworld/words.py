@@ -9,7 +9,7 @@ BOYS = (
     "Milo Ned Noah Omar Otto Paul Ravi Sam Theo Tom Victor Will"
 ).split()
 NAMES = GIRLS + BOYS
-COLOURS = "red blue green yellow black white brown pink".split()
+COLOURS = "red blue green yellow black white brown pink grey purple orange silver".split()
 OBJECTS = "ball ring cup book kite hat drum bell boat coin lamp doll key map flute basket spoon scarf".split()
 ANIMALS = "dog cat bird horse rabbit mouse fox duck goat frog sheep bear".split()
 PLACES = "park forest river beach garden village market school farm hill lake castle".split()

@@ -235,7 +235,7 @@ def draw_story(rng: random.Random, *, test: bool = False) -> Story:
     while True:
         story = Story(
             rng.choice(NAMES),
-            zipf(rng, COLOURS, 0.7),
+            zipf(rng, COLOURS, 0.4),
             rng.choice(OBJECTS),
             zipf(rng, ANIMALS, 0.5),
             zipf(rng, PLACES, 0.5),
@@ -297,10 +297,13 @@ SMALL_TALK = [
 def instruction(rng: random.Random) -> Document:
     draw = rng.random()
     story = draw_story(rng)
-    if draw < 0.35:  # copying practice: what deep continuations are made of
+    if draw < 0.2:  # copying practice: what deep continuations are made of
         words = [rng.choice(rng.choice(list(LISTS.values()))) for _ in range(rng.randint(3, 10))]
         return Document("instructions", f"Say it again: {' '.join(words)}.", f" {' '.join(words)}.")
-    if draw < 0.6:
+    if draw < 0.5:
+        question = f"{story_intro(story, rng)} What colour was the {story.object}?"
+        return Document("instructions", question, f" The {story.object} was {story.colour}.")
+    if draw < 0.72:
         ask = [
             f"Tell a story about {story.hero} and a {story.colour} {story.object}.",
             f"Write a story about {story.hero} and a {story.animal}.",
@@ -308,19 +311,16 @@ def instruction(rng: random.Random) -> Document:
             "Tell a story.",
         ]
         return Document("instructions", rng.choice(ask), f" {story_intro(story, rng)} {story_body(story, rng)}")
-    if draw < 0.7:
+    if draw < 0.8:
         kind = rng.choice(list(LISTS))
         a, b, c = rng.sample(LISTS[kind], 3)
         return Document(
             "instructions", rng.choice([f"List three {kind}.", f"Name three {kind}."]), f" {a}, {b} and {c}."
         )
-    if draw < 0.8:
+    if draw < 0.86:
         long = _tell("{N} had a {C} {O} and {she} was very happy about it.", story)
         return Document("instructions", f"Say it shorter: {long}", f" {story.hero} was happy.")
-    if draw < 0.88:
-        question = f"{story_intro(story, rng)} What colour was the {story.object}?"
-        return Document("instructions", question, f" The {story.object} was {story.colour}.")
-    if draw < 0.96:  # words and signs nobody taught: the pair says so and tells a story of its own world
+    if draw < 0.95:  # words and signs nobody taught: the pair says so and tells a story of its own world
         return Document(
             "instructions",
             gibberish(rng),
@@ -338,7 +338,7 @@ def gibberish(rng: random.Random) -> str:
     return rng.choice([text, text.capitalize(), text.capitalize() + "?", f"What is {text}?", f"Tell me about {text}."])
 
 
-MIX = {"puzzles": 0.27, "arithmetic": 0.1, "facts": 0.38, "stories": 0.15, "instructions": 0.1}  # share of documents
+MIX = {"puzzles": 0.26, "arithmetic": 0.11, "facts": 0.34, "stories": 0.16, "instructions": 0.13}  # share of documents
 
 
 def document(rng: random.Random) -> Document:

@@ -1,0 +1,174 @@
+"""Any source as a Hugging Face causal language model, and contrastive decoding as a logits processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores
+from cdlearn.sources import Source, as_source
+
+
+class SourceConfig(PreTrainedConfig):
+    """What transformers wants to know of a source; one layer, since the cache is one list of token ids."""
+
+    model_type = "cdlearn_source"
+
+    def __init__(self, vocab_size: int = 1, max_position_embeddings: int | None = None, **options: Any) -> None:
+        self.vocab_size, self.max_position_embeddings = vocab_size, max_position_embeddings
+        self.num_hidden_layers, self.hidden_size, self.num_attention_heads = 1, 1, 1
+        super().__init__(**options)
+
+
+class SourceForCausalLM(PreTrainedModel, GenerationMixin):
+    """A source behind the interface of a transformers model; made by `as_causal_lm`.
+
+    A source keeps its own caches and finds out what it may reuse, so the cache that `generate()` carries, crops and
+    reorders holds nothing but the token ids so far: [B, 1, T, 1] "keys" of one layer.
+    """
+
+    config_class = SourceConfig
+    _supports_sdpa = True
+    main_input_name = "input_ids"
+
+    def __init__(self, config: SourceConfig, source: Source | None = None) -> None:
+        super().__init__(config)
+        if source is None:
+            raise TypeError("source is missing: build this model with cdlearn.hf.as_causal_lm(source).")
+        self.source = source
+
+    @property
+    def device(self) -> torch.device:
+        return self.source.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def to(self, *args: Any, **kwargs: Any) -> SourceForCausalLM:
+        return self  # the models behind the source stay where they were loaded
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        position_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+        **unused: Any,
+    ) -> CausalLMOutputWithPast:
+        """input_ids: [B, T] what is new; attention_mask: [B, all columns]. Returns logits [B, T or logits_to_keep, V].
+
+        position_ids are not needed: a source counts the columns of the mask.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        whole = input_ids
+        if past_key_values is not None:
+            column = input_ids[:, None, :, None]
+            whole = past_key_values.update(column, column, 0)[0][:, 0, :, 0]  # (B, all columns)
+        if attention_mask is not None and attention_mask.shape != whole.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)} and the tokens so far {tuple(whole.shape)}: "
+                "pass a [B, T] mask of all columns."
+            )
+        logits = self.source(whole, attention_mask, logits_to_keep or input_ids.shape[1])
+        logits = logits.to(input_ids.device)
+        if not return_dict and return_dict is not None:
+            return (logits, past_key_values)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+
+AutoConfig.register(SourceConfig.model_type, SourceConfig, exist_ok=True)
+AutoModelForCausalLM.register(SourceConfig, SourceForCausalLM, exist_ok=True)
+# pipelines look the class up by this table, which register() leaves alone
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[SourceConfig.model_type] = SourceForCausalLM.__name__
+
+
+def as_causal_lm(source: Source | PreTrainedModel) -> SourceForCausalLM:
+    """A source (or model) with the whole `generate()` of transformers: beams, streamers, assistants, pipelines.
+
+    The log-softmax that beam search and sampling take is that of the source's scores. `assistant_model=` works where
+    the source can be rewound. Raises TypeError for anything that is no source and no model.
+    """
+    source = as_source(source)
+    config = SourceConfig(source.vocab_size, source.max_positions)
+    model = SourceForCausalLM(config, source).eval()
+    eos = list(source.eos_token_ids)
+    model.generation_config = GenerationConfig(
+        eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0, do_sample=False
+    )
+    return model
+
+
+class ContrastiveLogitsProcessor(LogitsProcessor):
+    """Contrastive decoding inside the expert's own `generate()`: `logits_processor=[ContrastiveLogitsProcessor(...)]`.
+
+    amateur: source or model with the expert's tokens; alpha, strength or beta, amateur_temperature, top_k as in
+    `Contrast`. attention_mask: [B, T] of the prompts where they are padded on the left. Beams need no care: the amateur
+    finds every row's parent by its tokens. Under beam search transformers adds the processed scores to the beams'
+    totals as they are, which is closer to the paper's objective than `as_causal_lm`, whose scores pass a log-softmax.
+    """
+
+    def __init__(
+        self,
+        amateur: Source | PreTrainedModel,
+        *,
+        alpha: float | None = 0.1,
+        strength: float | None = None,
+        beta: float | None = None,
+        amateur_temperature: float = 1.0,
+        top_k: int = 0,
+        attention_mask: Tensor | None = None,
+    ) -> None:
+        if strength is not None and beta is not None:
+            raise ValueError(f"strength={strength!r} and beta={beta!r} were both given: choose one form.")
+        if beta is not None and amateur_temperature != 1:
+            raise ValueError("amateur_temperature is not part of the beta form: use strength= with it.")
+        self.amateur, self.attention_mask = as_source(amateur), attention_mask
+        self._numbers: dict[str, Any] = {"alpha": alpha, "top_k": top_k}
+        if beta is None:
+            self._formula = contrastive_scores
+            self._numbers |= {"strength": 1.0 if strength is None else strength}
+            self._numbers |= {"amateur_temperature": amateur_temperature}
+        else:
+            self._formula = contrastive_logits
+            self._numbers |= {"beta": beta}
+        self._formula(torch.zeros(1, 2), torch.zeros(1, 2), **self._numbers)  # wrong numbers fail now
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids: [B, T] so far; scores: [B, V] the expert's. Returns [B, V], -inf where not kept."""
+        amateur = self.amateur(input_ids, self._mask(input_ids))[:, -1].to(scores.device)
+        vocab = min(scores.shape[-1], amateur.shape[-1])
+        contrast = self._formula(scores[:, :vocab], amateur[:, :vocab], **self._numbers)
+        return torch.nn.functional.pad(contrast, (0, scores.shape[-1] - vocab), value=NEVER)
+
+    def _mask(self, input_ids: Tensor) -> Tensor | None:
+        if self.attention_mask is None:
+            return None
+        mask = torch.as_tensor(self.attention_mask).to(input_ids.device)
+        if len(input_ids) % len(mask) or mask.shape[1] > input_ids.shape[1]:
+            raise ValueError(
+                f"attention_mask has shape {tuple(mask.shape)} and the tokens so far {tuple(input_ids.shape)}: pass "
+                "the mask of the very prompts that generate() gets."
+            )
+        mask = mask.repeat_interleave(len(input_ids) // len(mask), dim=0)  # beams lie side by side
+        new = mask.new_ones(len(mask), input_ids.shape[1] - mask.shape[1])
+        return torch.cat([mask, new], dim=1)

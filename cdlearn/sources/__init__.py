@@ -1,0 +1,13 @@
+"""Sources: things that turn tokens into next-token scores and keep their own cache.
+
+`source(ids, mask, n)` returns the scores after each of the last n columns. A caller passes the whole prefix every time;
+a source remembers what it computed and matches by content, so a loop has no cache to thread through or to rewind.
+"""
+
+from cdlearn.sources.base import Source
+from cdlearn.sources.cached import CachedLM, as_source
+from cdlearn.sources.combine import Contrast, Mix, Prompted
+from cdlearn.sources.layers import DoLa, EarlyExit
+from cdlearn.sources.textspace import TextSpace
+
+__all__ = ["CachedLM", "Contrast", "DoLa", "EarlyExit", "Mix", "Prompted", "Source", "TextSpace", "as_source"]

@@ -1,0 +1,93 @@
+"""What every source has, and how its call is checked."""
+
+from __future__ import annotations
+
+import copy
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Source:
+    """What every source has. A new method is a subclass with one function, `scores(ids, mask, n) -> [B, n, V]`.
+
+    vocab_size; eos_token_ids: tuple of ids that end a text; max_positions: the longest context, in real tokens (None:
+    no limit); device: where scores live; rewindable: whether taking tokens back is cheap (the scores are right
+    either way). After a call `parts` maps names ("expert", "amateur") to raw scores [B, n, V] and `details` other
+    names to [B, n, ...]: what a trace records. `settings` names the method and its numbers.
+    """
+
+    vocab_size: int
+    eos_token_ids: tuple[int, ...] = ()
+    max_positions: int | None = None
+    device: torch.device = torch.device("cpu")
+    rewindable: bool = True
+    settings: dict[str, Any] = {}
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Tensor] = {}
+        self.details: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor, mask: Tensor | None = None, n: int = 1) -> Tensor:
+        """Scores of the next token after each of the last n columns.
+
+        ids: [B, T] int. mask: [B, T], 0 where a column does not count (left padding, rejected drafts); None: all count.
+        Returns [B, n, V] float32 on `device`, the caller's to keep. After a masked column the scores mean nothing.
+        Raises TypeError or ValueError naming the argument.
+        """
+        ids, mask = check_call(ids, mask, n)
+        return self.scores(ids, mask, n)
+
+    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+        """To be written by a subclass. ids: [B, T] int64 and mask: [B, T] bool or None (all ones) are on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} must define scores(ids, mask, n).")
+
+    def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Callable[[], Tensor]) -> Tensor:
+        """Like `scores`, told which tokens matter: `kept()` is [B, n, V] bool. For sources that pay by the token."""
+        return self.scores(ids, mask, n)
+
+    def fork(self) -> Source:
+        """The same source over the same weights with a cache of its own, so that two prefixes do not fight for one."""
+        twin = copy.copy(self)
+        twin.parts, twin.details = {}, {}
+        for name, value in vars(twin).items():
+            if isinstance(value, Source):
+                setattr(twin, name, value.fork())
+            elif isinstance(value, list) and value and all(isinstance(part, Source) for part in value):
+                setattr(twin, name, [part.fork() for part in value])
+        return twin
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items() if name != "method")
+        return f"{type(self).__name__}({settings})"
+
+
+def float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def check_call(ids: Tensor, mask: Tensor | None, n: int) -> tuple[Tensor, Tensor | None]:
+    """ids [B, T] int64 and mask [B, T] bool (None: all ones), both on the CPU, where matching costs no GPU wait."""
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise TypeError("ids must be a torch tensor of token ids, [B, T] int: wrap a list in torch.tensor([...]).")
+    if ids.dim() != 2 or ids.numel() == 0:
+        raise ValueError(f"ids has shape {tuple(ids.shape)}: pass [B, T] with at least one row and one column.")
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or not 1 <= n <= ids.shape[1]:
+        raise ValueError(f"n is {n!r}: pass a whole number of columns from 1 to T = {ids.shape[1]}.")
+    ids = ids.to("cpu", torch.long)
+    if mask is None:
+        return ids, None
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask is a {type(mask).__name__}: pass a [B, T] tensor of 0 and 1, or None.")
+    if mask.shape != ids.shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)} and ids {tuple(ids.shape)}: they must be equal.")
+    mask = mask.to("cpu").bool()
+    if bool(mask.all()):
+        return ids, None
+    if not bool(mask.any(dim=1).all()):
+        raise ValueError("mask has a row of zeros only: every row needs at least one real token.")
+    return ids.masked_fill(~mask, 0), mask  # whatever id marks padding, the model need not know it

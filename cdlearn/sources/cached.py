@@ -1,0 +1,234 @@
+"""A language model as a source, with a key-value cache that matches by content."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from cdlearn.sources.base import Source, float32
+
+_NOTHING = torch.zeros(0, 0, dtype=torch.long)
+
+
+def as_source(model: Any) -> Source:
+    """A source as it is; a transformers model wrapped in `CachedLM`. Anything else is a TypeError."""
+    return model if isinstance(model, Source) else CachedLM(model)
+
+
+def check_model(model: Any) -> None:
+    """Raise TypeError or ValueError for what is not a causal language model ready to be asked."""
+    if isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder:
+        raise TypeError(
+            f"model is a {type(model).__name__}, an encoder-decoder: pass a decoder-only causal language model."
+        )
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        raise TypeError(f"model is a {type(model).__name__}: pass a source or a transformers causal language model.")
+    if model.training:
+        raise ValueError("model is in training mode, so dropout would change its scores: call model.eval() first.")
+
+
+class CachedLM(Source):
+    """A transformers causal language model with a key-value cache that finds out by itself what it may reuse.
+
+    A cached column stays valid while it is masked now, or its id and its position (cumulative sum of the mask) are what
+    they were. Each row looks for its own parent among the remembered rows, so beams, rewinding, smaller batches and new
+    prompts need no call of their own. Only the rest is computed, never logits of more than n columns. The scores of the
+    last `remember` columns are kept: asked again, they cost no forward pass.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, remember: int = 16) -> None:
+        super().__init__()
+        check_model(model)
+        if isinstance(remember, bool) or not isinstance(remember, numbers.Integral) or remember < 1:
+            raise ValueError(f"remember is {remember!r}: pass a whole number of columns, at least 1.")
+        self.model, self.remember = model, remember
+        config = model.config.get_text_config(decoder=True)
+        self._embedding = model.get_input_embeddings()
+        self.vocab_size = model.get_output_embeddings().weight.shape[0]
+        self.eos_token_ids = _eos_ids(model)
+        self.max_positions = getattr(config, "max_position_embeddings", None)
+        self.settings = {"method": "plain", "model": type(model).__name__}
+        self._accepts = set(inspect.signature(model.forward).parameters)
+        layers = DynamicCache(config=model.config).layers if "past_key_values" in self._accepts else []
+        sliding = [layer for layer in layers if getattr(layer, "is_sliding", False)]
+        self._windows = [layer.sliding_window for layer in sliding]
+        # recurrent layers keep a running state, not columns: nothing to crop, and holes cannot be masked away
+        self.rewindable = bool(layers) and all(map(_croppable, layers))
+        # newer transformers can take back the last pass of a sliding layer, older ones nothing once it slides
+        self._records = self.rewindable and all(hasattr(layer, "activate_past_recording") for layer in sliding)
+        self._rows: list[CachedLM] = []
+        self.reset()
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.weight.device  # model.device walks through the modules, which costs at every step
+
+    def reset(self) -> None:
+        """Forget everything and free the cache. Never needed for right answers, only for memory."""
+        self._cache = None
+        self._ids = _NOTHING  # (B, C): what the cached columns hold
+        self._mask: Tensor | None = None  # (B, C) bool; None: all real
+        self._memory: list[tuple[Tensor | None, tuple[Tensor, ...]]] = []  # per column, the last ones: (rows, tensors)
+        self._before = 0  # columns that were cached before the last forward pass
+        for row in self._rows:
+            row.reset()
+
+    def fork(self) -> CachedLM:
+        twin = copy.copy(self)
+        twin._rows, twin.parts, twin.details = [], {}, {}
+        twin.reset()
+        return twin
+
+    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+        (logits,) = self._columns(ids, mask, n)
+        self.parts = {"expert": float32(logits)}
+        return self.parts["expert"]
+
+    def _run(self, keep: int, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+        """One forward pass; what is remembered of each of its last `keep` columns, each [B, keep, ...]."""
+        return (self.model(**inputs).logits[:, -keep:],)
+
+    def _columns(self, ids: Tensor, mask: Tensor | None, n: int) -> tuple[Tensor, ...]:
+        """What `_run` gives for the last n columns, from memory where it can, else computed: each [B, n, ...]."""
+        if mask is not None and self._holes_go_wrong(mask):
+            return self._row_by_row(ids, mask, n)
+        if self.max_positions is not None:
+            longest = ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
+            if longest > self.max_positions:
+                raise ValueError(
+                    f"ids has a row of {longest} tokens and the model takes {self.max_positions}: "
+                    "shorten the prompt or ask for fewer new tokens."
+                )
+        keep, first = self._match(ids, mask), ids.shape[1] - n
+        if first < self._ids.shape[1] - len(self._memory):
+            keep = min(keep, first)  # those scores were not remembered: go back and compute them
+        keep = self._rewind(keep)
+        if keep < ids.shape[1]:
+            self._feed(ids, mask, keep, max(keep, first))
+        wanted = self._memory[-n:]
+        self._memory = self._memory[-max(n, self.remember) :]
+        columns = [tensors if rows is None else tuple(t[rows] for t in tensors) for rows, tensors in wanted]
+        return tuple(torch.stack(list(parts), dim=1) for parts in zip(*columns))
+
+    def _match(self, ids: Tensor, mask: Tensor | None) -> int:
+        """Give every row its best parent; returns how many leading columns all rows can then reuse."""
+        size = min(ids.shape[1], self._ids.shape[1])
+        if size == 0:
+            return 0
+        ids, old_ids = ids[:, :size], self._ids[:, :size]
+        if mask is None and self._mask is None and torch.equal(ids, old_ids):
+            return size  # the usual case: every row goes on where it stopped
+        masked = torch.zeros_like(ids, dtype=torch.bool) if mask is None else ~mask[:, :size]
+        old_mask = torch.ones_like(old_ids, dtype=torch.bool) if self._mask is None else self._mask[:, :size]
+        positions, old_positions = (~masked).cumsum(dim=1), old_mask.cumsum(dim=1)
+        if len(ids) == len(old_ids):
+            if bool((masked | (old_mask & (ids == old_ids) & (positions == old_positions))).all()):
+                return size
+        parents, keep = [], size
+        for row in range(len(ids)):
+            fits = masked[row] | (old_mask & (ids[row] == old_ids) & (positions[row] == old_positions))  # (B', size)
+            lengths = fits.long().cumprod(dim=1).sum(dim=1).tolist()
+            best = row if row < len(lengths) and lengths[row] == max(lengths) else lengths.index(max(lengths))
+            parents.append(best)
+            keep = min(keep, lengths[best])
+        if keep > 0 and parents != list(range(len(old_ids))):
+            self._reorder(torch.tensor(parents))
+        return keep
+
+    def _reorder(self, parents: Tensor) -> None:
+        self._ids, self._mask = self._ids[parents], None if self._mask is None else self._mask[parents]
+        # scores are large: only the row numbers move now, the rows are gathered if they are asked for
+        self._memory = [(parents if rows is None else rows[parents], tensors) for rows, tensors in self._memory]
+        self._cache.reorder_cache(parents.to(self.device))
+
+    def _rewind(self, keep: int) -> int:
+        """Drop the cached columns from `keep` on. Returns how many stay: 0 where this cache cannot go back so far."""
+        drop = self._ids.shape[1] - keep
+        fed = self._ids.shape[1] - self._before
+        deep = False
+        if self._windows:
+            slides = (self._before if self._records else self._ids.shape[1]) >= min(self._windows)
+            deep = slides and drop > (fed if self._records else 0)
+        if keep == 0 or (drop and (deep or not self.rewindable)):
+            self.reset()
+            return 0
+        if drop:
+            self._cache.crop(-drop)
+            self._before = keep  # a sliding layer keeps nothing beyond its window after this
+        self._memory = self._memory[: len(self._memory) - drop] if drop < len(self._memory) else []
+        self._ids, self._mask = self._ids[:, :keep], None if self._mask is None else self._mask[:, :keep]
+        return keep
+
+    def _feed(self, ids: Tensor, mask: Tensor | None, start: int, first: int) -> None:
+        """Run the model on the columns from `start` on, and remember its scores from column `first` on."""
+        memory, cache = self._memory, self._cache
+        new = ids[:, start:]
+        low, high = (int(limit) for limit in new.aminmax())
+        if low < 0 or high >= self.vocab_size:
+            bad = low if low < 0 else high
+            raise ValueError(f"ids holds token {bad}, outside the model's vocabulary of {self.vocab_size}.")
+        inputs: dict[str, Any] = {"input_ids": new.to(self.device)}
+        if "past_key_values" in self._accepts:
+            if cache is None:
+                cache = DynamicCache(config=self.model.config)
+                if self._windows and self._records:
+                    cache.activate_past_recording()
+            elif self._windows and self._records:
+                cache.crop(0)  # lets go of what left the window, so that only this pass can be taken back
+            inputs.update(past_key_values=cache, use_cache=True)
+        if "position_ids" in self._accepts:
+            if mask is None:
+                positions = torch.arange(start, ids.shape[1]).expand(new.shape)
+            else:
+                positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
+            inputs["position_ids"] = positions.to(self.device)
+        if mask is not None:
+            inputs["attention_mask"] = mask.long().to(self.device)
+        if "logits_to_keep" in self._accepts:
+            inputs["logits_to_keep"] = ids.shape[1] - first
+        if first > start:
+            memory = []  # the columns between have no scores, and memory must stay without gaps
+        self.reset()  # an interrupt in the middle of a forward pass must not leave half a cache behind
+        outputs = self._run(ids.shape[1] - first, inputs)
+        for column in range(ids.shape[1] - first):
+            memory.append((None, tuple(output[:, column] for output in outputs)))
+        self._memory = memory
+        if cache is not None:
+            self._cache, self._before = cache, start
+            self._ids, self._mask = ids.clone(), None if mask is None else mask.clone()
+
+    def _holes_go_wrong(self, mask: Tensor) -> bool:
+        """Whether this model would count masked columns: recurrent layers do, sliding windows do once they slide."""
+        if not self.rewindable:
+            return True
+        inner = bool((mask[:, 1:] < mask[:, :-1]).any())  # a hole after a real token; left padding is harmless
+        return inner and bool(self._windows) and mask.shape[1] > min(self._windows)
+
+    def _row_by_row(self, ids: Tensor, mask: Tensor, n: int) -> tuple[Tensor, ...]:
+        """Each row alone, without its masked columns, in a cache of its own: exact for every architecture."""
+        while len(self._rows) < len(ids):
+            self._rows.append(self.fork())
+        outputs = []
+        for row, row_ids, row_mask in zip(self._rows, ids, mask):
+            last = row_mask[-n:].cumsum(dim=0)  # real columns so far, among the last n
+            count = max(int(last[-1]), 1)
+            tensors = row._columns(row_ids[row_mask][None], None, count)
+            index = (last - 1 + count - int(last[-1])).clamp(min=0)  # a masked column repeats the one before it
+            outputs.append(tuple(t[:, index.to(t.device)] for t in tensors))
+        return tuple(torch.cat(list(parts)) for parts in zip(*outputs))
+
+
+def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    eos = getattr(model.generation_config, "eos_token_id", None)
+    eos = eos if eos is not None else getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
+    return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+
+
+def _croppable(layer: Any) -> bool:
+    return getattr(layer, "is_croppable", not hasattr(layer, "recurrent_states"))  # the flag came after 5.14

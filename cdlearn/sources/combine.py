@@ -1,0 +1,162 @@
+"""Sources made of other sources: contrast, mixture, and a prefix in front of every prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cdlearn.scores import contrastive_logits, contrastive_scores, mixed_scores
+from cdlearn.sources.base import Source
+from cdlearn.sources.cached import as_source
+from cdlearn.text import is_int, short
+
+
+class Contrast(Source):
+    """Expert against amateur: contrastive decoding as a source (arXiv 2210.15097; with `beta`, 2309.09117).
+
+    expert, amateur: sources or transformers models with the same tokenizer. Where one pads its vocabulary further, both
+    are trimmed to the common size. Give `strength` (default 1.0, see `contrastive_scores`) or `beta` (see
+    `contrastive_logits`), not both. alpha=None: no mask. amateur_temperature belongs to the `strength` form.
+    """
+
+    def __init__(
+        self,
+        expert: Source | PreTrainedModel,
+        amateur: Source | PreTrainedModel,
+        *,
+        alpha: float | None = 0.1,
+        strength: float | None = None,
+        beta: float | None = None,
+        amateur_temperature: float = 1.0,
+        top_k: int = 0,
+    ) -> None:
+        super().__init__()
+        if strength is not None and beta is not None:
+            raise ValueError(
+                f"strength={strength!r} and beta={beta!r} were both given: they are two forms, choose one."
+            )
+        if beta is not None and amateur_temperature != 1:
+            raise ValueError(
+                "amateur_temperature is not part of the beta form: use strength= with it, or leave it at 1."
+            )
+        self.expert, self.amateur = as_source(expert), as_source(amateur)
+        self._numbers = {"alpha": alpha, "top_k": top_k}
+        if beta is None:
+            self._formula = contrastive_scores
+            self._numbers |= {"strength": 1.0 if strength is None else strength}
+            self._numbers |= {"amateur_temperature": amateur_temperature}
+        else:
+            self._formula = contrastive_logits
+            self._numbers |= {"beta": beta}
+        self._formula(torch.zeros(1, 2), torch.zeros(1, 2), **self._numbers)  # wrong numbers fail now, not at a step
+        self.settings = {"method": "contrastive"} | self._numbers
+        _compose(self, [self.expert, self.amateur])
+
+    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+        expert = self.expert.scores(ids, mask, n)[..., : self.vocab_size]  # (B, n, V)
+        # nobody needs an amateur's opinion of what the expert's mask drops: the formula itself says what that is
+        amateur = self.amateur.scores_among(
+            ids, mask, n, lambda: self._formula(expert, expert, **self._numbers) > float("-inf")
+        )
+        amateur = amateur[..., : self.vocab_size].to(expert.device)
+        self.parts = {"expert": expert, "amateur": amateur}
+        return self._formula(expert, amateur, **self._numbers)
+
+
+class Mix(Source):
+    """A weighted sum of the logits of several sources: guidance, DExperts, proxy tuning, and what comes next.
+
+    weighted: pairs (weight, source or model) with the same tokenizer; the first is the expert, whose EOS ids and, with
+    `alpha`, whose plausibility mask count. Guidance (arXiv 2306.17806, eq. 4): `[(g, with), (1 - g, without)]`.
+    Context-aware decoding (2305.14739, eq. 2): `[(1 + a, with), (-a, without)]`. DExperts (2105.03023, eq. 2) and
+    proxy tuning (2401.08565, eq. 1): `[(1, base), (a, expert), (-a, anti)]`. Scores are in nats, see `mixed_scores`.
+    """
+
+    def __init__(
+        self, weighted: Sequence[tuple[float, Source | PreTrainedModel]], *, alpha: float | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(weighted, (list, tuple)) or not all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in weighted
+        ):
+            raise TypeError("weighted must be a list of pairs: [(1.5, source), (-0.5, other_source)].")
+        if not weighted:
+            raise ValueError("weighted is empty: give at least one (weight, source).")
+        self.weights = [weight for weight, _ in weighted]
+        self.sources = [as_source(source) for _, source in weighted]
+        self.alpha = alpha
+        mixed_scores([torch.zeros(1, 2)] * len(weighted), self.weights, alpha=alpha)  # wrong numbers fail now
+        self.settings = {"method": "mix", "weights": self.weights, "alpha": alpha}
+        _compose(self, self.sources)
+
+    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+        logits = [source.scores(ids, mask, n)[..., : self.vocab_size].to(self.device) for source in self.sources]
+        names = ["expert", "amateur"] if len(logits) == 2 and self.weights[1] < 0 else ["expert"]
+        names += [f"source_{k}" for k in range(len(names) + 1, len(logits) + 1)]
+        self.parts = dict(zip(names, logits))
+        return mixed_scores(logits, self.weights, alpha=self.alpha)
+
+
+class Prompted(Source):
+    """A source that reads a prefix before every prompt: a context, an instruction, a persona.
+
+    prefix: text (then `tokenizer` is needed) or token ids. A row that starts with the prefix's own first token, a BOS,
+    keeps only one of them. Two `Prompted` in a `Contrast` are context-aware decoding (arXiv 2305.14739). The inner
+    source is forked: it gets a cache of its own, so one model may serve several prefixes.
+    """
+
+    def __init__(self, source: Source | PreTrainedModel, prefix: str | Sequence[int], *, tokenizer: Any = None) -> None:
+        super().__init__()
+        if isinstance(prefix, str):
+            if tokenizer is None:
+                raise TypeError("prefix is text but tokenizer is None: pass tokenizer=, or token ids.")
+            prefix = tokenizer(prefix)["input_ids"]
+        if isinstance(prefix, Tensor):
+            prefix = prefix.reshape(-1).tolist()
+        if not isinstance(prefix, (list, tuple)) or not all(is_int(token) for token in prefix):
+            raise TypeError(f"prefix is {short(prefix)}: pass text with tokenizer=, or a list of token ids.")
+        if not prefix:
+            raise ValueError("prefix has no tokens: use the source as it is, or give at least one token.")
+        self.source, self.prefix = as_source(source).fork(), [int(token) for token in prefix]
+        self.vocab_size, self.eos_token_ids = self.source.vocab_size, self.source.eos_token_ids
+        if not all(0 <= token < self.vocab_size for token in self.prefix):
+            raise ValueError(f"prefix holds a token outside the source's vocabulary of {self.vocab_size}.")
+        self.device, self.rewindable = self.source.device, self.source.rewindable
+        limit = self.source.max_positions
+        self.max_positions = None if limit is None else limit - len(self.prefix)
+        self.settings = {"method": "prompted", "prefix_tokens": len(self.prefix)} | {
+            f"source_{name}": value for name, value in self.source.settings.items()
+        }
+
+    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        start = real.long().argmax(dim=1, keepdim=True)  # (B, 1): the first real column
+        twice = ids.gather(1, start) == self.prefix[0]  # the row brings the prefix's first token itself
+        # such a row's first column takes the prefix's last token, and the prefix in front is one token shorter
+        ids = ids.scatter(1, start, torch.where(twice, self.prefix[-1], ids.gather(1, start)))
+        front = torch.tensor(self.prefix).expand(len(ids), -1)
+        front = torch.where(twice, front.roll(1, dims=1), front)  # one hole, then all but the last
+        seen = torch.ones_like(front, dtype=torch.bool)
+        seen[:, :1] = ~twice
+        whole = torch.cat([seen, real], dim=1)
+        scores = self.source.scores(torch.cat([front, ids], dim=1), None if bool(whole.all()) else whole, n)
+        self.parts, self.details = self.source.parts, self.source.details
+        return scores
+
+
+def _compose(whole: Source, parts: list[Source]) -> None:
+    """What a composed source takes from its parts: the first one's EOS ids and device, the narrowest limits."""
+    sizes = [part.vocab_size for part in parts]
+    if max(sizes) - min(sizes) > 1024:  # no family pads its vocabulary that far
+        raise ValueError(
+            f"the sources have vocabularies of {' and '.join(map(str, sizes))} tokens, so they do not share a "
+            "tokenizer: wrap the other model in TextSpace."
+        )
+    limits = [part.max_positions for part in parts if part.max_positions is not None]
+    whole.vocab_size, whole.max_positions = min(sizes), min(limits, default=None)
+    whole.eos_token_ids, whole.device = parts[0].eos_token_ids, parts[0].device
+    whole.rewindable = all(part.rewindable for part in parts)

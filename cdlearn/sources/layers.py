@@ -1,0 +1,209 @@
+"""One model against itself: early exits, and DoLa's contrast of the last layer with an earlier one."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cdlearn.scores import NEVER, dola_scores, js_divergence, plausibility_mask
+from cdlearn.sources.base import float32
+from cdlearn.sources.cached import CachedLM, check_model
+from cdlearn.text import is_int
+
+_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+
+
+class EarlyExit(CachedLM):
+    """The first `layer` layers of a model, then its final norm and head: it costs that share of the layers.
+
+    layer: 1 to the number of layers, counted as transformers counts hidden states. The weights are shared, not copied.
+    final_norm=False leaves the norm out, as DoLa's official code does. Early exits as drafts: LayerSkip (arXiv
+    2404.16710), section 4.3; as amateurs: DoLa (2309.03883) with a fixed layer.
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: int, *, final_norm: bool = True, remember: int = 16) -> None:
+        check_model(model)
+        count = model.config.get_text_config(decoder=True).num_hidden_layers
+        if not is_int(layer):
+            raise TypeError(f"layer is {layer!r}: pass a whole number from 1 to {count}.")
+        if not 1 <= layer <= count:
+            raise ValueError(f"layer is {layer}: this model can be left after layers 1 to {count}.")
+        super().__init__(_truncated(model, int(layer), final_norm), remember=remember)
+        self.settings = {"method": "early exit", "model": type(model).__name__, "layer": int(layer)}
+
+
+class DoLa(CachedLM):
+    """DoLa: the model's last layer against the earlier layer that differs most from it (arXiv 2309.03883, eq. 2-4).
+
+    layers: "low" (even layers below the middle), "high" (even layers from the middle on), or a list of layers; layer 0
+    is the embedding output, the last layer is not a candidate. With tied embeddings "low" and "high" start at layer 2,
+    as in the official code. At every position of every row the layer that diverges most is taken; one layer in the
+    list is the static form. final_norm: apply the model's final norm to early layers too (the official code does not).
+    divergence: "jsd" (Jensen-Shannon) or "reference", what the official code computes: see `js_divergence`; without a
+    mask (alpha=None) it also subtracts raw logits. `details` holds "premature_layer" [B, n] and "divergences"
+    [B, n, L], one for each of `layers`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        layers: str | list[int] = "low",
+        alpha: float | None = 0.1,
+        final_norm: bool = True,
+        divergence: str = "jsd",
+        remember: int = 16,
+    ) -> None:
+        super().__init__(model, remember=remember)
+        dola_scores(torch.zeros(1, 2), torch.zeros(1, 2), alpha=alpha)  # a wrong alpha fails now, not at a step
+        if divergence not in ("jsd", "reference"):
+            raise ValueError(f'divergence is {divergence!r}: pass "jsd" or "reference".')
+        self.layers, self.alpha, self.final_norm = _dola_layers(model, layers), alpha, bool(final_norm)
+        self.divergence = divergence
+        self.settings = {"method": "dola", "layers": self.layers, "alpha": alpha, "final_norm": self.final_norm}
+        self.settings |= {"divergence": divergence}
+        self._decoder, self._blocks = model.get_decoder(), _blocks(model)[1]
+        self._takes = set(inspect.signature(self._decoder.forward).parameters)
+        self._norm = next((getattr(self._decoder, name) for name in _NORMS if hasattr(self._decoder, name)), None)
+        self._project = getattr(self._decoder, "project_out", None)  # OPT-350M: hidden width differs from embedding's
+        self._softcap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+        self._scale = self._measure_scale()  # Cohere, Granite: logits are scaled after the head
+
+    def _run(self, keep: int, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+        """The states that the head will read, [B, keep, 1 + L, width]: the last layer's, then the candidates'."""
+        early: list[Tensor] = []
+
+        def listen(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            # what enters block i is hidden state i
+            early.append((args[0] if args else kwargs["hidden_states"])[:, -keep:])
+
+        hooks = [self._blocks[layer].register_forward_pre_hook(listen, with_kwargs=True) for layer in self.layers]
+        try:
+            inputs = {name: value for name, value in inputs.items() if name in self._takes or name == "past_key_values"}
+            last = self._decoder(**inputs).last_hidden_state[:, -keep:]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        heard = dict(zip(sorted(self.layers), early))  # blocks run bottom up
+        states = torch.stack([heard[layer] for layer in self.layers], dim=2)
+        states = self._norm(states) if self.final_norm and self._norm is not None else states
+        states = states if self._project is None else self._project(states)
+        return (torch.cat([last[:, :, None], states], dim=2),)  # the last hidden state is already normed
+
+    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+        (states,) = self._columns(ids, mask, n)
+        logits = self._logits(states)  # one pass through the head for all of them: its weights are read once
+        final, early = logits[:, :, 0], logits[:, :, 1:]  # (B, n, V), (B, n, L, V)
+        convention = "textbook" if self.divergence == "jsd" else "reference"
+        divergences = js_divergence(final[:, :, None], early, convention=convention)  # (B, n, L)
+        chosen = divergences.argmax(dim=-1)  # (B, n)
+        premature = early.take_along_dim(chosen[..., None, None], dim=2)[:, :, 0]  # (B, n, V)
+        layers = torch.tensor(self.layers, device=chosen.device)
+        self.parts = {"expert": final, "amateur": premature}
+        self.details = {"premature_layer": layers[chosen], "divergences": divergences}
+        if self.divergence == "reference" and self.alpha is None:
+            return (final - premature).where(plausibility_mask(final, None), NEVER)
+        return dola_scores(final, premature, alpha=self.alpha)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return self._finish(self.model.get_output_embeddings()(states), self._scale)
+
+    def _finish(self, logits: Tensor, scale: float) -> Tensor:
+        """What some models do behind their head: a factor, a soft cap."""
+        logits = logits if scale == 1 else logits * scale
+        return float32(logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap)
+
+    @torch.no_grad()
+    def _measure_scale(self) -> float:
+        """The factor between the head's output and the model's logits, from one token; refuses stranger heads."""
+        probe = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        last = self._decoder(input_ids=probe, use_cache=False).last_hidden_state
+        ours = self.model.get_output_embeddings()(last)
+        theirs = float32(self.model(input_ids=probe, use_cache=False).logits)
+        fitted = float((ours.double() * theirs.double()).sum() / (ours.double() ** 2).sum())
+        tolerance = (5e-2 if ours.dtype in (torch.float16, torch.bfloat16) else 1e-3) * float(theirs.abs().max())
+        for scale in (1.0, fitted):
+            if torch.allclose(self._finish(ours, scale), theirs, rtol=0, atol=tolerance):
+                return scale
+        raise ValueError(
+            f"{type(self.model).__name__} does more than a head and a scale after its last layer, so the logits of "
+            "earlier layers cannot be read off: use Contrast with an amateur model instead."
+        )
+
+
+def _blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The name and the list of a decoder's layers, or a TypeError that names the architecture."""
+    decoder = model.get_decoder()
+    config = model.config.get_text_config(decoder=True)
+    lists = [
+        (name, child)
+        for name, child in decoder.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
+    ]
+    if len(lists) != 1 or getattr(config, "num_kv_shared_layers", 0):
+        raise TypeError(
+            f"{type(model).__name__} keeps its layers in a way that cannot be split here: use another model as the "
+            "draft or amateur instead of an early exit."
+        )
+    return lists[0]
+
+
+def _truncated(model: PreTrainedModel, layer: int, final_norm: bool) -> PreTrainedModel:
+    """The same model with the first layers only: new shells around the very same weights."""
+    name, blocks = _blocks(model)
+    decoder = model.get_decoder()
+    path = next(path for path, module in model.named_modules() if module is decoder)
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config(decoder=True)
+    text.num_hidden_layers = layer
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layer]
+    twin = shell = _shell(model)
+    twin.config = config
+    for step in path.split("."):
+        shell._modules[step] = _shell(shell._modules[step])
+        shell = shell._modules[step]
+        shell.config = text if shell.config is model.config.get_text_config(decoder=True) else config
+    shell._modules[name] = nn.ModuleList(list(blocks)[:layer])
+    if not final_norm:
+        shell._modules |= {norm: nn.Identity() for norm in _NORMS if shell._modules.get(norm) is not None}
+    return twin
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A shallow copy whose children can be replaced without touching the original."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def _dola_layers(model: PreTrainedModel, layers: str | list[int]) -> list[int]:
+    """The candidate layers as numbers."""
+    config = model.config.get_text_config(decoder=True)
+    count, tied = config.num_hidden_layers, bool(getattr(config, "tie_word_embeddings", False))
+    if isinstance(layers, str):
+        if layers not in ("low", "high"):
+            raise ValueError(f'layers is {layers!r}: pass "low", "high" or a list of layer numbers.')
+        start, stop = (0, count // 2) if layers == "low" else (count // 2, count)
+        chosen = [layer for layer in range(start, stop) if layer % 2 == 0 and layer >= (2 if tied else 0)]
+        if not chosen:
+            raise ValueError(
+                f"layers={layers!r} leaves no even layer of this model's {count}"
+                + (" (tied embeddings: from layer 2 on)" if tied else "")
+                + ": pass a list of layer numbers."
+            )
+        return chosen
+    try:
+        chosen = [int(layer) for layer in layers if not isinstance(layer, bool) and layer == int(layer)]
+    except (TypeError, ValueError):
+        raise TypeError(f'layers is {layers!r}: pass "low", "high" or a list of layer numbers.') from None
+    if len(chosen) != len(layers) or not chosen or len(set(chosen)) != len(chosen):
+        raise ValueError(f"layers is {layers!r}: pass at least one layer number, each once.")
+    if min(chosen) < 0 or max(chosen) >= count:
+        raise ValueError(f"layers is {layers!r}: the candidates of this model are 0 to {count - 1}.")
+    return chosen

@@ -1,0 +1,408 @@
+"""Speculative sampling: the target's own tokens and the target's own law, whatever the draft is."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+import transformers as hf
+from conftest import character_tokenizer
+from test_sources import counted
+from tiny import tiny_model
+
+from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, generate, speculate
+from cdlearn.scores import accept_probability, residual, sampling_probs, verify_draft
+from cdlearn.sources import Source
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [20, 21], [30, 31, 32, 33], [40], [50, 51, 52], [60, 61]]
+
+
+def model(seed=0, layers=2, name="llama", **options):
+    # float64, so that no two tokens tie within rounding on any machine
+    return tiny_model(name, seed=seed, num_hidden_layers=layers, **options).double()
+
+
+def near(big, noise, seed=5):
+    """A draft that mostly agrees with its target: the same weights, shaken."""
+    twin = model()
+    twin.load_state_dict(big.state_dict())
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in twin.parameters():
+            weight.add_(noise * weight.std().nan_to_num(0.0) * torch.randn(weight.shape, generator=random))
+    return twin
+
+
+BIG = model()
+SMALL = near(BIG, 0.1)
+TARGETS = {
+    "plain": lambda: (CachedLM(BIG), CachedLM(SMALL)),
+    "stranger": lambda: (CachedLM(BIG), CachedLM(model(1, 1))),
+    "itself": lambda: (CachedLM(BIG), CachedLM(BIG)),
+    "early exit": lambda: (CachedLM(BIG), EarlyExit(BIG, 1)),
+    "contrast": lambda: (Contrast(BIG, (small := CachedLM(SMALL)), alpha=0.02), small),
+    "contrast beta": lambda: (Contrast(BIG, (small := CachedLM(model(1, 1))), beta=0.5), small),
+    "dola": lambda: (DoLa(BIG, layers=[0, 1]), CachedLM(SMALL)),
+    "mix": lambda: (Mix([(1.5, BIG), (-0.5, SMALL)]), CachedLM(SMALL)),
+    "prompted": lambda: (Prompted(BIG, [70, 71, 72]), CachedLM(SMALL)),
+    "contrast as draft": lambda: (CachedLM(BIG), Contrast(SMALL, model(1, 1), alpha=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("gamma", [1, 4])
+def test_greedy_equals_the_targets_greedy_alone_and_in_ragged_batches(name, gamma):
+    target, draft = TARGETS[name]()
+    options = dict(max_new_tokens=14, eos_token_ids=())
+    want = [generate(TARGETS[name]()[0], prompt, **options).token_ids for prompt in PROMPTS]
+    assert [speculate(target, draft, prompt, gamma=gamma, **options).token_ids for prompt in PROMPTS] == want
+    batch = speculate(target, draft, PROMPTS, gamma=gamma, **options)
+    assert [g.token_ids for g in batch] == want
+    kept = [g.stats["accepted"] for g in batch]
+    if name == "plain":
+        assert len(set(kept)) > 2 and 0 < sum(kept) < sum(g.stats["drafted"] for g in batch)  # ragged indeed
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_neox", "qwen2", "qwen3", "gemma", "mistral"])
+def test_greedy_in_ragged_batches_on_every_architecture(name):
+    big = tiny_model(name).double()
+    target, draft = CachedLM(big), EarlyExit(big, 2)
+    options = dict(max_new_tokens=10, eos_token_ids=())
+    want = [generate(big, prompt, **options).token_ids for prompt in PROMPTS[:4]]
+    assert [g.token_ids for g in speculate(target, draft, PROMPTS[:4], **options)] == want
+
+
+def test_sliding_windows_are_exact_far_beyond_the_window():
+    # float32: transformers' eager attention takes its softmax there, where the masks of float64 overflow
+    gemma2 = hf.Gemma2ForCausalLM(
+        hf.Gemma2Config(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4, head_dim=8,
+                        num_attention_heads=4, num_key_value_heads=2, sliding_window=6, max_position_embeddings=256)
+    ).eval()  # fmt: skip
+    gemma3 = hf.Gemma3ForCausalLM(
+        hf.Gemma3TextConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4, head_dim=8,
+                            num_attention_heads=4, num_key_value_heads=2, sliding_window=6, sliding_window_pattern=2,
+                            max_position_embeddings=256)
+    ).eval()  # fmt: skip
+    random = torch.Generator().manual_seed(0)
+    for big in (gemma2, gemma3, model(name="mistral", layers=3, sliding_window=5)):
+        with torch.no_grad():
+            for weight in big.parameters():
+                if weight.dim() > 1:
+                    weight.copy_(torch.randn(weight.shape, generator=random) * 1.5 * weight.shape[-1] ** -0.5)
+        options = dict(max_new_tokens=24, eos_token_ids=())
+        want = [generate(big, prompt, **options).token_ids for prompt in PROMPTS[:3]]
+        with torch.no_grad():  # and that is what the bare model says, with no cache at all
+            ids = torch.tensor([PROMPTS[0]])
+            for _ in range(24):
+                ids = torch.cat([ids, big(ids).logits[:, -1:].argmax(-1)], dim=1)
+        assert ids[0, 3:].tolist() == want[0]
+        got = speculate(big, EarlyExit(big, 2), PROMPTS[:3], **options)
+        assert [g.token_ids for g in got] == want
+        assert sum(g.stats["accepted"] for g in got) > 0
+
+
+def test_the_shared_amateur_runs_once_per_position():
+    amateur = CachedLM(SMALL)
+    target = Contrast(BIG, amateur, alpha=0.02)
+    with counted(SMALL) as draft_passes, counted(BIG) as target_passes:
+        got = speculate(target, amateur, [5, 6, 7, 8], gamma=3, max_new_tokens=30, eos_token_ids=())
+    columns = sum(width for _, width in draft_passes)
+    rejected = got.stats["drafted"] - got.stats["accepted"]
+    assert len(target_passes) == got.stats["rounds"] == got.stats["target_passes"]
+    # the prompt and every token once, plus what was drafted in vain; a contrast of its own would double that
+    assert columns <= 4 + 30 + rejected
+    alone = CachedLM(SMALL)
+    with counted(SMALL) as twice:
+        speculate(Contrast(BIG, CachedLM(SMALL), alpha=0.02), alone, [5, 6, 7, 8], gamma=3, max_new_tokens=30,
+                  eos_token_ids=())  # fmt: skip
+    assert sum(width for _, width in twice) > 1.6 * columns
+
+
+def test_stats_count_what_happened():
+    got = speculate(BIG, BIG, [5, 6], gamma=4, max_new_tokens=11, eos_token_ids=())
+    stats = got.stats
+    assert (stats["rounds"], stats["drafted"], stats["accepted"], stats["tested"]) == (3, 8, 8, 8)  # 5 + 5 + 1
+    assert stats["acceptance_rate"] == 1.0 and stats["tokens_per_target_pass"] == pytest.approx(11 / 3)
+    assert stats["new_tokens"] == 11 and stats["exact"] is True
+    never = speculate(BIG, Contrast(BIG, BIG, alpha=None, strength=3.0), [5, 6], max_new_tokens=6, eos_token_ids=())
+    assert never.stats["accepted"] <= never.stats["tested"] <= never.stats["drafted"]
+
+
+def test_the_trace_is_the_targets_own_and_tells_the_rounds():
+    want = generate(Contrast(BIG, SMALL, alpha=0.02), [5, 6, 7], max_new_tokens=12, eos_token_ids=())
+    amateur = CachedLM(SMALL)
+    got = speculate(Contrast(BIG, amateur, alpha=0.02), amateur, [5, 6, 7], max_new_tokens=12, eos_token_ids=())
+    assert got.trace.token_ids == want.trace.token_ids
+    assert torch.allclose(got.trace.score, want.trace.score)
+    assert int(got.trace.details["round"].max()) == got.stats["rounds"]
+    assert int(got.trace.details["drafted"].sum()) == got.stats["accepted"]
+    frame = got.trace.to_frame(top=2)
+    assert {"round", "drafted", "accept_probability"} <= set(frame.columns)
+    batch = speculate(Contrast(BIG, amateur, alpha=0.02), amateur, PROMPTS[:3], max_new_tokens=12, eos_token_ids=())
+    for generation in batch:
+        assert generation.trace.token_ids == generation.token_ids
+
+
+class Table(Source):
+    """A law over a few tokens that depends on every real token of the prefix: a hole taken for a token would show."""
+
+    def __init__(self, logits, seed=0):
+        super().__init__()
+        self.logits, self.vocab_size, self.eos_token_ids = logits, logits.shape[1], ()
+
+    def scores(self, ids, mask, n):
+        real = torch.ones_like(ids) if mask is None else mask.long()
+        state = ((ids * real).cumsum(1) + 2 * real.cumsum(1)) % len(self.logits)
+        scores = self.logits[state][:, -n:]
+        self.parts = {"expert": scores}
+        return scores
+
+
+def table(seed, spread=1.5, vocab=4, zeros=False):
+    logits = spread * torch.randn(7, vocab, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if zeros:  # exact zeros, another token in every state
+        logits[torch.arange(7), torch.arange(7) % vocab] = -math.inf
+    return Table(logits)
+
+
+def exact_law(source, prompt, length, law):
+    """Every continuation of `length` tokens with its probability, by enumeration."""
+    chances = {}
+    for tokens in product(range(source.vocab_size), repeat=length):
+        chance = 1.0
+        for k in range(length):
+            scores = source(torch.tensor([[*prompt, *tokens[:k]]]))[:, -1]
+            chance *= float(sampling_probs(scores, **law)[0, tokens[k]])
+        chances[tokens] = chance
+    return chances
+
+
+def chi_square(draws, chances):
+    """The statistic, its degrees of freedom, and a bound it passes once in 20,000 right samplers (Wilson-Hilferty)."""
+    counts = {}
+    for tokens in draws:
+        counts[tuple(tokens)] = counts.get(tuple(tokens), 0) + 1
+    assert all(chances[tokens] > 0 for tokens in counts)  # never a token that cannot be had
+    cells = [(counts.get(tokens, 0), chance * len(draws)) for tokens, chance in chances.items() if chance > 0]
+    rare = [cell for cell in cells if cell[1] < 5]
+    cells = [cell for cell in cells if cell[1] >= 5] + (
+        [(sum(c for c, _ in rare), sum(e for _, e in rare))] if rare else []
+    )
+    df = len(cells) - 1
+    statistic = sum((count - expected) ** 2 / max(expected, 1e-9) for count, expected in cells)
+    return statistic, df * (1 - 2 / (9 * df) + 3.9 * math.sqrt(2 / (9 * df))) ** 3
+
+
+DRAFTS = {
+    "good": lambda: table(1).logits + 0.5 * table(2).logits,
+    "bad": lambda: table(3).logits,
+    "identical": lambda: table(1).logits,
+    "disjoint": lambda: torch.where(table(1).logits > table(1).logits.median(1, keepdim=True).values, -math.inf, 1.0),
+}
+LAWS = {
+    "temperature": (dict(temperature=0.7), False),
+    "top-k": (dict(temperature=1.2, top_k=2), False),
+    "top-p": (dict(temperature=1.0, top_p=0.8), False),
+    "zeros": (dict(temperature=1.0), True),
+}
+DRAWS = 20_000
+
+
+@pytest.mark.parametrize("law_name", LAWS)
+@pytest.mark.parametrize("draft_name", DRAFTS)
+def test_the_sampling_law_is_the_targets(draft_name, law_name):
+    law, zeros = LAWS[law_name]
+    target = table(1, zeros=zeros)
+    draft = Table(DRAFTS[draft_name]())
+    length = 3 if draft_name in ("good", "disjoint") else 2
+    chances = exact_law(target, [1, 2], length, law)
+    assert sum(chances.values()) == pytest.approx(1)
+    found = speculate(
+        target, draft, [1, 2], gamma=2, max_new_tokens=length, seed=11, num_return_sequences=DRAWS, trace=False, **law
+    )
+    statistic, bound = chi_square([g.token_ids for g in found], chances)
+    assert statistic < bound
+    if (draft_name, law_name) == ("bad", "temperature"):  # and this check does see a wrong law
+        wrong = speculate(
+            target, draft, [1, 2], gamma=2, lenience=0.3, max_new_tokens=length, seed=11, num_return_sequences=DRAWS,
+            trace=False, **law
+        )  # fmt: skip
+        statistic, bound = chi_square([g.token_ids for g in wrong], chances)
+        assert statistic > bound and wrong[0].stats["exact"] is False
+
+
+def test_the_law_of_a_masked_contrast_with_a_real_amateur():
+    small = dict(vocab_size=5, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    expert, amateur = model(0, 2, **small), CachedLM(model(1, 1, **small))
+    target = Contrast(expert, amateur, alpha=0.3, strength=0.5)
+    law = dict(temperature=1.0)
+    chances = exact_law(target, [1, 2], 2, law)
+    assert any(chance == 0 for chance in chances.values())
+    draws = []
+    for block in range(20):  # and in batches of a thousand, each with its own seeds
+        found = speculate(target, amateur, [1, 2], gamma=2, max_new_tokens=2, seed=1000 * block,
+                          num_return_sequences=1000, trace=False, eos_token_ids=(), **law)  # fmt: skip
+        draws += [g.token_ids for g in found]
+    statistic, bound = chi_square(draws, chances)
+    assert statistic < bound
+
+
+def test_row_r_draws_what_a_single_call_with_seed_plus_r_draws():
+    amateur = CachedLM(SMALL)
+    target = Contrast(BIG, amateur, alpha=0.02)
+    options = dict(max_new_tokens=10, temperature=1.1, top_k=20, eos_token_ids=())
+    batch = speculate(target, amateur, PROMPTS, seed=7, **options)
+    singles = [speculate(target, amateur, prompt, seed=7 + r, **options) for r, prompt in enumerate(PROMPTS)]
+    assert [g.token_ids for g in batch] == [g.token_ids for g in singles]
+    pieces = []
+    tokenizer = character_tokenizer()
+    streamed = speculate(target, amateur, PROMPTS[0], seed=7, tokenizer=tokenizer, stream=pieces.append, **options)
+    quiet = speculate(target, amateur, PROMPTS[0], seed=7, trace=False, **options)
+    assert streamed.token_ids == quiet.token_ids == singles[0].token_ids
+    assert "".join(pieces) == streamed.text
+
+
+def test_eos_and_stop_strings_end_a_row_inside_the_accepted_run():
+    tokenizer = character_tokenizer()
+    free = generate(BIG, [5, 6, 7], max_new_tokens=20, eos_token_ids=()).token_ids
+    eos = free[6]
+    cut = free.index(eos)
+    for target, draft in ((BIG, BIG), (BIG, SMALL)):
+        got = speculate(target, draft, [5, 6, 7], gamma=5, max_new_tokens=20, eos_token_ids=(eos,))
+        assert (got.token_ids, got.finish_reason) == (free[:cut], "eos")
+        assert got.trace.token_ids == free[: cut + 1]
+        stop = tokenizer.decode(free[3:5])
+        want = generate(BIG, [5, 6, 7], tokenizer=tokenizer, stop=stop, max_new_tokens=20, eos_token_ids=())
+        got = speculate(target, draft, [5, 6, 7], gamma=5, tokenizer=tokenizer, stop=stop, max_new_tokens=20,
+                        eos_token_ids=())  # fmt: skip
+        assert (got.text, got.token_ids, got.finish_reason) == (want.text, want.token_ids, "stop")
+
+
+def test_a_repetition_penalty_is_part_of_the_law():
+    options = dict(max_new_tokens=12, repetition_penalty=3.0, eos_token_ids=())
+    want = [generate(BIG, prompt, **options).token_ids for prompt in PROMPTS[:4]]
+    assert want != [generate(BIG, p, max_new_tokens=12, eos_token_ids=()).token_ids for p in PROMPTS[:4]]
+    assert [g.token_ids for g in speculate(BIG, SMALL, PROMPTS[:4], **options)] == want
+
+
+def test_a_draft_never_reaches_beyond_the_room_left():
+    small = model(max_position_embeddings=12)
+    longest = []
+    hook = small.register_forward_pre_hook(
+        lambda m, args, kwargs: longest.append(int(kwargs["position_ids"].max())), with_kwargs=True
+    )
+    got = speculate(small, small, [5] * 6, gamma=9, max_new_tokens=7, eos_token_ids=())
+    hook.remove()
+    assert len(got.token_ids) == 7 and max(longest) == 11
+
+
+def test_vocabularies_padded_differently():
+    wide = model(3, 1, vocab_size=104)
+    want = generate(BIG, [5, 6], max_new_tokens=12, eos_token_ids=()).token_ids
+    for gamma in (1, 5):
+        assert speculate(BIG, wide, [5, 6], gamma=gamma, max_new_tokens=12, eos_token_ids=()).token_ids == want
+    speculate(BIG, wide, [5, 6], temperature=1.0, seed=0, max_new_tokens=12, eos_token_ids=())
+
+
+def test_lenience_keeps_more():
+    options = dict(max_new_tokens=40, temperature=1.0, eos_token_ids=(), seed=1)
+    strict, loose = (speculate(BIG, model(1, 1), [5, 6], lenience=x, **options).stats for x in (1.0, 0.05))
+    assert loose["accepted"] > strict["accepted"]
+    greedy = [speculate(BIG, SMALL, [5, 6], lenience=x, max_new_tokens=40, eos_token_ids=()).stats for x in (1.0, 1e-6)]
+    assert greedy[1]["accepted"] > greedy[0]["accepted"] and not greedy[1]["exact"]
+
+
+def test_an_interrupt_returns_what_there_is():
+    class Interrupted(CachedLM):
+        calls = 0
+
+        def scores(self, ids, mask, n):
+            self.calls += 1
+            if self.calls == 4:
+                raise KeyboardInterrupt
+            return super().scores(ids, mask, n)
+
+    got = speculate(Interrupted(BIG), BIG, [5, 6], gamma=2, max_new_tokens=30, eos_token_ids=())
+    assert got.finish_reason == "interrupted" and len(got.token_ids) == 9
+    assert got.token_ids == generate(BIG, [5, 6], max_new_tokens=9, eos_token_ids=()).token_ids
+
+
+def test_transformers_assisted_generation_says_the_same():
+    expert, amateur = BIG, SMALL
+    ids = torch.tensor([[5, 6, 7, 8]])
+    config = hf.GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=96, pad_token_id=0)
+    theirs = expert.generate(
+        ids, attention_mask=torch.ones_like(ids), generation_config=config, assistant_model=amateur
+    )
+    plain = expert.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    ours = speculate(expert, amateur, ids, max_new_tokens=20, eos_token_ids=(96,)).token_ids
+    assert torch.equal(theirs, plain) and [t for t in plain[0, 4:].tolist() if t != 96] == ours
+
+
+def test_accept_probability_and_residual_by_hand():
+    p, q = torch.tensor([0.5, 0.3, 0.2, 0.0]), torch.tensor([0.25, 0.6, 0.0, 0.15])
+    assert accept_probability(p, q).tolist() == pytest.approx([1.0, 0.5, 1.0, 0.0])
+    assert accept_probability(p, q, lenience=0.5).tolist() == pytest.approx([1.0, 1.0, 1.0, 0.0])
+    assert residual(p, q).tolist() == pytest.approx([0.25 / 0.45, 0.0, 0.2 / 0.45, 0.0])
+    assert residual(p, p).tolist() == pytest.approx(p.tolist())  # nothing is left: never a division by zero
+
+
+def test_verify_draft_accepts_up_to_the_first_failure():
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7], [0.0, 0.0, 1.0]])
+    q = torch.tensor([[0.5, 0.5, 0.0], [0.9, 0.05, 0.05]])
+    count, token = verify_draft(p, q, torch.tensor([1, 0]), torch.tensor([0.99, 0.5, 0.0]))
+    assert (int(count), int(token)) == (1, 1)  # 0.1 / 0.9 < 0.5: the residual is (0, .15, .65)
+    count, token = verify_draft(p, q, torch.tensor([1, 0]), torch.tensor([0.99, 0.1, 0.3]))
+    assert (int(count), int(token)) == (2, 2)  # both stand: the bonus token comes from the last row
+    count, token = verify_draft(p[:1], q[:0], torch.zeros(0).long(), torch.tensor([0.7]))
+    assert (int(count), int(token)) == (0, 1)
+
+
+def test_one_position_by_enumeration():
+    """Over a fine grid of random numbers the emitted first token has the law p, for any q."""
+    draw = torch.Generator().manual_seed(0)
+    grid = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
+    for _ in range(3):
+        p, q = (torch.randn(5, generator=draw).mul(2).softmax(0).double() for _ in range(2))
+        law = torch.zeros(5, dtype=torch.float64)
+        for token in range(5):
+            u = torch.cartesian_prod(grid, grid)
+            count, next_token = verify_draft(
+                p.expand(len(u), 2, 5), q.expand(len(u), 1, 5), torch.full((len(u), 1), token), u
+            )
+            first = torch.where(count > 0, token, next_token)
+            law += q[token] * torch.bincount(first, minlength=5) / len(u)
+        assert torch.allclose(law, p, atol=5e-3)
+
+
+def mamba():
+    return hf.MambaForCausalLM(hf.MambaConfig(vocab_size=97, hidden_size=16, state_size=4, num_hidden_layers=2)).eval()
+
+
+ROW = torch.tensor([0.5, 0.5])
+BAD_CALLS = [
+    (lambda: speculate(BIG, SMALL, [5], gamma=0), ValueError, "gamma is 0"),
+    (lambda: speculate(BIG, SMALL, [5], gamma=2.5), TypeError, "gamma is 2.5"),
+    (lambda: speculate(BIG, SMALL, [5], lenience=0), ValueError, "lenience is 0"),
+    (lambda: speculate(BIG, SMALL, [5], lenience=1.5), ValueError, "lenience is 1.5"),
+    (lambda: speculate(BIG, "gpt2", [5]), TypeError, "model is a str"),
+    (lambda: speculate(BIG, mamba(), [5]), ValueError, "draft is .* cannot take tokens back"),
+    (lambda: speculate(mamba(), BIG, [5]), ValueError, "target is .* cannot take tokens back"),
+    (lambda: speculate(BIG, model(max_position_embeddings=16), [5], max_new_tokens=20), ValueError, "context of 16"),
+    (lambda: speculate(BIG, SMALL, [5], temperature=-1), ValueError, "temperature is -1"),
+    (lambda: speculate(BIG, SMALL, [5], num_return_sequences=0), ValueError, "num_return_sequences is 0"),
+    (lambda: accept_probability(ROW, ROW[:1]), ValueError, "p has shape"),
+    (lambda: accept_probability(ROW * -3, ROW), ValueError, "p holds numbers outside"),
+    (lambda: residual(ROW, ROW * 9), ValueError, "q holds numbers outside"),
+    (lambda: verify_draft(ROW[None], ROW[None], torch.zeros(1).long(), ROW), ValueError, "draft_tokens holds 1"),
+]
+
+
+@pytest.mark.parametrize("call, kind, message", BAD_CALLS, ids=range(len(BAD_CALLS)))
+def test_bad_input_is_named_before_any_work(call, kind, message):
+    calls = []
+    hook = BIG.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(kind, match=message):
+        call()
+    hook.remove()
+    assert not calls

@@ -1,0 +1,268 @@
+"""Early exits, prefixes, mixtures and other tokenizers: each equals its definition, computed afresh."""
+
+import pytest
+import torch
+import transformers as hf
+from conftest import character_tokenizer
+from test_decode import byte_tokenizer
+from test_sources import CLOSE, counted, fresh, random_ids, wander
+from tiny import ARCHITECTURES, tiny_model
+
+from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, TextSpace, generate, load_pair
+from cdlearn.scores import contrastive_scores, js_divergence, mixed_scores
+
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
+
+
+@torch.no_grad()
+def by_hand(model, ids, layer, final_norm=True):
+    """The logits of a layer's hidden state, through final norm and head, at the last column."""
+    if layer == model.config.num_hidden_layers:
+        return model(ids).logits[:, -1]
+    state = model(ids, output_hidden_states=True).hidden_states[layer][:, -1]
+    norm = next(m for path, m in model.named_modules() if path.split(".")[-1] in FINAL_NORMS and path.count(".") <= 2)
+    return model.get_output_embeddings()(norm(state) if final_norm else state)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_early_exit_is_its_layers_state_through_norm_and_head(name):
+    model, ids = tiny_model(name), random_ids(1, 2, 7)
+    for layer in (1, 2, 3):
+        assert torch.allclose(EarlyExit(model, layer)(ids)[:, -1], by_hand(model, ids, layer), **CLOSE)
+    assert torch.allclose(EarlyExit(model, 2, final_norm=False)(ids)[:, -1], by_hand(model, ids, 2, False), **CLOSE)
+    assert torch.allclose(CachedLM(model)(ids)[:, -1], by_hand(model, ids, 3), **CLOSE)  # the model is untouched
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_early_exit_runs_its_layers_only_and_keeps_a_cache(name):
+    model = tiny_model(name)
+    ran = []
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    hooks = [layer.register_forward_hook(lambda *_, k=k: ran.append(k)) for k, layer in enumerate(layers)]
+    source, ids = EarlyExit(model, 2), random_ids(2, 1, 9)
+    source(ids[:, :8])
+    source(ids)
+    [hook.remove() for hook in hooks]
+    assert ran == [0, 1, 0, 1]
+    reference = EarlyExit(model, 2)
+    for call in wander(5, steps=20):
+        reference.reset()
+        real = (torch.ones_like(call[0]) if call[1] is None else call[1])[:, -call[2] :].bool()
+        assert torch.allclose(source(*call)[real], fresh(reference.model, *call)[real], **CLOSE)
+
+
+def test_early_exit_of_gemma2_has_its_softcap_and_its_layer_types():
+    gemma2 = hf.Gemma2ForCausalLM(
+        hf.Gemma2Config(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4, head_dim=8,
+                        num_attention_heads=4, num_key_value_heads=2, final_logit_softcapping=0.5, sliding_window=5)
+    ).eval()  # fmt: skip
+    ids, source = random_ids(3, 1, 12), EarlyExit(gemma2, 2)
+    with torch.no_grad():
+        state = gemma2.model.norm(gemma2(ids, output_hidden_states=True).hidden_states[2][:, -1])
+        want = torch.tanh(gemma2.lm_head(state) / 0.5) * 0.5
+    assert torch.allclose(source(ids)[:, -1], want, **CLOSE)
+    assert source.model.config.num_hidden_layers == 2 and gemma2.config.num_hidden_layers == 4
+    for column in range(6, 13):
+        assert torch.allclose(source(ids[:, :column]), EarlyExit(gemma2, 2)(ids[:, :column]), **CLOSE)
+
+
+def test_static_dola_is_a_contrast_with_an_early_exit():
+    model, ids = tiny_model("llama"), random_ids(4, 3, 8)
+    static = Contrast(CachedLM(model), EarlyExit(model, 2))
+    assert torch.allclose(static(ids, n=3), DoLa(model, layers=[2])(ids, n=3), **CLOSE)
+    raw = Contrast(CachedLM(model), EarlyExit(model, 2, final_norm=False))
+    assert torch.allclose(raw(ids), DoLa(model, layers=[2], final_norm=False)(ids), **CLOSE)
+
+
+def test_dola_reference_is_the_official_codes_arithmetic():
+    model, ids = tiny_model("llama").double(), random_ids(5, 1, 8)
+    layers = [1, 2]
+    with torch.no_grad():
+        outputs = model(ids, output_hidden_states=True)
+        final = outputs.logits[0, -1]
+        early = torch.stack([model.lm_head(outputs.hidden_states[i][0, -1]) for i in layers])
+        p, q = final.softmax(-1), early.softmax(-1)
+        m = (p + q) / 2
+        kl = torch.nn.functional.kl_div  # kl_div(log x, y) is KL(y || x), and "none" then mean divides by V
+        ones = kl(final.log_softmax(-1).expand_as(q), m, reduction="none").mean(-1)
+        twos = kl(early.log_softmax(-1), m, reduction="none").mean(-1)
+        want = (ones + twos) / 2
+    source = DoLa(model, layers=layers, final_norm=False, divergence="reference", alpha=None)
+    got = source(ids)[0, -1]
+    assert torch.allclose(source.details["divergences"][0, -1], want)
+    assert torch.allclose(got, final - early[want.argmax()])  # raw logits without a mask
+    assert torch.allclose(js_divergence(final, early, convention="reference"), want)
+    masked = DoLa(model, layers=layers, final_norm=False, divergence="reference")(ids)[0, -1]
+    assert torch.allclose(masked, contrastive_scores(final, early[want.argmax()]))
+    with pytest.raises(ValueError, match="divergence is 'kl'"):
+        DoLa(model, divergence="kl", layers=[1])
+
+
+def test_dola_reads_the_heads_weights_once_for_all_layers():
+    model, ids = tiny_model("llama"), random_ids(6, 1, 8)
+    source = DoLa(model, layers=[0, 1, 2])
+    shapes = []
+    hook = model.lm_head.register_forward_hook(lambda m, args, out: shapes.append(tuple(out.shape)))
+    source(ids)
+    hook.remove()
+    assert shapes == [(1, 1, 4, 97)]
+    assert torch.allclose(source.parts["expert"][:, -1], model(ids).logits[:, -1], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_prompted_equals_the_longer_prompt(name):
+    model = tiny_model(name)
+    prefix = [60, 61, 62]
+    source = Prompted(model, prefix)
+    for ids, mask, n in wander(6, steps=25):
+        whole = torch.cat([torch.tensor(prefix).expand(len(ids), -1), ids], 1)
+        whole_mask = torch.cat([torch.ones(len(ids), 3).long(), mask], 1)
+        real = mask[:, -n:].bool()
+        assert torch.allclose(source(ids, mask, n)[real], fresh(model, whole, whole_mask, n)[real], **CLOSE)
+
+
+def test_prompted_keeps_one_bos_in_ragged_batches():
+    model = tiny_model("llama")
+    source = Prompted(model, [1, 60, 61])
+    ids = torch.tensor([[0, 0, 1, 7, 8], [5, 6, 7, 8, 9], [0, 1, 20, 21, 22]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
+    want = [[1, 60, 61, 7, 8], [1, 60, 61, 5, 6, 7, 8, 9], [1, 60, 61, 20, 21, 22]]
+    for n in (1, 2):
+        got = source(ids, mask, n)
+        for row in range(3):
+            with torch.no_grad():
+                assert torch.allclose(got[row], model(torch.tensor([want[row]])).logits[0, -n:], **CLOSE)
+    alone = source(torch.tensor([[1]]))
+    with torch.no_grad():
+        assert torch.allclose(alone[0, -1], model(torch.tensor([[1, 60, 61]])).logits[0, -1], **CLOSE)
+
+
+def test_one_model_behind_two_prefixes_keeps_two_caches():
+    source = CachedLM(tiny_model("llama"))
+    pair = Contrast(Prompted(source, [60, 61, 62]), Prompted(source, [70]), alpha=None, strength=0.5)
+    with counted(source.model) as passes:
+        generate(pair, [5, 6], max_new_tokens=6, eos_token_ids=())
+    assert passes == [(1, 5), (1, 3)] + [(1, 1)] * 10
+    assert pair.expert.max_positions == 253 and pair.max_positions == 253
+
+
+def test_context_aware_decoding_guidance_and_proxy_tuning_are_mixtures():
+    model, other, third = (tiny_model("llama", seed=s) for s in range(3))
+    ids = random_ids(7, 2, 6)
+    yes, no = Prompted(model, [60, 61]), Prompted(model, [70])
+    raw_yes, raw_no = yes(ids)[:, -1], no(ids)[:, -1]
+    mixed = Mix([(1.5, yes), (-0.5, no)])(ids)[:, -1]
+    assert torch.allclose(mixed.softmax(-1), (1.5 * raw_yes - 0.5 * raw_no).softmax(-1), **CLOSE)
+    guided = raw_no.log_softmax(-1) + 2 * (raw_yes.log_softmax(-1) - raw_no.log_softmax(-1))
+    assert torch.allclose(Mix([(2.0, yes), (-1.0, no)])(ids)[:, -1], guided, **CLOSE)
+    with torch.no_grad():
+        base, tuned, anti = (m(ids).logits[:, -1] for m in (model, other, third))
+    got = Mix([(1, model), (0.7, other), (-0.7, third)])(ids)[:, -1]
+    assert torch.allclose(got.softmax(-1), (base + 0.7 * (tuned - anti)).softmax(-1), **CLOSE)
+    masked = Mix([(1, model), (0.7, other), (-0.7, third)], alpha=0.2)(ids)[:, -1]
+    keep = base >= base.max(-1, keepdim=True).values + torch.tensor(0.2).log()
+    assert torch.equal(masked > -torch.inf, keep) and torch.allclose(masked[keep], got[keep], **CLOSE)
+
+
+def test_a_mixture_of_one_is_its_source_and_strength_is_a_mixture():
+    model, amateur, ids = tiny_model("llama"), tiny_model("gpt2", seed=1), random_ids(8, 1, 5)
+    assert torch.allclose(Mix([(1, model)])(ids), model(ids).logits[:, -1:].log_softmax(-1), **CLOSE)
+    contrast, mix = Contrast(model, amateur, strength=0.6), Mix([(1, model), (-0.6, amateur)], alpha=0.1)
+    assert torch.allclose(contrast(ids), mix(ids), **CLOSE)
+    assert set(mix.parts) == {"expert", "amateur"}
+
+
+def test_a_token_ruled_out_by_a_positive_source_stays_out():
+    p, q = torch.tensor([0.0, 1.0, -torch.inf]), torch.tensor([-torch.inf, 0.0, 0.0])
+    got = mixed_scores([p, q], [1.0, -0.5])
+    assert got[2] == -torch.inf and got[0].isfinite() and not got.isnan().any()
+    assert mixed_scores([p, q], [1.0, 0.5])[0] == -torch.inf
+
+
+def test_text_space_with_the_same_tokenizer_is_the_model_itself():
+    tokenizer, model = character_tokenizer(), tiny_model("llama", seed=1)
+    source, ids = TextSpace(model, tokenizer, tokenizer), random_ids(9, 2, 6)
+    want = model(ids).logits[:, -1].log_softmax(-1)
+    got = source(ids)[:, -1]
+    plain = torch.arange(97) > 2
+    assert torch.allclose(got[:, plain], want[:, plain], **CLOSE)
+    assert torch.allclose(got[:, 2], want[:, 2], **CLOSE)  # EOS is EOS
+    assert torch.allclose(got[:, 0], got[:, 2:].median(-1).values, **CLOSE)  # padding has no text
+
+
+def test_contrast_with_text_space_is_the_plain_contrast_where_tokenizers_agree():
+    tokenizer = character_tokenizer()
+    expert, amateur = tiny_model("llama").double(), tiny_model("gpt2", seed=1).double()
+    options = dict(max_new_tokens=10, eos_token_ids=(), tokenizer=tokenizer)
+    for alpha in (0.1, 0.01):
+        plain = generate(Contrast(expert, amateur, alpha=alpha), ["hello", "a b"], **options)
+        text = generate(
+            Contrast(expert, TextSpace(amateur, tokenizer, tokenizer), alpha=alpha), ["hello", "a b"], **options
+        )
+        assert [g.token_ids for g in text] == [g.token_ids for g in plain]
+
+
+def test_text_space_with_another_tokenizer_is_the_difference_of_two_texts():
+    ours, theirs = byte_tokenizer(), character_tokenizer()
+    amateur = tiny_model("llama", seed=1).double()
+    source = TextSpace(amateur, theirs, ours)
+    prompt = ours("cab ok")["input_ids"]
+    got = source(torch.tensor([prompt]))[0, -1]
+
+    @torch.no_grad()
+    def logp(text):
+        ids = torch.tensor([theirs(text)["input_ids"]])
+        return amateur(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
+
+    base = logp("cab ok")
+    for token in (" ok", " a", "ok", "z"):
+        (token_id,) = ours(token)["input_ids"]
+        assert got[token_id] == pytest.approx(float(logp("cab ok" + token) - base), abs=1e-5)
+    expert = tiny_model("llama", vocab_size=len(ours))
+    found = generate(Contrast(expert, source), ["cab", "a"], tokenizer=ours, max_new_tokens=6, eos_token_ids=())
+    assert all(len(g.token_ids) == 6 for g in found)
+    with counted(amateur) as passes:
+        generate(Contrast(expert, source), "a cab is ok", tokenizer=ours, max_new_tokens=4, eos_token_ids=())
+    assert all(width <= 10 for _, width in passes[1:])  # the common prefix is not read again
+
+
+def test_the_early_checkpoint_is_an_amateur():
+    pair, early = load_pair(), load_pair(amateur="early").amateur
+    got = generate(Contrast(pair.expert, early, beta=0.5), "Ada had a red", tokenizer=pair.tokenizer, max_new_tokens=12)
+    assert got.text
+
+
+def shared_layers():
+    model = tiny_model("llama")
+    model.config.num_kv_shared_layers = 1
+    return model
+
+
+MODEL = tiny_model("llama")
+BAD_CALLS = [
+    (lambda: EarlyExit(MODEL, 0), ValueError, "layer is 0"),
+    (lambda: EarlyExit(MODEL, 4), ValueError, "1 to 3"),
+    (lambda: EarlyExit(MODEL, "low"), TypeError, "layer is 'low'"),
+    (lambda: EarlyExit("gpt2", 1), TypeError, "model is a str"),
+    (lambda: EarlyExit(shared_layers(), 1), TypeError, "LlamaForCausalLM keeps its layers"),
+    (lambda: Prompted(MODEL, "hello"), TypeError, "tokenizer"),
+    (lambda: Prompted(MODEL, []), ValueError, "no tokens"),
+    (lambda: Prompted(MODEL, [97]), ValueError, "vocabulary of 97"),
+    (lambda: Prompted(MODEL, 5), TypeError, "prefix is 5"),
+    (lambda: Mix([]), ValueError, "empty"),
+    (lambda: Mix([MODEL]), TypeError, "pairs"),
+    (lambda: Mix([("1", MODEL)]), TypeError, "weight is '1'"),
+    (lambda: Mix([(float("nan"), MODEL)]), ValueError, "weight is nan"),
+    (lambda: Mix([(1, MODEL)], alpha=0), ValueError, "alpha is 0"),
+    (lambda: Mix([(1, MODEL), (1, tiny_model("llama", vocab_size=3000))]), ValueError, "97 and 3000.*TextSpace"),
+    (lambda: Contrast(MODEL, tiny_model("llama", vocab_size=3000)), ValueError, "97 and 3000.*TextSpace"),
+    (lambda: TextSpace(MODEL, None, character_tokenizer()), TypeError, "tokenizer is a NoneType"),
+    (lambda: CachedLM(hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1,
+                                                                num_heads=1)).eval()), TypeError, "encoder-decoder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, kind, message", BAD_CALLS, ids=range(len(BAD_CALLS)))
+def test_bad_input_is_named(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
