@@ -27,6 +27,7 @@ examples:
   echo "Ada had a red" | cdlearn --no-stream                 the same from a pipe
   cdlearn --prompt "Tell a story." --method sample --seed 7  one sample of the expert alone
   cdlearn --prompt "Ada had a red" --strength 1 --json       the 2022 form, as JSON with token ids
+  cdlearn --prompt "Ada had a red" --method speculative-contrastive --gamma 6
   cdlearn --expert Qwen/Qwen3-4B --amateur Qwen/Qwen3-0.6B --prompt "Why is the sky blue?"
   cdlearn compare "Ada had a red" "Ben had a dog" --format markdown
 """
@@ -53,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--top-p", type=options.number(float, 0, 1, above=True), help="nucleus of sampling (default: 1)"
+    )
+    parser.add_argument(
+        "--gamma", type=options.number(int, 1), help="tokens drafted a round by the speculative methods (default: 4)"
     )
     parser.add_argument("--no-stream", action="store_true", help="print the whole text at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")

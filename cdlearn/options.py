@@ -10,18 +10,21 @@ from typing import Any
 from cdlearn.decode import generate
 from cdlearn.pairs import Pair, load_expert, load_pair
 from cdlearn.sources import CachedLM, Contrast, DoLa, Source
+from cdlearn.speculative import speculate
 
-METHODS = ("contrastive", "greedy", "amateur", "sample", "dola")
-NEEDS_AMATEUR = ("contrastive", "amateur")
+METHODS = ("contrastive", "greedy", "amateur", "sample", "dola", "speculative", "speculative-contrastive")
+NEEDS_AMATEUR = ("contrastive", "amateur", "speculative", "speculative-contrastive")
+CONTRASTS = ("contrastive", "speculative-contrastive")
 # the flags that change nothing for the methods that are not named here
 FLAGS_OF = {
-    "alpha": ("contrastive", "dola"),
-    "strength": ("contrastive",),
-    "beta": ("contrastive",),
-    "tau_amateur": ("contrastive",),
-    "temperature": ("contrastive", "amateur", "sample", "dola"),
-    "top_k": ("contrastive", "sample"),
-    "top_p": ("contrastive", "amateur", "sample", "dola"),
+    "alpha": (*CONTRASTS, "dola"),
+    "strength": CONTRASTS,
+    "beta": CONTRASTS,
+    "tau_amateur": CONTRASTS,
+    "temperature": tuple(method for method in METHODS if method != "greedy"),
+    "top_k": (*CONTRASTS, "sample"),
+    "top_p": tuple(method for method in METHODS if method != "greedy"),
+    "gamma": ("speculative", "speculative-contrastive"),
 }
 
 
@@ -100,37 +103,41 @@ def open_pair(args: argparse.Namespace, methods: tuple[str, ...] = ("contrastive
     return load_pair(args.expert, args.amateur, **options)
 
 
-def source_of(method: str, pair: Pair, args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
-    """Return the source of a method and what it adds to the arguments of `generate`."""
+def source_of(method: str, pair: Pair, args: argparse.Namespace) -> tuple[Source, Source | None, dict[str, Any]]:
+    """Return the source of a method, its draft if it has one, and what it adds to the arguments of the loop."""
     alpha = 0.1 if args.alpha is None else args.alpha
-    top_p = getattr(args, "top_p", None)
-    draw = {"temperature": getattr(args, "temperature", None) or 0.0, "top_p": 1.0 if top_p is None else top_p}
-    if method == "contrastive":
+    top_p, temperature = getattr(args, "top_p", None), getattr(args, "temperature", None)
+    draw = {"temperature": temperature or 0.0, "top_p": 1.0 if top_p is None else top_p}
+    if method in CONTRASTS:
         form: dict[str, Any] = {"beta": 0.5 if args.beta is None else args.beta}
         if args.strength is not None or args.tau_amateur is not None:
             form = {"strength": 1.0 if args.strength is None else args.strength}
             form["amateur_temperature"] = 1.0 if args.tau_amateur is None else args.tau_amateur
-        return Contrast(pair.expert, pair.amateur, alpha=alpha, top_k=args.top_k or 0, **form), draw
+        amateur = CachedLM(pair.amateur)  # one source: the draft and the contrast share what it computed
+        source = Contrast(pair.expert, amateur, alpha=alpha, top_k=args.top_k or 0, **form)
+        return source, amateur if method == "speculative-contrastive" else None, draw
+    if method == "speculative":
+        return CachedLM(pair.expert), CachedLM(pair.amateur), draw
     if method == "dola":
-        return DoLa(pair.expert, alpha=alpha), draw
+        return DoLa(pair.expert, alpha=alpha), None, draw
     if method == "amateur":
-        return CachedLM(pair.amateur), draw
+        return CachedLM(pair.amateur), None, draw
     if method == "sample":
-        temperature = getattr(args, "temperature", None)
-        return CachedLM(pair.expert), draw | {
-            "temperature": 1.0 if temperature is None else temperature,
-            "top_k": args.top_k or 0,
-        }
-    return CachedLM(pair.expert), {}
+        draw |= {"temperature": 1.0 if temperature is None else temperature, "top_k": args.top_k or 0}
+        return CachedLM(pair.expert), None, draw
+    return CachedLM(pair.expert), None, {}
 
 
 def run_method(method: str, pair: Pair, prompts: list[str], args: argparse.Namespace, **options: Any) -> tuple:
     """Decode the prompts with one method; returns one `Generation` each, and the settings of the source."""
-    source, draw = source_of(method, pair, args)
+    source, draft, draw = source_of(method, pair, args)
     chat = not args.no_chat_template
     rendered = [pair.prompt(text, system=args.system_prompt, chat=chat) for text in prompts]
     settings = dict(tokenizer=pair.tokenizer, max_new_tokens=args.max_new_tokens, seed=args.seed, trace=False)
-    return generate(source, rendered, **settings, **draw, **options), source.settings | draw
+    if draft is None:
+        return generate(source, rendered, **settings, **draw, **options), source.settings | draw
+    draw["gamma"] = getattr(args, "gamma", None) or 4
+    return speculate(source, draft, rendered, **settings, **draw, **options), source.settings | draw
 
 
 def clean(text: str) -> str:

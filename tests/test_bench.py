@@ -9,7 +9,15 @@ from tiny import tiny_model
 
 from cdlearn import bench, cli
 
-RATIOS = ["contrastive, no trace", "contrastive", "expert greedy", "transformers generate", "DoLa"]
+RATIOS = [
+    "contrastive, no trace",
+    "contrastive",
+    "expert greedy",
+    "transformers generate",
+    "DoLa",
+    "as_causal_lm",
+    "early exit at 1",
+]
 
 
 @pytest.fixture
@@ -59,12 +67,13 @@ def test_the_bare_forwards_do_not_count_as_the_loops_time(pair):
     assert time.perf_counter() - started - sum(watch.times) > 6 * 0.02
 
 
-def test_random_pair_has_the_promised_sizes_and_leaves_the_seed_alone():
+@pytest.mark.parametrize("size, most, least", [("25m", 25e6, 5e6), ("100m", 95e6, 18e6)])
+def test_random_pair_has_the_promised_sizes_and_leaves_the_seed_alone(size, most, least):
     state = torch.get_rng_state()
-    expert, amateur = bench.random_pair()
+    expert, amateur = bench.random_pair(size)
     assert torch.equal(state, torch.get_rng_state())
-    assert sum(p.numel() for p in expert.parameters()) > 25e6
-    assert sum(p.numel() for p in amateur.parameters()) > 5e6
+    assert most < sum(p.numel() for p in expert.parameters()) < 1.4 * most
+    assert least < sum(p.numel() for p in amateur.parameters()) < 1.5 * least
     assert not expert.training
 
 
@@ -72,10 +81,14 @@ def test_command_prints_a_table_or_json(capsys):
     short = ["bench", "--context", "4", "--steps", "3", "--repetitions", "1", "--threads", "1"]
     assert cli.main(short) == 0
     table = capsys.readouterr().out
-    assert all(method in table for method in RATIOS) and "threads 1" in table
+    assert all(method in table for method in RATIOS[:-1]) and "threads 1" in table
     assert cli.main([*short, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert {row["method"] for row in record["rows"]} >= set(RATIOS) and record["machine"]["device"]
+    assert {row["method"] for row in record["rows"]} >= set(RATIOS[:-1]) and record["machine"]["device"]
+    speculative = {row["method"]: row for row in record["rows"]}["speculative contrastive"]
+    assert speculative["against"] == "contrastive text" and speculative["predicted"] > 0 <= speculative["accepted"]
+    assert cli.main([*short, "--markdown", "--batch", "2"]) == 0
+    assert "| speculative |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ SOURCES = {
     "greedy": lambda pair: pair.expert,
     "amateur": lambda pair: pair.amateur,
     "dola": lambda pair: cdlearn.DoLa(pair.expert),
+    "speculative": lambda pair: pair.expert,  # greedy: the same tokens, drafted by the amateur
+    "speculative-contrastive": lambda pair: cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5),
 }
 
 
@@ -92,6 +94,13 @@ def test_defaults_are_alpha_and_beta_of_the_2023_paper(run):
     assert (settings["alpha"], settings["beta"]) == (0.1, 0.5) and "strength" not in settings
     settings = json.loads(run("--prompt", "Hi", "--json", "--max-new-tokens", "2", "--tau-amateur", "2")[1])["settings"]
     assert (settings["strength"], settings["amateur_temperature"]) == (1.0, 2.0)
+
+
+def test_gamma_reaches_the_speculative_loop(run):
+    flags = ["--prompt", "Hi", "--method", "speculative-contrastive", "--max-new-tokens", "9", "--json"]
+    record = json.loads(run(*flags, "--gamma", "2")[1])
+    assert record["settings"]["gamma"] == 2 and record["stats"]["drafted"] <= 2 * record["stats"]["rounds"]
+    assert run("--prompt", "Hi", "--gamma", "2")[0] == 2
 
 
 def test_streaming_and_not_streaming_print_the_same(run):

@@ -178,7 +178,7 @@ def test_broken_scores_stop_the_loop(value):
             return super().scores(ids, mask, n).index_fill(-1, torch.tensor([3]), value)
 
     for temperature in (0.0, 1.0):
-        with pytest.raises(ValueError, match="scores holds"):
+        with pytest.raises(ValueError, match=r"scores holds .* new token 0 of Broken\(\)"):
             generate(Broken([5], 1), [4], temperature=temperature)
 
 
@@ -324,6 +324,17 @@ def test_a_transformers_streamer_gets_prompt_and_tokens(capsys):
     streamer = hf.TextIteratorStreamer(tokenizer, skip_prompt=True)
     got = say(tokenizer, " ok🙂", stream=streamer)
     assert "".join(streamer) == got.text
+
+
+def test_several_return_sequences_are_rows_with_their_own_seeds():
+    model = tiny_model("llama")
+    options = dict(max_new_tokens=8, temperature=1.0, eos_token_ids=())
+    found = generate(model, [[5, 6], [7]], num_return_sequences=3, seed=4, **options)
+    singles = [generate(model, p, seed=4 + k, **options) for k, p in enumerate([[5, 6]] * 3 + [[7]] * 3)]
+    assert [g.token_ids for g in found] == [g.token_ids for g in singles]
+    assert len(generate(model, [5, 6], num_return_sequences=2, **options)) == 2
+    with pytest.raises(ValueError, match="one row"):
+        generate(model, [5, 6], num_return_sequences=2, tokenizer=byte_tokenizer(), stream=hf.TextStreamer(None))
 
 
 def test_several_prompts_stream_with_their_row():

@@ -7,6 +7,8 @@ import pytest
 import torch
 import transformers as hf
 from conftest import character_tokenizer
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from test_sources import counted
 from tiny import tiny_model
 
@@ -373,6 +375,22 @@ def test_one_position_by_enumeration():
             first = torch.where(count > 0, token, next_token)
             law += q[token] * torch.bincount(first, minlength=5) / len(u)
         assert torch.allclose(law, p, atol=5e-3)
+
+
+@st.composite
+def two_laws(draw):
+    rows = [draw(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]), min_size=5, max_size=5)) for _ in range(2)]
+    return [torch.tensor(row, dtype=torch.float64) / sum(row) for row in rows if sum(row) > 0]
+
+
+@given(two_laws())
+def test_accepting_or_redrawing_gives_the_target_whatever_the_draft(laws):
+    assume(len(laws) == 2)
+    p, q = laws
+    keep = accept_probability(p, q)
+    rejected = (q * (1 - keep)).sum()
+    assert torch.allclose(q * keep + rejected * residual(p, q), p, atol=1e-9)
+    assert (q * keep).sum() == pytest.approx(1 - float((p - q).abs().sum()) / 2)  # 1 - TV
 
 
 def mamba():
