@@ -247,7 +247,8 @@ class Run:
 
     def results(self, source: Source, more: list[dict[str, Any]] | None = None) -> Generation | list[Generation]:
         """The generations; `more` adds to the stats of every row."""
-        found = [row.result(self.recorder, source, self.tokenizer, self.seed) for row in self.rows]
+        settings = source.settings if self.penalty == 1 else source.settings | {"repetition_penalty": self.penalty}
+        found = [row.result(self.recorder, settings, self.tokenizer, self.seed) for row in self.rows]
         for generation, stats in zip(found, more or []):
             generation.stats |= stats
         return found[0] if self.single else found
@@ -293,7 +294,7 @@ class _Row:
             self.finish_reason = "stop"
         self.finish_reason = self.finish_reason or "length"
 
-    def result(self, recorder: Recorder | None, source: Source, tokenizer: Any, seed: int) -> Generation:
+    def result(self, recorder: Recorder | None, settings: dict, tokenizer: Any, seed: int) -> Generation:
         tokens = self.tokens
         if self.finish_reason == "stop":
             tokens = tokens[: self.writer.tokens_in_text()]
@@ -302,7 +303,7 @@ class _Row:
         trace = None
         if recorder is not None:
             trace = recorder.trace(
-                self.number, self.prompt_ids, steps=self.steps, settings=source.settings, tokenizer=tokenizer
+                self.number, self.prompt_ids, steps=self.steps, settings=settings, tokenizer=tokenizer
             )
         return Generation(None if self.writer is None else self.writer.text, tokens, self.finish_reason, trace, stats)
 

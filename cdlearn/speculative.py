@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from cdlearn.decode import Generation, Run, check_count, check_fits
-from cdlearn.scores import NonFiniteError, accept_probability, draw, sampling_probs, verify_draft
+from cdlearn.scores import NonFiniteError, accept_probability, draw, residual, sampling_probs, verify_draft
 from cdlearn.sources import Source, as_source
+
+_SHOWN = 8  # how many tokens of the law behind a round's last token a trace keeps
 
 
 def speculate(
@@ -50,7 +52,11 @@ def speculate(
     `stats` adds rounds, drafted, accepted, tested (drafted tokens that were looked at before the first rejection),
     acceptance_rate (accepted / drafted), target_passes, tokens_per_target_pass and exact. The rate that theory speaks
     of, 1 - TV(target, draft), is estimated by accepted / tested. In the trace, `details` tell for every token its
-    "round", whether it was "drafted", and the chance its draft had ("accept_probability", 0 without a draft).
+    "round", whether it was "drafted", and the chance its draft had ("accept_probability", 0 without a draft). Its
+    `rounds` are dicts: round (from 1), position (of its first token), draft_ids, and for each of them p and q (target's
+    and draft's probability), u (the random number, None when greedy), accept_probability (it stands if u is below) and
+    total_variation (the distance of the two laws); accepted; then the token behind: next_id (None if the text ended
+    before), next_kind ("residual" or "bonus"), next_u, and next_law, its best [token, probability] pairs.
     Raises TypeError or ValueError naming the argument, before any work; ValueError for sources that cannot be rewound.
     arXiv 2302.01318, algorithm 2; 2211.17192, algorithm 1; with a contrast as the target 2311.08981.
     """
@@ -91,7 +97,8 @@ def speculate(
             drafted = int(sizes.max())
             scores = target(ids, mask, drafted + 1)  # (b, drafted + 1, V): after the last sure token, after each draft
             final = _penalized(run, scores, ids, mask)
-            accepted, following, chances = _verify(final, laws, ids, sizes, uniforms, law, lenience)
+            facts = None if run.recorder is None else [{} for _ in rows]
+            accepted, following, chances = _verify(final, laws, ids, sizes, uniforms, law, lenience, facts)
 
             new = [[*ids[k, ids.shape[1] - drafted :][:n].tolist(), int(following[k])] for k, n in enumerate(accepted)]
             before = [row.steps for row in rows]
@@ -103,6 +110,9 @@ def speculate(
                 count["drafted"] += int(sizes[k])
                 count["accepted"] += kept
                 count["tested"] += kept + int(used > accepted[k] and accepted[k] < int(sizes[k]))
+                if facts is not None:
+                    ending = following[k] if used > accepted[k] else None
+                    run.recorder.add_round(row.number, _round(count["rounds"], before[k], kept, ending, facts[k]))
             _record(
                 run,
                 rows,
@@ -144,9 +154,13 @@ def _draft(
 
 
 def _verify(
-    scores: Tensor, laws: list[Tensor], ids: Tensor, sizes: Tensor, uniforms: list, law: dict[str, Any], lenience: float
-) -> tuple[list[int], list[int], Tensor]:
-    """How many drafted tokens of every row stand, the token that follows them, and the chance each had [b, drafted]."""
+    scores: Tensor, laws: list[Tensor], ids: Tensor, sizes: Tensor, uniforms: list, law: dict[str, Any],
+    lenience: float, facts: list[dict[str, Any]] | None,
+) -> tuple[list[int], list[int], Tensor]:  # fmt: skip
+    """How many drafted tokens of every row stand, the token that follows them, and the chance each had [b, drafted].
+
+    facts: None, or a dict for every row that is filled with what a trace tells of the round.
+    """
     drafted = ids[:, ids.shape[1] - int(sizes.max()) :].to(scores.device)  # (b, drafted)
     inside = torch.arange(drafted.shape[1], device=scores.device) < sizes.to(scores.device)[:, None]
     if law["temperature"] == 0:
@@ -157,6 +171,8 @@ def _verify(
         chances = (got >= top.values[:, :-1] + math.log(lenience)) if lenience < 1 else drafted == top.indices[:, :-1]
         accepted = (chances & inside).long().cumprod(dim=1).sum(dim=1)  # (b,)
         following = top.indices.gather(1, accepted[:, None])[:, 0]
+        if facts is not None:
+            _greedy_facts(facts, drafted, top.indices, chances, sizes.tolist(), accepted.tolist())
         return accepted.tolist(), following.tolist(), chances.double().cpu()
     target_law = sampling_probs(scores, **law)  # (b, drafted + 1, V)
     accepted, following = [0] * len(ids), [0] * len(ids)
@@ -172,7 +188,47 @@ def _verify(
         if size:
             chance = accept_probability(_of(p[:, :-1], tokens), _of(q, tokens), lenience=lenience)
             chances[group, :size] = chance.cpu()
+        if facts is not None:
+            for row, k in enumerate(group):
+                facts[k] |= _sampled_facts(p[row], q[row], tokens[row], points[row], accepted[k], lenience)
     return accepted, following, chances
+
+
+def _greedy_facts(
+    facts: list[dict], drafted: Tensor, best: Tensor, chances: Tensor, sizes: list[int], accepted: list[int]
+) -> None:
+    """A greedy round in the terms of a sampled one: both laws are certain, nothing is drawn."""
+    agree = (drafted == best[:, :-1]).double().tolist()
+    ids, best, chances = drafted.tolist(), best.tolist(), chances.double().tolist()
+    for k, size in enumerate(sizes):
+        law = [[best[k][accepted[k]], 1.0]]
+        facts[k] |= {"draft_ids": ids[k][:size], "p": agree[k][:size], "q": [1.0] * size}
+        facts[k] |= {"u": None, "accept_probability": chances[k][:size]}
+        facts[k] |= {"total_variation": [1 - p for p in agree[k][:size]], "next_u": None, "next_law": law}
+
+
+def _sampled_facts(
+    p: Tensor, q: Tensor, tokens: Tensor, points: Tensor, accepted: int, lenience: float
+) -> dict[str, Any]:
+    """A sampled round of one row: p [size + 1, V], q [size, V], tokens [size], points [size + 1] as `verify_draft`."""
+    size, q = len(tokens), torch.nn.functional.pad(q, (0, p.shape[-1] - q.shape[-1]))
+    p_of, q_of = _of(p[:size], tokens), _of(q, tokens)
+    chance = accept_probability(p_of, q_of, lenience=lenience) if size else p_of
+    distance = 1 - torch.minimum(p[:size], q).sum(dim=-1)
+    rest = p[size] if accepted == size else residual(p[accepted], q[accepted])
+    law = rest.topk(min(_SHOWN, rest.shape[-1]))
+    named = {"p": p_of, "q": q_of, "u": points[:size], "accept_probability": chance, "total_variation": distance}
+    found = {"draft_ids": tokens.tolist()} | {name: values.tolist() for name, values in named.items()}
+    return found | {
+        "next_u": float(points[-1]),
+        "next_law": [[token, prob] for token, prob in zip(law.indices.tolist(), law.values.tolist()) if prob > 0],
+    }
+
+
+def _round(number: int, position: int, kept: int, next_id: int | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a trace tells of a round: see `speculate`."""
+    kind = None if next_id is None else "bonus" if kept == len(facts["draft_ids"]) else "residual"
+    return {"round": number, "position": position, "accepted": kept, "next_id": next_id, "next_kind": kind} | facts
 
 
 def _of(probs: Tensor, tokens: Tensor) -> Tensor:

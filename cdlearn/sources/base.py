@@ -16,8 +16,9 @@ class Source:
 
     vocab_size; eos_token_ids: tuple of ids that end a text; max_positions: the longest context, in real tokens (None:
     no limit); device: where scores live; rewindable: whether taking tokens back is cheap (the scores are right
-    either way). After a call `parts` maps names ("expert", "amateur") to raw scores [B, n, V] and `details` other
-    names to [B, n, ...]: what a trace records. `settings` names the method and its numbers.
+    either way). After a call `parts` maps names ("expert", "amateur") to raw scores [B, n, V], or [B, n, L, V] for
+    several layers, and `details` other names to [B, n, ...]: what a trace records, of `parts` the candidates only.
+    `settings` names the method and its numbers.
     """
 
     vocab_size: int

@@ -46,7 +46,7 @@ class DoLa(CachedLM):
     list is the static form. final_norm: apply the model's final norm to early layers too (the official code does not).
     divergence: "jsd" (Jensen-Shannon) or "reference", what the official code computes: see `js_divergence`; without a
     mask (alpha=None) it also subtracts raw logits. `details` holds "premature_layer" [B, n] and "divergences"
-    [B, n, L], one for each of `layers`.
+    [B, n, L], one for each of `layers`; `parts` their logits, "layers" [B, n, L, V].
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class DoLa(CachedLM):
         chosen = divergences.argmax(dim=-1)  # (B, n)
         premature = early.take_along_dim(chosen[..., None, None], dim=2)[:, :, 0]  # (B, n, V)
         layers = torch.tensor(self.layers, device=chosen.device)
-        self.parts = {"expert": final, "amateur": premature}
+        self.parts = {"expert": final, "amateur": premature, "layers": early}
         self.details = {"premature_layer": layers[chosen], "divergences": divergences}
         if self.divergence == "reference" and self.alpha is None:
             return (final - premature).where(plausibility_mask(final, None), NEVER)
