@@ -113,5 +113,23 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str | None]:
     return [texts[token_id] for token_id in token_ids]
 
 
+def visible(text: str | None, token_id: int, *, longest: int = 0) -> str:
+    """A token's text with what the eye would miss made visible: spaces, newlines, tabs, control characters.
+
+    Without text its id, as "#42". longest: cut to so many characters, 0 for all of them.
+    """
+    if text is None:
+        return f"#{token_id}"
+    if not text:
+        return "(empty)"
+    marks = {
+        " ": "\N{OPEN BOX}",
+        "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}",
+        "\t": "\N{RIGHTWARDS ARROW TO BAR}",
+    }
+    shown = "".join(marks.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+    return shown if not longest or len(shown) <= longest else shown[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def _drafted(facts: dict[str, Any]) -> int:
     return len(facts["draft_ids"])
