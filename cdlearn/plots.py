@@ -138,8 +138,8 @@ def plot_strength(trace: Any, position: int, *, ax: Axes | None = None) -> Axes:
         ax.annotate(f"{span.start:.2f}", (span.start, y), (0, 9 + 11 * crowd), textcoords="offset points",
                     ha="center", fontsize=9)  # fmt: skip
     ax.axvline(used, color=BLACK, linestyle="--", linewidth=1)
-    ax.annotate("recorded", (used, 0.01), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
-                fontsize=8)  # fmt: skip
+    ax.annotate("recorded", (used, 1), (3, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                fontsize=8, va="top")  # fmt: skip
     further = [span for span in spans if span.start >= high]
     if further:
         named = zip(texts_of(here, [span.token_id for span in further]), further)
