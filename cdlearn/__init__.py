@@ -8,6 +8,14 @@ from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, 
 from cdlearn.speculative import speculate
 from cdlearn.trace import Trace
 
+
+def inspect(generation, *, source=None, compare=None):
+    """The token inspector of a generation or trace: see `cdlearn.widgets.inspect`. Needs ipywidgets (extra "lab")."""
+    from cdlearn.widgets import inspect as open_inspector  # only notebooks pay for ipywidgets
+
+    return open_inspector(generation, source=source, compare=compare)
+
+
 __version__ = "0.1.0"
 __all__ = [
     "CachedLM",
@@ -23,6 +31,7 @@ __all__ = [
     "Trace",
     "beam_search",
     "generate",
+    "inspect",
     "load_expert",
     "load_pair",
     "metrics",

@@ -38,6 +38,11 @@ class Generation:
         text = self.text if self.text is None or len(self.text) <= 60 else self.text[:57] + "..."
         return f"Generation({text!r}, {len(self.token_ids)} tokens, finish_reason={self.finish_reason!r})"
 
+    def _repr_html_(self) -> str:
+        from cdlearn.render import generation_html  # only where somebody looks
+
+        return generation_html(self.text, self.finish_reason, self.trace)
+
 
 def generate(
     source: Source | Any,

@@ -64,6 +64,17 @@ class Trace:
     def __repr__(self) -> str:
         return f"Trace({len(self)} positions, {self.candidates.shape[1] - 1} candidates each)"
 
+    def _repr_html_(self) -> str:
+        from cdlearn.render import trace_html  # only where somebody looks
+
+        return trace_html(self)
+
+    def to_html(self, path: str | Path, *, candidates: int = 24) -> None:
+        """Write a self-contained page with working sliders: a handout that needs neither Python nor a network."""
+        from cdlearn.handout import write
+
+        write(self, path, candidates=candidates)
+
     @property
     def recorded_ids(self) -> list[int]:
         """The tokens of the recorded text: those every position was really computed behind."""

@@ -62,6 +62,10 @@ class Source:
                 setattr(twin, name, [part.fork() for part in value])
         return twin
 
+    def changed(self, **settings: Any) -> Source:
+        """This method with other settings, over the same parts and their caches. Raises ValueError where none can."""
+        raise ValueError(f"{type(self).__name__} has no settings to change: build another source.")
+
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items() if name != "method")
         return f"{type(self).__name__}({settings})"

@@ -56,6 +56,12 @@ class Contrast(Source):
         self.settings = {"method": "contrastive"} | self._numbers
         _compose(self, [self.expert, self.amateur])
 
+    def changed(self, **settings: Any) -> Contrast:
+        form = "strength" if "strength" in settings else "beta" if "beta" in settings else None
+        kept = {k: v for k, v in self._numbers.items() if k not in ("strength", "beta") or form in (None, k)}
+        kept.pop("amateur_temperature", None) if form == "beta" else None
+        return Contrast(self.expert, self.amateur, **kept | settings)
+
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         expert = self.expert.scores(ids, mask, n)[..., : self.vocab_size]  # (B, n, V)
         # nobody needs an amateur's opinion of what the expert's mask drops: the formula itself says what that is

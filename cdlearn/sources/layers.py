@@ -74,6 +74,10 @@ class DoLa(CachedLM):
         self._softcap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
         self._scale = self._measure_scale()  # Cohere, Granite: logits are scaled after the head
 
+    def changed(self, **settings: Any) -> DoLa:
+        known = {"layers": self.layers, "alpha": self.alpha, "final_norm": self.final_norm}
+        return DoLa(self.model, **known | {"divergence": self.divergence} | settings)
+
     def _run(self, keep: int, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
         """The states that the head will read, [B, keep, 1 + L, width]: the last layer's, then the candidates'."""
         early: list[Tensor] = []

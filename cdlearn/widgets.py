@@ -1,0 +1,325 @@
+"""The token inspector: every decision of a trace, and what other settings would have decided, without running a model.
+
+Only "regenerate" and "branch" run one, in the background. Plain ipywidgets, composed; the trace is never changed.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import ipywidgets as widgets
+import torch
+
+from cdlearn.decode import Generation, generate
+from cdlearn.render import METRICS, candidate_table, layer_table, names_of, round_table, token_strip, trace_strip
+from cdlearn.trace import Trace
+
+_WIDE = widgets.Layout(width="100%")
+
+
+class Inspector(widgets.VBox):
+    """What `inspect` returns; `.trace` is the trace shown, `.settings` the controls' values, `.close()` frees all."""
+
+    def __init__(self, trace: Trace, *, source: Any = None, compare: Trace | None = None) -> None:
+        self.versions = {"recorded": trace}
+        self.trace, self.source, self.compare = trace, source, compare
+        self._thread: threading.Thread | None = None
+        self._cancelled = False
+        self._build()
+        super().__init__(
+            [self._head, self._strip, self._controls, self._what_if, self._tabs, self._actions, self._said]
+        )
+        self._load()
+
+    # ---- the parts
+
+    def _build(self) -> None:
+        self._version = widgets.Dropdown(options=list(self.versions), description="text")
+        self._metric = widgets.Dropdown(options=list(METRICS), description="colour")
+        self._position = widgets.Select(options=[], description="position", rows=6)
+        self._head = widgets.HBox([self._version, self._metric])
+        self._strip, self._what_if, self._table = (widgets.HTML(layout=_WIDE) for _ in range(3))
+        self._layers, self._rounds, self._said = (widgets.HTML(layout=_WIDE) for _ in range(3))
+        self._strength, strength = _pair(widgets.FloatSlider, "strength", 1.0, 0.0, 3.0, 0.01)
+        self._alpha, alpha = _pair(widgets.FloatSlider, "log10 alpha", -1.0, -4.0, 0.0, 0.01)
+        self._temperature, temperature = _pair(widgets.FloatSlider, "amateur temp.", 1.0, 0.1, 3.0, 0.05)
+        self._numbers = {"strength": strength, "alpha": alpha, "amateur_temperature": temperature}
+        self._flips = widgets.HTML(layout=_WIDE)
+        self._controls = widgets.HBox([self._position, widgets.VBox([*self._numbers.values(), self._flips])])
+        self._tabs = widgets.Tab([self._table])
+        self._regenerate = widgets.Button(description="Regenerate from here", layout=widgets.Layout(width="auto"))
+        self._candidate = widgets.Dropdown(options=[], description="candidate")
+        self._branch = widgets.Button(description="Branch on it", layout=widgets.Layout(width="auto"))
+        self._cancel = widgets.Button(description="Cancel", disabled=True)
+        self._bar = widgets.IntProgress(min=0, max=1, description="tokens", layout=widgets.Layout(visibility="hidden"))
+        self._actions = widgets.HBox([self._regenerate, self._candidate, self._branch, self._cancel, self._bar])
+        for button, action in (
+            (self._regenerate, self.regenerate),
+            (self._branch, self.branch),
+            (self._cancel, self.cancel),
+        ):
+            button.on_click(lambda _, action=action: self._safely(action))
+        if self.source is None:
+            for control in (self._regenerate, self._branch):
+                control.disabled, control.tooltip = True, "inspect(generation, source=source) can run the model again"
+        self._version.observe(lambda change: self._safely(self._load), "value")
+        for control in (self._metric, self._position, self._strength, self._alpha, self._temperature):
+            control.observe(lambda change: self._safely(self._show), "value")
+
+    def _load(self) -> None:
+        """Show the chosen text with its own settings."""
+        self.trace = trace = self.versions[self._version.value]
+        settings = trace.settings
+        names = names_of(trace)
+        self._quiet = True
+        self._position.options = [(f"{k}  {_plain(name)}", k) for k, name in enumerate(names)]
+        self._position.value = self._telling() if len(trace) else None
+        beta = settings.get("beta")
+        strength = settings.get("strength", 1.0) if beta is None else beta / (1 + beta)
+        self._strength.value, self._temperature.value = strength, settings.get("amateur_temperature", 1.0)
+        self._alpha.value = -4.0 if settings.get("alpha") is None else math.log10(settings["alpha"])
+        self._given = self._read()
+        changeable = {
+            "contrastive": ("strength", "alpha", "amateur_temperature"),
+            "dola": ("alpha",),
+            "mix": ("alpha",),
+        }
+        shown = changeable.get(settings.get("method"), ())
+        for name, box in self._numbers.items():
+            box.layout.display = "" if name in shown else "none"
+        self._changeable = shown
+        tabs = {"candidates": self._table}
+        tabs |= {"layers": self._layers} if "layers" in trace.parts else {}
+        tabs |= {"speculation": self._rounds} if trace.rounds else {}
+        self._tabs.children = list(tabs.values())
+        self._tabs.titles = list(tabs)
+        self._quiet = False
+        self._show()
+
+    def _telling(self) -> int:
+        """The first position where the expert alone would have chosen otherwise."""
+        moved = (self.trace.rank > 1).nonzero()
+        return int(moved[0]) if len(moved) else 0
+
+    # ---- what the controls say
+
+    def _read(self) -> dict[str, float | None]:
+        alpha = None if self._alpha.value <= -4 else 10**self._alpha.value
+        return {"strength": self._strength.value, "alpha": alpha, "amateur_temperature": self._temperature.value}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that differ from the trace's own, as `Trace.rescore` takes them; alpha 0 is no mask."""
+        changed = {k: v for k, v in self._read().items() if k in self._changeable and v != self._given[k]}
+        if "amateur_temperature" in changed and "beta" in self.trace.settings:
+            changed["strength"] = self._read()["strength"]  # the beta form knows no temperature
+        return {k: 0 if k == "alpha" and v is None else v for k, v in changed.items()}
+
+    def _show(self) -> None:
+        """Redraw everything from the trace and the controls: pure functions, no model."""
+        if self._quiet:
+            return
+        trace, position = self.trace, self._position.value
+        if position is None:
+            self._strip.value = "<em>An empty trace: no token was chosen.</em>"
+            return
+        self._strip.value = trace_strip(trace, metric=self._metric.value, selected=position)
+        new, settings = trace, self.settings
+        if settings:
+            new = trace.rescore(**settings)
+        self._what_if.value = self._would_change(new, settings)
+        self._table.value = candidate_table(new, position, recorded=trace.recorded_ids[position])
+        self._flips.value = self._flip_text(position) if self._changeable else ""
+        if "layers" in trace.parts:
+            self._layers.value = layer_table(trace, position)
+        if trace.rounds:
+            self._rounds.value = round_table(trace, position)
+        ids = new.candidates[position, : min(12, new.candidates.shape[1] - 1)].tolist()
+        self._candidate.options = [(_plain(name), token) for name, token in zip(names_of(trace, ids), ids)]
+        others = [token for token in ids if token != trace.recorded_ids[position]]
+        self._candidate.value = others[0] if others else ids[0]  # a branch means another token
+        self._said.value = (
+            "" if not bool(new.truncated[position]) else "Truncated: more tokens are kept than recorded here."
+        )
+
+    def _would_change(self, new: Trace, settings: dict[str, Any]) -> str:
+        """The strip of what these settings would pick; behind the first change it would be another text."""
+        if self.compare is not None:
+            ours, theirs = self.trace.recorded_ids, self.compare.recorded_ids
+            parts = next((k for k, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+            strip = token_strip(names_of(self.compare), torch.zeros(0), marks=[k == parts for k in range(len(theirs))])
+            return f"<b>The other text</b> parts at position {parts} (dot):{strip}"
+        if not settings:
+            return "<em>Move a control: what would these settings have picked?</em>"
+        old, picks = self.trace.recorded_ids, new.token_ids
+        first = next((k for k, (a, b) in enumerate(zip(old, picks)) if a != b), None)
+        said = ", ".join(f"{name} {value:.3g}" for name, value in settings.items())
+        if first is None:
+            return f"<b>With {said}</b>: the same {len(old)} tokens."
+        marks = [a != b for a, b in zip(old, picks)]
+        strip = token_strip(names_of(self.trace, picks), torch.zeros(0), marks=marks, grey_from=first + 1)
+        return (
+            f"<b>With {said}</b>: another token at position {first} (dot). Grey: picks behind the text as it was; "
+            f"a new text starts there.{strip}"
+        )
+
+    def _flip_text(self, position: int) -> str:
+        """Where the pick of this position flips, as words and as marks on a scale."""
+        flips = self.trace.flip_points(position)
+        lines = []
+        for name, spans, top in (("strength", flips.strength, self._strength.max), ("alpha", flips.alpha, 1.0)):
+            if not spans or name not in self._changeable:
+                continue
+            words = [
+                f"{_escape(self.trace, span)} <small>{'to' if name == 'alpha' else 'from'} "
+                f"{span.stop if name == 'alpha' else span.start:.3g}</small>"
+                for span in spans
+            ]
+            lines.append(f"<b>{name}</b>: {' | '.join(words)}{_scale(name, spans, top)}")
+        return "<div>" + "<br>".join(lines) + "</div>"
+
+    # ---- what runs a model
+
+    def regenerate(self, *, wait: bool = False) -> None:
+        """Continue from the selected position with the controls' settings, in the background."""
+        position = self._position.value
+        prefix = self.trace.prompt_ids + self.trace.recorded_ids[:position]
+        source = self.source
+        if self.settings:
+            source = source.changed(**{k: None if (k, v) == ("alpha", 0) else v for k, v in self.settings.items()})
+        self._run(source, prefix, f"from {position}", max(len(self.trace) - position, 16), wait)
+
+    def branch(self, *, wait: bool = False) -> None:
+        """Put the chosen candidate at the selected position and continue from there."""
+        position, token = self._position.value, self._candidate.value
+        prefix = [*self.trace.prompt_ids, *self.trace.recorded_ids[:position], token]
+        self._run(self.source, prefix, f"branch at {position}", max(len(self.trace) - position, 16), wait)
+
+    def cancel(self) -> None:
+        """Stop what runs; what is there is kept."""
+        self._cancelled = True
+
+    def _run(self, source: Any, prefix: list[int], name: str, count: int, wait: bool) -> None:
+        if self.source is None:
+            raise ValueError("source is None: open the inspector with inspect(generation, source=source).")
+        if self._thread is not None and self._thread.is_alive():
+            raise ValueError("a text is being written: wait, or press Cancel.")
+        self._cancelled, self._bar.value, self._bar.max = False, 0, count
+        self._bar.layout.visibility, self._cancel.disabled = "visible", False
+
+        class Ticks:  # a streamer: it counts tokens and can stop them
+            def put(_, tokens):
+                self._bar.value += 1
+                if self._cancelled:
+                    raise KeyboardInterrupt
+
+            def end(_):
+                pass
+
+        def work() -> None:
+            try:
+                made = generate(source, prefix, tokenizer=self.trace.tokenizer, max_new_tokens=count, stream=Ticks(),
+                                progress=False)  # fmt: skip
+                number = sum(known.startswith(name) for known in self.versions)
+                label = name if not number else f"{name} ({number + 1})"
+                self.versions[label] = made.trace
+                self._version.options = list(self.versions)
+                self._version.value = label
+            except (ValueError, TypeError, RuntimeError) as error:
+                self._said.value = _message(error)
+            finally:
+                self._bar.layout.visibility, self._cancel.disabled = "hidden", True
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+        if wait:
+            self._thread.join()
+
+    def _safely(self, action: Any) -> None:
+        """Errors of a callback would vanish in a log: they are said in a line of their own."""
+        try:
+            action()
+        except (ValueError, TypeError, RuntimeError) as error:
+            self._said.value = _message(error)
+
+    def close(self) -> None:
+        """Free every widget; a text being written stops."""
+        self.cancel()
+        for widget in _family(self):
+            if widget is not self:
+                widget.close()
+        super().close()
+
+
+def inspect(
+    generation: Generation | Trace, *, source: Any = None, compare: Generation | Trace | None = None
+) -> Inspector:
+    """The token inspector of a generation or trace, for a notebook.
+
+    source: what made it; with it the inspector can continue from any position and branch on any candidate. compare:
+    another generation or trace to lay beside it. Raises TypeError for anything else, ValueError without a trace.
+    """
+    other = None if compare is None else _trace_of(compare, "compare")
+    return Inspector(_trace_of(generation, "generation"), source=source, compare=other)
+
+
+def _trace_of(value: Any, name: str) -> Trace:
+    if isinstance(value, Trace):
+        return value
+    if not isinstance(value, Generation):
+        raise TypeError(f"{name} is a {type(value).__name__}: pass a Generation or a Trace.")
+    if value.trace is None:
+        raise ValueError(f"{name} has no trace: generate it with trace=True.")
+    return value.trace
+
+
+def _pair(kind: type, label: str, value: float, low: float, high: float, step: float) -> tuple[Any, widgets.HBox]:
+    """A slider and a number box that follow each other: sliders have no name that a screen reader could say."""
+    limits = dict(value=value, min=low, max=high, step=step)
+    slider = kind(**limits, readout=False, description="")
+    box = widgets.BoundedFloatText(**limits, description=label, layout=widgets.Layout(width="170px"))
+    widgets.link((slider, "value"), (box, "value"))
+    return slider, widgets.HBox([box, slider])
+
+
+def _plain(name: str) -> str:
+    import html
+
+    return html.unescape(name)
+
+
+def _escape(trace: Trace, span: Any) -> str:
+    from cdlearn.render import escaped
+
+    return f"<code>{escaped(span.token, span.token_id)}</code>"
+
+
+def _scale(name: str, spans: list, top: float) -> str:
+    """A thin line with a mark at every flip: the slider's scale."""
+    places = []
+    for span in spans:
+        at = span.start if name == "strength" else span.stop
+        share = at / top if name == "strength" else (max(math.log10(max(at, 1e-4)), -4) + 4) / 4
+        if 0 < share < 1:
+            places.append(share)
+    marks = "".join(
+        f'<span title="flip" style="position:absolute;left:{100 * share:.1f}%;top:0;width:3px;height:10px;'
+        'background:#0072B2"></span>'
+        for share in places
+    )
+    return f'<div style="position:relative;width:300px;height:10px;background:#ddd;border:1px solid #999">{marks}</div>'
+
+
+def _message(error: Exception) -> str:
+    import html
+
+    return f'<div style="color:#000;background:#F0E442;padding:2px 6px">{html.escape(str(error))}</div>'
+
+
+def _family(widget: Any) -> list[Any]:
+    found = [widget]
+    for child in getattr(widget, "children", ()):
+        found += _family(child)
+    return found
