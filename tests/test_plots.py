@@ -1,6 +1,7 @@
 """Figures show the numbers of their trace, on the axes they are given, and change nothing else."""
 
 import functools
+import re
 import subprocess
 import sys
 
@@ -122,7 +123,7 @@ def test_a_token_of_dollar_signs_is_drawn_as_it_is():
 
 
 def test_a_step_shows_its_probabilities_its_cutoff_and_what_is_masked():
-    trace, top = contrast().trace, 6
+    trace, top = contrast(alpha=0.4).trace, 12
     masked = (trace.score[:, :top] == -float("inf")).sum(dim=1)
     position = next(p for p in range(8) if 0 < masked[p] < top and trace.rank[p] > 1)
     ax = plot_step(trace, position, top=top, ax=new_axes())
@@ -130,14 +131,14 @@ def test_a_step_shows_its_probabilities_its_cutoff_and_what_is_masked():
     amateur = (trace.parts["amateur"][position] - trace.normalisers["amateur"][position]).exp()
     softmax = trace.score[position, :-1].softmax(0)
     columns = [*range(top)] + ([] if trace.rank[position] <= top else [97])
-    widths = torch.tensor([bar.get_width() for bar in ax.patches if bar.get_width() > 0 or True])[: 3 * len(columns)]
+    widths = torch.tensor([bar.get_width() for bar in ax.patches], dtype=torch.float32)[: 3 * len(columns)]
     widths = widths.reshape(3, len(columns))
     assert torch.allclose(widths[0], expert[columns].float()) and torch.allclose(widths[1], amateur[columns].float())
     assert torch.allclose(widths[2, :top], softmax[:top].float())
     hatched = [bar.get_hatch() == "////" for bar in ax.patches[: len(columns)]]
     assert hatched == (trace.score[position, columns] == -float("inf")).tolist() and any(hatched)
     lines = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"]
-    assert lines == [pytest.approx(0.2 * float(expert[0]))]
+    assert lines == [pytest.approx(0.4 * float(expert[0]))]
     text = " ".join(written(ax))
     assert text.count("chosen") == 1 and text.count("masked") == sum(hatched) + 1  # and one in the legend
     chosen = next(word for word in ax.texts if "chosen" in word.get_text())
@@ -162,10 +163,10 @@ def test_a_step_without_an_amateur_shows_the_expert_alone():
 
 @pytest.mark.parametrize("settings", [{"strength": 0.6}, {"beta": 0.8}], ids=str)
 def test_strength_marks_every_flip_point_on_the_envelope(settings):
-    trace = contrast(alpha=0.02, **settings).trace
+    trace = contrast(alpha=0.002, **settings).trace
     position = max(range(8), key=lambda p: len(trace.flip_points(p).strength))
     spans = trace.flip_points(position).strength
-    assert len(spans) >= 3
+    assert len(spans) >= 2
     ax = plot_strength(trace, position, ax=new_axes())
     high = ax.get_xlim()[1]
     dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
@@ -234,7 +235,9 @@ def test_rounds_have_a_cell_for_every_token_and_say_what_became_of_it(temperatur
     assert count("+ ") == kinds.count("bonus") > 0
     assert len(ax.patches) == sum(len(facts["draft_ids"]) + (facts["next_id"] is not None) for facts in rounds)
     chances = [c for f in rounds for c in f["accept_probability"][: f["accepted"] + (f["next_kind"] == "residual")]]
-    assert [word for word in text if word[:1].isdigit()] == ([f"{c:.2f}" for c in chances] if temperature else [])
+    assert [word for word in text if re.fullmatch(r"\d\.\d\d", word)] == (
+        [f"{c:.2f}" for c in chances] if temperature else []
+    )
     assert f"{got.stats['accepted']} of {got.stats['drafted']}" in ax.get_title()
     legend = [word.get_text() for word in ax.get_legend().get_texts()]
     assert legend == ["✓ accepted", "✗ rejected", "dropped", "→ residual", "+ bonus"]
