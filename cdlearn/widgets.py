@@ -209,13 +209,16 @@ class Inspector(widgets.VBox):
         self._cancelled, self._bar.value, self._bar.max = False, 0, count
         self._bar.layout.visibility, self._cancel.disabled = "visible", False
 
-        class Ticks:  # a streamer: it counts tokens and can stop them
-            def put(_, tokens):
-                self._bar.value += 1
-                if self._cancelled:
+        class Ticks:  # a streamer: it counts tokens and can stop them; the prompt comes first
+            calls = 0
+
+            def put(ticks, tokens):
+                ticks.calls += 1
+                self._bar.value = ticks.calls - 1
+                if self._cancelled and ticks.calls > 1:
                     raise KeyboardInterrupt
 
-            def end(_):
+            def end(ticks):
                 pass
 
         def work() -> None:
