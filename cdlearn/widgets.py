@@ -5,6 +5,7 @@ Only "regenerate" and "branch" run one, in the background. Plain ipywidgets, com
 
 from __future__ import annotations
 
+import html
 import math
 import threading
 from typing import Any
@@ -13,7 +14,16 @@ import ipywidgets as widgets
 import torch
 
 from cdlearn.decode import Generation, generate
-from cdlearn.render import METRICS, candidate_table, layer_table, names_of, round_table, token_strip, trace_strip
+from cdlearn.render import (
+    METRICS,
+    candidate_table,
+    escaped,
+    layer_table,
+    names_of,
+    round_table,
+    token_strip,
+    trace_strip,
+)
 from cdlearn.trace import Trace
 
 _WIDE = widgets.Layout(width="100%")
@@ -288,14 +298,10 @@ def _pair(kind: type, label: str, value: float, low: float, high: float, step: f
 
 
 def _plain(name: str) -> str:
-    import html
-
     return html.unescape(name)
 
 
 def _escape(trace: Trace, span: Any) -> str:
-    from cdlearn.render import escaped
-
     return f"<code>{escaped(span.token, span.token_id)}</code>"
 
 
@@ -316,8 +322,6 @@ def _scale(name: str, spans: list, top: float) -> str:
 
 
 def _message(error: Exception) -> str:
-    import html
-
     return f'<div style="color:#000;background:#F0E442;padding:2px 6px">{html.escape(str(error))}</div>'
 
 
