@@ -30,6 +30,18 @@ _UP_TO_A_CONSTANT = "up to a constant per position"
 
 def rescore(trace: Trace, **changes: Any) -> Trace:
     """See `Trace.rescore`. changes: the names in CHANGEABLE; None leaves a setting as it was."""
+    trace, settings, scores, column = _decided(trace, changes)
+    return _with_choice(trace, scores, column, settings)
+
+
+def picks(trace: Trace, **changes: Any) -> Tensor:
+    """Greedy's tokens alone, [P]: `rescore(...).token_ids` for less."""
+    trace, _, _, column = _decided(trace, changes)
+    return trace.candidates.gather(1, column)[:, 0]
+
+
+def _decided(trace: Trace, changes: Mapping[str, Any]) -> tuple[Trace, dict[str, Any], Tensor, Tensor]:
+    """The trace (of another layer), its new settings and scores [P, N + 1], and the column of greedy's pick [P, 1]."""
     settings = new_settings(trace.settings, {name: value for name, value in changes.items() if value is not None})
     if settings["method"] == "dola" and settings["layers"] != trace.settings["layers"]:
         trace = _with_layer(trace, settings["layers"][0])
@@ -39,7 +51,7 @@ def rescore(trace: Trace, **changes: Any) -> Trace:
         settings["scores"] = _UP_TO_A_CONSTANT
         check_penalty(settings)
     scores = scores.where(kept(trace, settings), NEVER)
-    return _with_choice(trace, scores, _best(penalized(trace, scores), trace.candidates), settings)
+    return trace, settings, scores, _best(penalized(trace, scores), trace.candidates)
 
 
 def new_settings(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,9 +215,8 @@ def _best(scores: Tensor, candidates: Tensor) -> Tensor:
 
 def _with_choice(trace: Trace, scores: Tensor, column: Tensor, settings: dict[str, Any]) -> Trace:
     """The trace with other scores and another pick in its extra column. column: [P, 1]."""
-    index = torch.cat([torch.arange(scores.shape[1] - 1).expand(len(scores), -1), column], dim=1)
-    candidates = trace.candidates.gather(1, index)
-    parts = {name: part.take_along_dim(_like(index, part), dim=-1) for name, part in trace.parts.items()}
+    candidates = _moved(trace.candidates, column)
+    parts = {name: _moved(part, column) for name, part in trace.parts.items()}
     same = candidates[:, -1] == trace.candidates[:, -1]
     whole = candidates.shape[1] - 1 == trace.vocab_size
     ranks = {}
@@ -218,13 +229,18 @@ def _with_choice(trace: Trace, scores: Tensor, column: Tensor, settings: dict[st
     return replace(
         trace,
         candidates=candidates,
-        score=scores.gather(1, index).to(trace.score.dtype),
+        score=_moved(scores, column).to(trace.score.dtype),
         parts=parts,
         rank=ranks["expert"],
         ranks=ranks,
         settings=settings,
         recorded=trace.recorded_ids,
     )
+
+
+def _moved(values: Tensor, column: Tensor) -> Tensor:
+    """The values with those of another column, [P, 1], in the extra one."""
+    return torch.cat([values[..., :-1], values.take_along_dim(_like(column, values), dim=-1)], dim=-1)
 
 
 def _like(index: Tensor, part: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CANDIDATES = 256
-_LOWEST = -1e4  # a log-probability whose probability is 0 in every dtype, so that 0 * log 0 stays 0
+_ON_CPU = 300_000  # numbers that wait on a CPU: beyond its cache, copying rows together costs more than it saves
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,8 +120,8 @@ class Trace:
         Up to and including it, `rescore(...).token_ids` is what `generate` gives at these settings. What it is compared
         with are greedy's picks at the recorded settings, also where the text was sampled.
         """
-        before, after = self.rescore().token_ids, self.rescore(**settings).token_ids
-        return next((p for p, (old, new) in enumerate(zip(before, after)) if old != new), None)
+        changed = (counterfactual.picks(self) != counterfactual.picks(self, **settings)).nonzero()
+        return int(changed[0]) if len(changed) else None
 
     def flip_points(self, position: int) -> FlipPoints:
         """Where greedy's pick at a position flips as one setting moves and the others stay: see `FlipPoints`.
@@ -200,7 +200,8 @@ class Recorder:
         """One step of some batch rows: score [b, V], parts name -> [b, V] or [b, L, V], details name -> [b, ...]."""
         # one stack of many steps costs far less than many small calls, and keeps at most `numbers` numbers waiting
         size = score.numel() + sum(part.numel() for part in parts.values())
-        if self._waiting and (rows != self._rows or len(self._waiting) * size > self.numbers):
+        limit = min(self.numbers, _ON_CPU) if score.device.type == "cpu" else self.numbers
+        if self._waiting and (rows != self._rows or (len(self._waiting) + 1) * size > limit):
             self._cut()
         self._rows = list(rows)
         self._waiting.append((score, parts or {"expert": score}, details, chosen))
@@ -208,21 +209,21 @@ class Recorder:
             self._cut()
 
     def _cut(self) -> None:
-        score = torch.stack([step[0] for step in self._waiting])  # (S, b, V)
-        parts = {name: torch.stack([step[1][name] for step in self._waiting]) for name in self._waiting[0][1]}
-        details = {name: torch.stack([step[2][name] for step in self._waiting]) for name in self._waiting[0][2]}
-        chosen = torch.stack([step[3] for step in self._waiting]).to(score.device)[..., None]  # (S, b, 1)
+        score = _stack([step[0] for step in self._waiting])  # (S, b, V)
+        parts = {name: _stack([step[1][name] for step in self._waiting]) for name in self._waiting[0][1]}
+        details = {name: _stack([step[2][name] for step in self._waiting]) for name in self._waiting[0][2]}
+        chosen = _stack([step[3] for step in self._waiting]).to(score.device)[..., None]  # (S, b, 1)
         expert = parts.get("expert", score)
         self._vocab = expert.shape[-1]
         best = expert.topk(min(self.size, expert.shape[-1])).indices
         candidates = torch.cat([best, chosen], dim=-1)  # (S, b, N + 1)
-        probs = expert.softmax(dim=-1)
+        probs = expert.softmax(dim=-1) if len(parts) > 1 else None
         block: dict[str, Any] = {"candidates": candidates, "score": score.gather(-1, candidates), "details": details}
         block |= {name: {} for name in ("parts", "normalisers", "entropy", "total_variation", "ranks")}
         for name, part in parts.items():
             for what, value in _measured(part, candidates, None if part is expert else probs).items():
                 block[what][name] = value
-        block["rank"] = block["ranks"].get("expert", (expert > expert.gather(-1, chosen)).sum(dim=-1) + 1)
+        block["rank"] = block["ranks"]["expert"] if "expert" in parts else _rank(expert, expert.gather(-1, chosen))
         self._blocks.append((self._rows, _map(block, Tensor.cpu)))
         self._waiting = []
 
@@ -256,12 +257,23 @@ def _measured(part: Tensor, candidates: Tensor, expert_probs: Tensor | None) -> 
         expert_probs = None if expert_probs is None else expert_probs[..., None, :]
     logits = part.gather(-1, candidates)
     normaliser = part.logsumexp(dim=-1)
-    logp = (part - normaliser[..., None]).clamp(min=_LOWEST)
-    probs = logp.exp()
-    found = {"parts": logits, "normalisers": normaliser, "entropy": -(probs * logp).sum(dim=-1)}
+    probs = part.softmax(dim=-1)
+    mean = torch.linalg.vecdot(probs, part)
+    if bool(mean.isnan().any()):  # an impossible token's 0 * -inf
+        mean = torch.linalg.vecdot(probs, part.clamp(min=torch.finfo(part.dtype).min))
+    found = {"parts": logits, "normalisers": normaliser, "entropy": (normaliser - mean).clamp(min=0)}
     if expert_probs is not None and expert_probs.shape[-1] == part.shape[-1]:
-        found["total_variation"] = (expert_probs - probs).abs().sum(dim=-1) / 2
-    return found | {"ranks": (part > logits[..., -1:]).sum(dim=-1) + 1}
+        found["total_variation"] = (1 - torch.minimum(expert_probs, probs).sum(dim=-1)).clamp(min=0)
+    return found | {"ranks": _rank(part, logits[..., -1:])}
+
+
+def _rank(part: Tensor, chosen: Tensor) -> Tensor:
+    """1 and how many are above the chosen one: part [..., V], chosen [..., 1]. Adding floats is faster than bools."""
+    return torch.gt(part, chosen, out=torch.empty_like(part, dtype=torch.float32)).sum(dim=-1).long() + 1
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
 
 
 def _map(block: dict[str, Any], change: Any) -> dict[str, Any]:
