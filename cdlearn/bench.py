@@ -37,10 +37,10 @@ from cdlearn.pairs import load_pair
 from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Source
 from cdlearn.speculative import speculate
 
-# random pairs: hidden size, intermediate size, layers, heads of the expert and of the amateur; 34M/7M and 101M/20M
+# random pairs: hidden size, intermediate size, layers, heads of the expert and of the amateur; 34M/7M and 98M/20M
 SHAPES = {
     "25m": ((512, 1408, 8, 8), (256, 704, 4, 4)),
-    "100m": ((768, 2048, 12, 12), (448, 1216, 4, 7)),
+    "100m": ((768, 2048, 12, 12), (448, 1216, 5, 7)),
 }
 SIZES = ("embedded", *SHAPES)
 AIMS = {
@@ -318,9 +318,9 @@ def _texts(expert, amateur, stories: list[torch.Tensor], steps: int, repetitions
     exit_layer = max(1, expert.config.get_text_config().num_hidden_layers // 3)
 
     def assisted(ids: torch.Tensor) -> None:
-        config = _greedy(expert, steps)
-        ids = ids.to(expert.device)
-        expert.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, assistant_model=amateur)
+        ids, never = ids.to(expert.device), expert.config.get_text_config().vocab_size
+        numbers = dict(max_new_tokens=steps, do_sample=False, eos_token_id=never, pad_token_id=0)
+        expert.generate(ids, attention_mask=torch.ones_like(ids), assistant_model=amateur, **numbers)
 
     methods: dict[str, Callable[[torch.Tensor], Any]] = {
         "contrastive text": lambda ids: generate(Contrast(expert, shared, beta=0.5), ids, **options),
@@ -420,7 +420,7 @@ def main(argv: list[str]) -> int:
         description="Cost of decoding as ratios to the bare forward passes timed beside it; speculation: the speed-up.",
         epilog="example: cdlearn bench --size 25m --threads 2 --markdown",
     )
-    parser.add_argument("--size", choices=SIZES, default="embedded", help="25m, 100m: random pairs of 34M/7M, 101M/20M")
+    parser.add_argument("--size", choices=SIZES, default="embedded", help="25m, 100m: random pairs of 34M/7M, 98M/20M")
     parser.add_argument("--expert", metavar="MODEL", help="hub id or folder instead of --size; needs --amateur")
     parser.add_argument("--amateur", metavar="MODEL")
     parser.add_argument("--batch", type=int, default=1, help="rows decoded at once (default: 1)")

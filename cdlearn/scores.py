@@ -124,16 +124,14 @@ def js_divergence(p_logits: Tensor, q_logits: Tensor, *, convention: str = "text
         )
     _row_max(p_logits, "p_logits")
     _row_max(q_logits, "q_logits")
-    # the floor keeps 0 * log 0 at 0; rounding may leave -1e-9 for equal rows, hence the clamp
-    log_p = torch.log_softmax(p_logits, dim=-1).clamp(min=_FLOOR)
-    log_q = torch.log_softmax(q_logits, dim=-1).clamp(min=_FLOOR)
-    p, q = log_p.exp(), log_q.exp()
+    p, q = torch.softmax(p_logits, dim=-1), torch.softmax(q_logits, dim=-1)
     m = (p + q) / 2
-    if convention == "reference":
-        log_m = m.clamp(min=torch.finfo(m.dtype).tiny).log()
-        return (m * (log_m - (log_p + log_q) / 2)).mean(dim=-1)
-    entropy_m = -(m * m.clamp(min=torch.finfo(m.dtype).tiny).log()).sum(dim=-1)
-    return (entropy_m + ((p * log_p).sum(dim=-1) + (q * log_q).sum(dim=-1)) / 2).clamp(min=0)
+    if convention == "reference":  # the floor keeps it finite where one of the two rules a token out
+        log_p, log_q = (torch.log_softmax(x, dim=-1).clamp(min=_FLOOR) for x in (p_logits, q_logits))
+        return (m * (m.clamp(min=torch.finfo(m.dtype).tiny).log() - (log_p + log_q) / 2)).mean(dim=-1)
+    # the entropy of the mean minus the mean entropy; rounding may leave -1e-9 for equal rows, hence the clamp
+    entropy_p, entropy_q, entropy_m = (torch.special.entr(x).sum(dim=-1) for x in (p, q, m))
+    return (entropy_m - (entropy_p + entropy_q) / 2).clamp(min=0)
 
 
 def dola_scores(final_logits: Tensor, premature_logits: Tensor, *, alpha: float | None = 0.1) -> Tensor:

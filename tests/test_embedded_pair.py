@@ -61,6 +61,9 @@ def test_the_committed_evaluation_shows_every_effect(results):
     grid = [r for r in results["rows"] if r["task"] == "puzzles, every setting" and r["strategy"] != "greedy"]
     assert len(grid) == 12 and all(r["minus_greedy"]["low"] > 0 for r in grid)
     assert value("facts", "DoLa low", "true")["minus_greedy"]["value"] >= 15
+    assert value("stories", cd, "rep-2")["value"] <= value("stories", "greedy", "rep-2")["value"] / 3
+    consistent = {name: value("stories", name, "consistent")["value"] for name in ("greedy", cd, "top-p 0.95")}
+    assert consistent[cd] >= consistent["greedy"] - 3 and consistent[cd] >= consistent["top-p 0.95"] + 10
     assert row(results, task="drafting", strategy="amateur")["value"] >= 55
     assert all(r["items"] >= 500 for r in results["rows"] if r["task"] in ("puzzles", "arithmetic", "stories"))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_sources import counted
 from tiny import tiny_model
 
-from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, generate, speculate
+from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, TextSpace, generate, speculate
 from cdlearn.scores import accept_probability, residual, sampling_probs, verify_draft
 from cdlearn.sources import Source
 
@@ -35,6 +35,7 @@ def near(big, noise, seed=5):
     return twin
 
 
+TOKENIZER = character_tokenizer()
 BIG = model()
 SMALL = near(BIG, 0.1)
 TARGETS = {
@@ -47,6 +48,10 @@ TARGETS = {
     "dola": lambda: (DoLa(BIG, layers=[0, 1]), CachedLM(SMALL)),
     "mix": lambda: (Mix([(1.5, BIG), (-0.5, SMALL)]), CachedLM(SMALL)),
     "prompted": lambda: (Prompted(BIG, [70, 71, 72]), CachedLM(SMALL)),
+    "early exit as target": lambda: (EarlyExit(BIG, 1), CachedLM(SMALL)),
+    "text space": lambda: (Contrast(BIG, TextSpace(SMALL, TOKENIZER, TOKENIZER), alpha=0.3), CachedLM(SMALL)),
+    "dola as draft": lambda: (CachedLM(BIG), DoLa(SMALL, layers=[1])),
+    "mix as draft": lambda: (Contrast(BIG, SMALL, beta=0.5), Mix([(1.2, BIG), (-0.2, SMALL)])),
     "contrast as draft": lambda: (CachedLM(BIG), Contrast(SMALL, model(1, 1), alpha=0.1)),
 }
 

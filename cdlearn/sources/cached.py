@@ -124,6 +124,8 @@ class CachedLM(Source):
         ids, old_ids = ids[:, :size], self._ids[:, :size]
         if mask is None and self._mask is None and torch.equal(ids, old_ids):
             return size  # the usual case: every row goes on where it stopped
+        if mask is None and self._mask is None and len(ids) == len(old_ids) == 1:
+            return int((ids == old_ids).long().cumprod(dim=1).sum())  # a single row taken back: no parent to look for
         masked = torch.zeros_like(ids, dtype=torch.bool) if mask is None else ~mask[:, :size]
         old_mask = torch.ones_like(old_ids, dtype=torch.bool) if self._mask is None else self._mask[:, :size]
         positions, old_positions = (~masked).cumsum(dim=1), old_mask.cumsum(dim=1)

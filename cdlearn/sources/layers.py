@@ -67,6 +67,7 @@ class DoLa(CachedLM):
         self.divergence = divergence
         self.settings = {"method": "dola", "layers": self.layers, "alpha": alpha, "final_norm": self.final_norm}
         self.settings |= {"divergence": divergence}
+        self._numbers = torch.tensor(self.layers, device=self.device)
         self._decoder, self._blocks = model.get_decoder(), _blocks(model)[1]
         self._takes = set(inspect.signature(self._decoder.forward).parameters)
         self._norm = next((getattr(self._decoder, name) for name in _NORMS if hasattr(self._decoder, name)), None)
@@ -103,9 +104,8 @@ class DoLa(CachedLM):
         divergences = js_divergence(final[:, :, None], early, convention=convention)  # (B, n, L)
         chosen = divergences.argmax(dim=-1)  # (B, n)
         premature = early.take_along_dim(chosen[..., None, None], dim=2)[:, :, 0]  # (B, n, V)
-        layers = torch.tensor(self.layers, device=chosen.device)
         self.parts = {"expert": final, "amateur": premature, "layers": early}
-        self.details = {"premature_layer": layers[chosen], "divergences": divergences}
+        self.details = {"premature_layer": self._numbers[chosen], "divergences": divergences}
         if self.divergence == "reference" and self.alpha is None:
             return (final - premature).where(plausibility_mask(final, None), NEVER)
         return dola_scores(final, premature, alpha=self.alpha)
