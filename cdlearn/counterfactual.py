@@ -102,6 +102,12 @@ def _contrastive_settings(new: dict[str, Any], changes: Mapping[str, Any]) -> di
     return new
 
 
+def strength_of(settings: Mapping[str, Any]) -> float:
+    """The strength that makes the same greedy choices: the setting itself, or beta / (1 + beta); 1 where neither is."""
+    beta = settings.get("beta")
+    return settings.get("strength", 1.0) if beta is None else beta / (1 + beta)
+
+
 def kept(trace: Trace, settings: Mapping[str, Any]) -> Tensor:
     """The plausibility mask of the recorded candidates: [P, N + 1] bool."""
     expert = trace.parts["expert"]

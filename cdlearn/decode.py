@@ -118,15 +118,20 @@ def pick(
     a row's choice depends on nothing but its own scores and number. Raises ValueError for NaN or +inf in scores.
     """
     if temperature == 0:
-        best = scores.max(dim=-1)  # NaN spreads through a maximum
-        if not math.isfinite(best.values.sum().item()) and not bool(best.values.isfinite().all()):
-            raise NonFiniteError(
-                "scores holds NaN, +inf or a row of nothing but -inf: check the model, its dtype and the mask."
-            )
-        return best.indices.cpu()
+        return best_scores(scores).indices.cpu()
     if uniforms is None:
         raise ValueError("uniforms is None: pass one number in [0, 1) per row to draw at a temperature above 0.")
     return draw(sampling_probs(scores, temperature=temperature, top_k=top_k, top_p=top_p), uniforms).cpu()
+
+
+def best_scores(scores: Tensor, name: str = "scores") -> torch.return_types.max:
+    """The best score of every row and its token: values and indices [...]. ValueError where there is none."""
+    best = scores.max(dim=-1)  # NaN spreads through a maximum
+    if not math.isfinite(best.values.sum().item()) and not bool(best.values.isfinite().all()):
+        raise NonFiniteError(
+            f"{name} holds NaN, +inf or a row of nothing but -inf: check the model, its dtype and the mask."
+        )
+    return best
 
 
 def grown(mask: Tensor | None, columns: Tensor) -> Tensor | None:
@@ -153,15 +158,15 @@ class Run:
         *,
         tokenizer: Any,
         max_new_tokens: int,
-        repetition_penalty: float,
         stop: Any,
-        seed: int | None,
-        stream: Any,
         trace: bool,
         attention_mask: Any,
         eos_token_ids: Any,
         num_return_sequences: int,
         progress: bool | None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stream: Any = None,
         label: str = "generate",
     ) -> None:
         ids, mask, self.single = read_prompt(prompt, attention_mask, tokenizer)
@@ -175,12 +180,8 @@ class Run:
         if num_return_sequences > 1:
             ids, mask = ids.repeat_interleave(num_return_sequences, 0), mask.repeat_interleave(num_return_sequences, 0)
             self.single = False
-        self.seed, self.max_new_tokens, self.penalty, self.tokenizer = (
-            seed,
-            max_new_tokens,
-            repetition_penalty,
-            tokenizer,
-        )
+        self.seed, self.max_new_tokens = seed, max_new_tokens
+        self.penalty, self.tokenizer = repetition_penalty, tokenizer
         self.streamer = stream if hasattr(stream, "put") and hasattr(stream, "end") else None
         if self.streamer is not None and len(ids) > 1:
             raise ValueError("stream is a transformers streamer, which takes one row: pass one prompt, or a callable.")

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdlearn.counterfactual import log_probs
+from cdlearn.counterfactual import log_probs, strength_of
 from cdlearn.tables import token_texts, visible
 
 if TYPE_CHECKING:
@@ -106,8 +106,6 @@ def write(trace: Trace, path: str | Path, *, candidates: int = 24) -> None:
             for name, e, a in zip(names, expert[k, :count], amateur[k, :count].clamp(min=-1e5))
         ]
         steps.append({"t": visible(token_texts(trace.tokenizer, [token])[0], token), "c": rows})
-    beta = settings.get("beta")
-    strength = settings.get("strength", 1.0) if beta is None else beta / (1 + beta)
     alpha = settings.get("alpha")
     numbers = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "method")
     page = _PAGE.format(
@@ -117,7 +115,7 @@ def write(trace: Trace, path: str | Path, *, candidates: int = 24) -> None:
             f"of the expert's best {count} tokens. Click a token for its candidates."
         ),
         hide="" if method == "contrastive" else "hidden",  # DoLa has no strength
-        strength=round(strength, 4),
+        strength=round(strength_of(settings), 4),
         alpha=-4 if alpha is None else round(math.log10(alpha), 4),
         # "<" never appears raw inside a script element, whatever a token is
         data=json.dumps(steps, ensure_ascii=True)

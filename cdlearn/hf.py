@@ -19,8 +19,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores
+from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
+from cdlearn.sources.combine import contrast_form
 
 
 class SourceConfig(PreTrainedConfig):
@@ -138,20 +139,8 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         top_k: int = 0,
         attention_mask: Tensor | None = None,
     ) -> None:
-        if strength is not None and beta is not None:
-            raise ValueError(f"strength={strength!r} and beta={beta!r} were both given: choose one form.")
-        if beta is not None and amateur_temperature != 1:
-            raise ValueError("amateur_temperature is not part of the beta form: use strength= with it.")
+        self._formula, self._numbers = contrast_form(alpha, strength, beta, amateur_temperature, top_k)
         self.amateur, self.attention_mask = as_source(amateur), attention_mask
-        self._numbers: dict[str, Any] = {"alpha": alpha, "top_k": top_k}
-        if beta is None:
-            self._formula = contrastive_scores
-            self._numbers |= {"strength": 1.0 if strength is None else strength}
-            self._numbers |= {"amateur_temperature": amateur_temperature}
-        else:
-            self._formula = contrastive_logits
-            self._numbers |= {"beta": beta}
-        self._formula(torch.zeros(1, 2), torch.zeros(1, 2), **self._numbers)  # wrong numbers fail now
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids: [B, T] so far; scores: [B, V] the expert's. Returns [B, V], -inf where not kept."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdlearn.counterfactual import at_position, lines, new_settings, penalized
+from cdlearn.counterfactual import at_position, lines, new_settings, penalized, strength_of
 from cdlearn.figures import (
     BLACK,
     BLUE,
@@ -34,6 +34,7 @@ from cdlearn.figures import (
     tidy,
 )  # fmt: skip
 from cdlearn.flips import kept_columns
+from cdlearn.scores import NEVER
 from cdlearn.text import is_int, short
 from cdlearn.trace import Trace
 
@@ -67,7 +68,7 @@ def plot_step(trace: Any, position: int, *, top: int = 8, ax: Axes | None = None
 
     ax = axes_or_new(ax, (7, 1.3 + 0.5 * len(columns)))
     height = 0.84 / len(bars)
-    masked = (here.score[0] == float("-inf")).tolist()
+    masked = (here.score[0] == NEVER).tolist()
     for k, (_, color, hatch, values) in enumerate(bars):
         for row, column in enumerate(columns):
             look = {"color": color, "hatch": hatch}
@@ -110,11 +111,10 @@ def plot_strength(trace: Any, position: int, *, ax: Axes | None = None) -> Axes:
             f"the trace's method is {trace.settings['method']!r}, which has no strength: trace a Contrast."
         )
     here = at_position(trace, position)
-    beta = here.settings.get("beta")
-    used = here.settings["strength"] if beta is None else beta / (1 + beta)
+    used = strength_of(here.settings)
     flips = [span.start for span in spans[1:]]
     near = max((flip for flip in flips if flip <= max(2, 2 * used)), default=0)
-    high = max(1.25, 1.25 * used, 1.2 * near) if beta is None else 0.98
+    high = max(1.25, 1.25 * used, 1.2 * near) if "beta" not in here.settings else 0.98
     grid = torch.tensor(sorted({*torch.linspace(0, high, 101).tolist(), *(flip for flip in flips if flip < high)}))
     shown = [span for span in spans if span.start < high]
     winners = list(dict.fromkeys(span.token_id for span in shown))

@@ -101,6 +101,11 @@ def names_of(trace: Trace, ids: Sequence[int] | None = None) -> list[str]:
     return [escaped(text, token) for text, token in zip(token_texts(trace.tokenizer, ids), ids)]
 
 
+def moved_positions(trace: Trace) -> list[int]:
+    """Where the expert alone would have chosen another token."""
+    return (trace.rank > 1).nonzero()[:, 0].tolist()
+
+
 def trace_strip(trace: Trace, *, metric: str = "contrast gain", selected: int = -1) -> str:
     """The strip of a trace; a dot marks the tokens that the expert alone would not have chosen."""
     values = metric_values(trace, metric)
@@ -112,10 +117,11 @@ def trace_strip(trace: Trace, *, metric: str = "contrast gain", selected: int = 
         f"{k}: {metric} {value:.2f}, expert's rank {rank}"
         for k, (value, rank) in enumerate(zip(values.tolist(), ranks))
     ]
-    marks = [rank > 1 for rank in ranks]
+    moved = set(moved_positions(trace))
+    marks = [k in moved for k in range(len(trace))]
     return token_strip(names_of(trace), values, marks=marks, titles=titles, selected=selected) + (
         f'<div style="font-size:85%">Colour: {METRICS[metric]} (blue more, orange below 0). '
-        f"Dot: not the expert's first choice ({sum(marks)} of {len(marks)}).</div>"
+        f"Dot: not the expert's first choice ({len(moved)} of {len(marks)}).</div>"
     )
 
 
@@ -152,7 +158,7 @@ def trace_html(trace: Trace) -> str:
     """What a notebook shows for a trace: the strip, and the most telling decision behind a click."""
     if len(trace) == 0:
         return "<div><em>An empty trace: no token was chosen.</em></div>"
-    moved = [k for k, rank in enumerate(trace.rank.tolist()) if rank > 1]
+    moved = moved_positions(trace)
     position = moved[0] if moved else 0
     what = "The first token the expert alone would not have chosen" if moved else "The first token"
     return (

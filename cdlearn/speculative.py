@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.decode import Generation, Run, check_count, check_fits
-from cdlearn.scores import NonFiniteError, accept_probability, draw, residual, sampling_probs, verify_draft
+from cdlearn.decode import Generation, Run, best_scores, check_count, check_fits
+from cdlearn.scores import accept_probability, draw, residual, sampling_probs, verify_draft
 from cdlearn.sources import Source, as_source
 
 _SHOWN = 8  # how many tokens of the law behind a round's last token a trace keeps
@@ -103,27 +103,18 @@ def speculate(
             new = [[*ids[k, ids.shape[1] - drafted :][:n].tolist(), int(following[k])] for k, n in enumerate(accepted)]
             before = [row.steps for row in rows]
             stay = run.take(rows, new)
+            used = [row.steps - b for row, b in zip(rows, before)]
             for k, row in enumerate(rows):
-                count, used = counts[row.number], row.steps - before[k]
-                kept = min(accepted[k], used)  # the row may have ended inside the accepted run
+                count = counts[row.number]
+                kept = min(accepted[k], used[k])  # the row may have ended inside the accepted run
                 count["rounds"] += 1
                 count["drafted"] += int(sizes[k])
                 count["accepted"] += kept
-                count["tested"] += kept + int(used > accepted[k] and accepted[k] < int(sizes[k]))
+                count["tested"] += kept + int(used[k] > accepted[k] and accepted[k] < int(sizes[k]))
                 if facts is not None:
-                    ending = following[k] if used > accepted[k] else None
+                    ending = following[k] if used[k] > accepted[k] else None
                     run.recorder.add_round(row.number, _round(count["rounds"], before[k], kept, ending, facts[k]))
-            _record(
-                run,
-                rows,
-                [row.steps - b for row, b in zip(rows, before)],
-                target,
-                scores,
-                new,
-                accepted,
-                chances,
-                counts,
-            )
+            _record(run, rows, used, target, scores, new, accepted, chances, counts)
 
             # rejected tokens stay as holes where another row kept more; behind the longest run they are cut off
             longest = max(accepted)
@@ -143,7 +134,7 @@ def _draft(
         # the target could not even read a token from the padding of a wider vocabulary
         scores = run.penalized(draft(ids, mask)[:, -1, :vocab], ids, mask)  # (b, V)
         if law["temperature"] == 0:
-            tokens = _best(scores)
+            tokens = best_scores(scores, "the draft's scores").indices.cpu()
         else:
             laws.append(sampling_probs(scores, **law))
             points = torch.stack([torch.zeros(()) if k >= size else u[k] for u, size in zip(uniforms, sizes)])
@@ -164,9 +155,7 @@ def _verify(
     drafted = ids[:, ids.shape[1] - int(sizes.max()) :].to(scores.device)  # (b, drafted)
     inside = torch.arange(drafted.shape[1], device=scores.device) < sizes.to(scores.device)[:, None]
     if law["temperature"] == 0:
-        top = scores.max(dim=-1)
-        if not bool(top.values.isfinite().all()):
-            raise NonFiniteError("scores holds NaN, +inf or a row of nothing but -inf: check the model and its dtype.")
+        top = best_scores(scores)
         got = scores[:, :-1].gather(-1, drafted[..., None])[..., 0]
         chances = (got >= top.values[:, :-1] + math.log(lenience)) if lenience < 1 else drafted == top.indices[:, :-1]
         accepted = (chances & inside).long().cumprod(dim=1).sum(dim=1)  # (b,)
@@ -190,7 +179,7 @@ def _verify(
             chances[group, :size] = chance.cpu()
         if facts is not None:
             for row, k in enumerate(group):
-                facts[k] |= _sampled_facts(p[row], q[row], tokens[row], points[row], accepted[k], lenience)
+                facts[k] |= _sampled_facts(p[row], q[row], tokens[row], points[row], accepted[k], chances[k, :size])
     return accepted, following, chances
 
 
@@ -208,16 +197,15 @@ def _greedy_facts(
 
 
 def _sampled_facts(
-    p: Tensor, q: Tensor, tokens: Tensor, points: Tensor, accepted: int, lenience: float
+    p: Tensor, q: Tensor, tokens: Tensor, points: Tensor, accepted: int, chances: Tensor
 ) -> dict[str, Any]:
-    """A sampled round of one row: p [size + 1, V], q [size, V], tokens [size], points [size + 1] as `verify_draft`."""
+    """A sampled round of one row: p [size + 1, V], q [size, V], tokens and chances [size], points [size + 1]."""
     size, q = len(tokens), torch.nn.functional.pad(q, (0, p.shape[-1] - q.shape[-1]))
     p_of, q_of = _of(p[:size], tokens), _of(q, tokens)
-    chance = accept_probability(p_of, q_of, lenience=lenience) if size else p_of
     distance = 1 - torch.minimum(p[:size], q).sum(dim=-1)
     rest = p[size] if accepted == size else residual(p[accepted], q[accepted])
     law = rest.topk(min(_SHOWN, rest.shape[-1]))
-    named = {"p": p_of, "q": q_of, "u": points[:size], "accept_probability": chance, "total_variation": distance}
+    named = {"p": p_of, "q": q_of, "u": points[:size], "accept_probability": chances, "total_variation": distance}
     found = {"draft_ids": tokens.tolist()} | {name: values.tolist() for name, values in named.items()}
     return found | {
         "next_u": float(points[-1]),
@@ -235,13 +223,6 @@ def _of(probs: Tensor, tokens: Tensor) -> Tensor:
     """The probability of each token, 0 beyond the vocabulary: [..., V], [...] -> [...]."""
     known = tokens < probs.shape[-1]
     return probs.gather(-1, tokens.where(known, 0)[..., None])[..., 0] * known
-
-
-def _best(scores: Tensor) -> Tensor:
-    best = scores.max(dim=-1)
-    if not bool(best.values.isfinite().all()):
-        raise NonFiniteError("the draft's scores hold NaN, +inf or a row of nothing but -inf: check the model.")
-    return best.indices.cpu()
 
 
 def _penalized(run: Run, scores: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

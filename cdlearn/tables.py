@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cdlearn.scores import NEVER
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -46,7 +48,7 @@ def to_frame(trace: Trace, top: int | None) -> pd.DataFrame:
     columns |= {f"{name}_logit": logits[name][shown].numpy() for name in names[:2]}
     columns |= {f"{name}_prob": probs[name][shown].numpy() for name in names[:2]}
     columns["score"] = trace.score[shown].numpy()
-    columns["kept"] = (trace.score > float("-inf"))[shown].numpy()
+    columns["kept"] = (trace.score > NEVER)[shown].numpy()
     columns["chosen"] = chosen[shown].numpy()
     columns |= {f"{name}_logit": logits[name][shown].numpy() for name in names[2:]}
     columns |= {f"{name}_prob": probs[name][shown].numpy() for name in names[2:]}
@@ -79,7 +81,7 @@ def summary(trace: Trace) -> str:
     if not len(trace):
         return "\n".join(lines)
     best = int((trace.rank == 1).sum())
-    kept = (trace.score[:, :-1] > float("-inf")).sum(dim=1).double().mean()
+    kept = (trace.score[:, :-1] > NEVER).sum(dim=1).double().mean()
     lines.append(f"the expert's best token chosen at {best} positions, {kept:.1f} recorded tokens kept on average")
     means = [f"{name} {values.mean():.2f}" for name, values in trace.entropy.items() if values.dim() == 1]
     lines += [f"mean entropy in nats: {', '.join(means)}"] if means else []

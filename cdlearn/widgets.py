@@ -13,12 +13,14 @@ from typing import Any
 import ipywidgets as widgets
 import torch
 
+from cdlearn.counterfactual import CHANGEABLE, strength_of
 from cdlearn.decode import Generation, generate
 from cdlearn.render import (
     METRICS,
     candidate_table,
     escaped,
     layer_table,
+    moved_positions,
     names_of,
     round_table,
     token_strip,
@@ -85,21 +87,14 @@ class Inspector(widgets.VBox):
         names = names_of(trace)
         self._quiet = True
         self._position.options = [(f"{k}  {_plain(name)}", k) for k, name in enumerate(names)]
-        self._position.value = self._telling() if len(trace) else None
-        beta = settings.get("beta")
-        strength = settings.get("strength", 1.0) if beta is None else beta / (1 + beta)
-        self._strength.value, self._temperature.value = strength, settings.get("amateur_temperature", 1.0)
+        self._position.value = next(iter(moved_positions(trace)), 0) if len(trace) else None
+        self._strength.value = strength_of(settings)
+        self._temperature.value = settings.get("amateur_temperature", 1.0)
         self._alpha.value = -4.0 if settings.get("alpha") is None else math.log10(settings["alpha"])
         self._given = self._read()
-        changeable = {
-            "contrastive": ("strength", "alpha", "amateur_temperature"),
-            "dola": ("alpha",),
-            "mix": ("alpha",),
-        }
-        shown = changeable.get(settings.get("method"), ())
+        self._changeable = [name for name in self._numbers if name in CHANGEABLE.get(settings.get("method"), ())]
         for name, box in self._numbers.items():
-            box.layout.display = "" if name in shown else "none"
-        self._changeable = shown
+            box.layout.display = "" if name in self._changeable else "none"
         tabs = {"candidates": self._table}
         tabs |= {"layers": self._layers} if "layers" in trace.parts else {}
         tabs |= {"speculation": self._rounds} if trace.rounds else {}
@@ -107,11 +102,6 @@ class Inspector(widgets.VBox):
         self._tabs.titles = list(tabs)
         self._quiet = False
         self._show()
-
-    def _telling(self) -> int:
-        """The first position where the expert alone would have chosen otherwise."""
-        moved = (self.trace.rank > 1).nonzero()
-        return int(moved[0]) if len(moved) else 0
 
     # ---- what the controls say
 

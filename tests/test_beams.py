@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import character_tokenizer
-from tiny import tiny_model
+from tiny import Interrupted, tiny_model
 
 from cdlearn import CachedLM, Contrast, DoLa, beam_search, generate
 from cdlearn.scores import contrastive_scores
@@ -130,15 +130,6 @@ def test_several_prompts_stop_strings_and_text():
 
 
 def test_an_interrupt_returns_the_best_so_far():
-    class Interrupted(CachedLM):
-        calls = 0
-
-        def scores(self, ids, mask, n):
-            self.calls += 1
-            if self.calls == 4:
-                raise KeyboardInterrupt
-            return super().scores(ids, mask, n)
-
     got = beam_search(Interrupted(EXPERT), PROMPTS[0], num_beams=3, max_new_tokens=9, eos_token_ids=())
     assert got.finish_reason == "interrupted" and len(got.token_ids) == 3
 

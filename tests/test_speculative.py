@@ -10,7 +10,7 @@ from conftest import character_tokenizer
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_sources import counted
-from tiny import tiny_model
+from tiny import Interrupted, tiny_model
 
 from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, TextSpace, generate, speculate
 from cdlearn.scores import accept_probability, residual, sampling_probs, verify_draft
@@ -320,15 +320,6 @@ def test_lenience_keeps_more():
 
 
 def test_an_interrupt_returns_what_there_is():
-    class Interrupted(CachedLM):
-        calls = 0
-
-        def scores(self, ids, mask, n):
-            self.calls += 1
-            if self.calls == 4:
-                raise KeyboardInterrupt
-            return super().scores(ids, mask, n)
-
     got = speculate(Interrupted(BIG), BIG, [5, 6], gamma=2, max_new_tokens=30, eos_token_ids=())
     assert got.finish_reason == "interrupted" and len(got.token_ids) == 9
     assert got.token_ids == generate(BIG, [5, 6], max_new_tokens=9, eos_token_ids=()).token_ids

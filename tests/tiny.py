@@ -3,6 +3,8 @@
 import torch
 import transformers as hf
 
+from cdlearn import CachedLM
+
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2", "opt", "gpt_neox", "gemma", "mistral")
 
 _WIDTH = dict(
@@ -61,3 +63,15 @@ def tiny_model(name, *, vocab_size=97, seed=0, **config_overrides):
             scale = 1.0 if is_table else 1.5 * weight.shape[-1] ** -0.5
             weight.copy_(torch.randn(weight.shape, generator=random) * scale)
     return model
+
+
+class Interrupted(CachedLM):
+    """The stop button in the middle of the fourth pass."""
+
+    calls = 0
+
+    def scores(self, ids, mask, n):
+        self.calls += 1
+        if self.calls == 4:
+            raise KeyboardInterrupt
+        return super().scores(ids, mask, n)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cdlearn.scores import contrastive_logits, contrastive_scores, mixed_scores
+from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, mixed_scores
 from cdlearn.sources.base import Source
 from cdlearn.sources.cached import as_source
 from cdlearn.text import is_int, short
@@ -35,42 +35,49 @@ class Contrast(Source):
         top_k: int = 0,
     ) -> None:
         super().__init__()
-        if strength is not None and beta is not None:
-            raise ValueError(
-                f"strength={strength!r} and beta={beta!r} were both given: they are two forms, choose one."
-            )
-        if beta is not None and amateur_temperature != 1:
-            raise ValueError(
-                "amateur_temperature is not part of the beta form: use strength= with it, or leave it at 1."
-            )
+        self._formula, self._numbers = contrast_form(alpha, strength, beta, amateur_temperature, top_k)
         self.expert, self.amateur = as_source(expert), as_source(amateur)
-        self._numbers = {"alpha": alpha, "top_k": top_k}
-        if beta is None:
-            self._formula = contrastive_scores
-            self._numbers |= {"strength": 1.0 if strength is None else strength}
-            self._numbers |= {"amateur_temperature": amateur_temperature}
-        else:
-            self._formula = contrastive_logits
-            self._numbers |= {"beta": beta}
-        self._formula(torch.zeros(1, 2), torch.zeros(1, 2), **self._numbers)  # wrong numbers fail now, not at a step
         self.settings = {"method": "contrastive"} | self._numbers
         _compose(self, [self.expert, self.amateur])
 
     def changed(self, **settings: Any) -> Contrast:
-        form = "strength" if "strength" in settings else "beta" if "beta" in settings else None
-        kept = {k: v for k, v in self._numbers.items() if k not in ("strength", "beta") or form in (None, k)}
-        kept.pop("amateur_temperature", None) if form == "beta" else None
+        replaced = set()
+        if "beta" in settings:
+            replaced = {"strength", "amateur_temperature"}
+        elif "strength" in settings:
+            replaced = {"beta"}
+        kept = {name: value for name, value in self._numbers.items() if name not in replaced}
         return Contrast(self.expert, self.amateur, **kept | settings)
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         expert = self.expert.scores(ids, mask, n)[..., : self.vocab_size]  # (B, n, V)
-        # nobody needs an amateur's opinion of what the expert's mask drops: the formula itself says what that is
-        amateur = self.amateur.scores_among(
-            ids, mask, n, lambda: self._formula(expert, expert, **self._numbers) > float("-inf")
-        )
+
+        def among() -> Tensor:  # nobody needs the amateur on what the mask drops: the formula says what that is
+            return self._formula(expert, expert, **self._numbers) > NEVER
+
+        amateur = self.amateur.scores_among(ids, mask, n, among)
         amateur = amateur[..., : self.vocab_size].to(expert.device)
         self.parts = {"expert": expert, "amateur": amateur}
         return self._formula(expert, amateur, **self._numbers)
+
+
+def contrast_form(
+    alpha: float | None, strength: float | None, beta: float | None, amateur_temperature: float, top_k: int
+) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """Which of the two formulas these arguments of `Contrast` mean, and the numbers it takes; ValueError for both."""
+    if strength is not None and beta is not None:
+        raise ValueError(f"strength={strength!r} and beta={beta!r} were both given: they are two forms, choose one.")
+    if beta is not None and amateur_temperature != 1:
+        raise ValueError("amateur_temperature is not part of the beta form: use strength= with it, or leave it at 1.")
+    numbers: dict[str, Any] = {"alpha": alpha, "top_k": top_k}
+    if beta is None:
+        formula = contrastive_scores
+        numbers |= {"strength": 1.0 if strength is None else strength, "amateur_temperature": amateur_temperature}
+    else:
+        formula = contrastive_logits
+        numbers |= {"beta": beta}
+    formula(torch.zeros(1, 2), torch.zeros(1, 2), **numbers)  # wrong numbers fail now, not at a step
+    return formula, numbers
 
 
 class Mix(Source):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cdlearn.scores import NEVER
 from cdlearn.sources.base import Source
 from cdlearn.sources.cached import as_source
 
@@ -51,7 +52,7 @@ class TextSpace(Source):
     def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Callable[[], Tensor]) -> Tensor:
         wanted = kept().to("cpu")
         wanted = wanted[..., : self.vocab_size]
-        scores = torch.full((len(ids), n, self.vocab_size), float("-inf"))
+        scores = torch.full((len(ids), n, self.vocab_size), NEVER)
         while len(self._rows) < len(ids):
             self._rows.append(self.source.fork())
         for row in range(len(ids)):
