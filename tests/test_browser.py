@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 START = ROOT / "notebooks" / "00_start_here.ipynb"
+INSPECTOR = ROOT / "notebooks" / "10_token_inspector.ipynb"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REQUIRED = os.environ.get("CDLEARN_REQUIRE_BROWSER") == "1"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -189,6 +190,39 @@ def test_text_figure_and_slider_appear_and_an_error_is_seen(page, lab):
     assert page.locator(".jp-OutputArea-output", has_text="hello from cdlearn").first.is_visible()
     assert page.locator(".jp-OutputArea-output img").first.is_visible()
     assert page.locator(".noUi-handle").first.is_visible()
+    assert_quiet(page)
+
+
+# JupyterLab takes cells that are out of sight off the page: bring the first inspector that has its source into view
+FIND = """() => {
+    const panel = window.jupyterapp.shell.currentWidget, cells = panel.content.widgets;
+    const k = cells.findIndex(cell => /cdlearn\\.inspect\\(.*source=/.test(cell.model.sharedModel.source));
+    panel.content.activeCellIndex = k;
+    panel.content.scrollToItem(k, 'start');
+    cells[k].node.setAttribute('data-seen-by', 'test');
+}"""
+
+
+def test_the_inspector_by_keyboard(page, lab):
+    shutil.copy(INSPECTOR, lab[1] / INSPECTOR.name)
+    assert errors(run_all(page, lab, INSPECTOR.name)) == []
+    page.evaluate(FIND)
+    box = page.locator("[data-seen-by=test]").locator(".jp-OutputArea-output").first
+    box.locator(".noUi-handle").first.wait_for()
+
+    table = box.locator("table").first
+    before = table.inner_text()
+    box.locator(".noUi-handle").first.focus()  # strength, which stands at 0.33
+    for _ in range(30):
+        page.keyboard.press("ArrowLeft")
+    box.get_by_text("another token at position 0").wait_for()
+    assert table.inner_text() != before
+
+    texts = box.locator("select").first  # the texts to choose from
+    for button, name in (("Regenerate from here", "from 0"), ("Branch on it", "branch at 0")):
+        box.get_by_role("button", name=button).click()
+        texts.locator("option", has_text=name).wait_for(state="attached")
+        assert texts.input_value() == name
     assert_quiet(page)
 
 
