@@ -24,7 +24,7 @@ body {{ font-family: sans-serif; max-width: 60em; margin: 1em auto; padding: 0 1
 button.t {{ font-family: monospace; white-space: pre; color: #000; background: #fff; border: 1px solid #999;
   margin: 1px; padding: 2px 3px; border-radius: 3px; unicode-bidi: isolate }}
 button.t.change {{ background: #E69F00; font-weight: bold }} button.t.grey {{ background: #ddd; color: #666 }}
-button.t.here {{ border: 2px solid #000 }}
+button.t.here {{ border: 2px solid #D55E00 }}
 td, th {{ text-align: right; padding: 2px 8px }} .masked {{ text-decoration: line-through; color: #666 }}
 label {{ display: block; margin: .4em 0 }} input[type=range] {{ width: 20em; vertical-align: middle }}
 </style></head><body>

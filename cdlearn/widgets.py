@@ -11,28 +11,35 @@ import threading
 from typing import Any
 
 import ipywidgets as widgets
-import torch
 
-from cdlearn.counterfactual import CHANGEABLE, strength_of
+from cdlearn.counterfactual import CHANGEABLE, at_position, strength_of
 from cdlearn.decode import Generation, generate
 from cdlearn.render import (
     METRICS,
     candidate_table,
-    escaped,
+    flip_scales,
     layer_table,
     moved_positions,
     names_of,
+    other_strip,
+    prefix_strip,
     round_table,
-    token_strip,
     trace_strip,
+    what_if_strip,
 )
 from cdlearn.trace import Trace
 
 _WIDE = widgets.Layout(width="100%")
+_SNUG = widgets.Layout(width="max-content", flex="0 0 auto")
 
 
 class Inspector(widgets.VBox):
-    """What `inspect` returns; `.trace` is the trace shown, `.settings` the controls' values, `.close()` frees all."""
+    """What `inspect` returns.
+
+    trace: the trace shown. versions: name -> trace, the recorded one and what was written since. position: the one that
+    is selected; it can be set. settings: the numbers that differ from the trace's own; `set(...)` moves the controls.
+    `regenerate` and `branch` run the model, `cancel` stops it, `close` frees every widget.
+    """
 
     def __init__(self, trace: Trace, *, source: Any = None, compare: Trace | None = None) -> None:
         self.versions = {"recorded": trace}
@@ -41,7 +48,17 @@ class Inspector(widgets.VBox):
         self._cancelled = False
         self._build()
         super().__init__(
-            [self._head, self._strip, self._controls, self._what_if, self._tabs, self._actions, self._said]
+            [
+                self._head,
+                self._before,
+                self._strip,
+                self._other,
+                self._controls,
+                self._what_if,
+                self._tabs,
+                self._actions,
+                self._said,
+            ]
         )
         self._load()
 
@@ -52,18 +69,20 @@ class Inspector(widgets.VBox):
         self._metric = widgets.Dropdown(options=list(METRICS), description="colour")
         self._position = widgets.Select(options=[], description="position", rows=6)
         self._head = widgets.HBox([self._version, self._metric])
-        self._strip, self._what_if, self._table = (widgets.HTML(layout=_WIDE) for _ in range(3))
+        self._before, self._strip, self._other = (widgets.HTML(layout=_WIDE) for _ in range(3))
+        self._what_if, self._table = (widgets.HTML(layout=_WIDE) for _ in range(2))
         self._layers, self._rounds, self._said = (widgets.HTML(layout=_WIDE) for _ in range(3))
-        self._strength, strength = _pair(widgets.FloatSlider, "strength", 1.0, 0.0, 3.0, 0.01)
-        self._alpha, alpha = _pair(widgets.FloatSlider, "log10 alpha", -1.0, -4.0, 0.0, 0.01)
-        self._temperature, temperature = _pair(widgets.FloatSlider, "amateur temp.", 1.0, 0.1, 3.0, 0.05)
+        self._strength, strength = _pair("strength", 1.0, 0.0, 3.0, 0.01)
+        self._alpha, alpha = _pair("log10 alpha", -1.0, -4.0, 0.0, 0.01)
+        self._temperature, temperature = _pair("amateur temperature", 1.0, 0.1, 3.0, 0.05)
+        self._sliders = {"strength": self._strength, "alpha": self._alpha, "amateur_temperature": self._temperature}
         self._numbers = {"strength": strength, "alpha": alpha, "amateur_temperature": temperature}
         self._flips = widgets.HTML(layout=_WIDE)
         self._controls = widgets.HBox([self._position, widgets.VBox([*self._numbers.values(), self._flips])])
         self._tabs = widgets.Tab([self._table])
-        self._regenerate = widgets.Button(description="Regenerate from here", layout=widgets.Layout(width="auto"))
+        self._regenerate = widgets.Button(description="Regenerate from here", layout=_SNUG)
         self._candidate = widgets.Dropdown(options=[], description="candidate")
-        self._branch = widgets.Button(description="Branch on it", layout=widgets.Layout(width="auto"))
+        self._branch = widgets.Button(description="Branch on it", layout=_SNUG)
         self._cancel = widgets.Button(description="Cancel", disabled=True)
         self._bar = widgets.IntProgress(min=0, max=1, description="tokens", layout=widgets.Layout(visibility="hidden"))
         self._actions = widgets.HBox([self._regenerate, self._candidate, self._branch, self._cancel, self._bar])
@@ -77,7 +96,7 @@ class Inspector(widgets.VBox):
             for control in (self._regenerate, self._branch):
                 control.disabled, control.tooltip = True, "inspect(generation, source=source) can run the model again"
         self._version.observe(lambda change: self._safely(self._load), "value")
-        for control in (self._metric, self._position, self._strength, self._alpha, self._temperature):
+        for control in (self._metric, self._position, *self._sliders.values()):
             control.observe(lambda change: self._safely(self._show), "value")
 
     def _load(self) -> None:
@@ -91,7 +110,7 @@ class Inspector(widgets.VBox):
         self._strength.value = strength_of(settings)
         self._temperature.value = settings.get("amateur_temperature", 1.0)
         self._alpha.value = -4.0 if settings.get("alpha") is None else math.log10(settings["alpha"])
-        self._given = self._read()
+        self._start = {name: slider.value for name, slider in self._sliders.items()}
         self._changeable = [name for name in self._numbers if name in CHANGEABLE.get(settings.get("method"), ())]
         for name, box in self._numbers.items():
             box.layout.display = "" if name in self._changeable else "none"
@@ -100,22 +119,51 @@ class Inspector(widgets.VBox):
         tabs |= {"speculation": self._rounds} if trace.rounds else {}
         self._tabs.children = list(tabs.values())
         self._tabs.titles = list(tabs)
+        recorded, label = self.versions["recorded"], self._version.value
+        self._before.value = prefix_strip(trace, len(recorded.prompt_ids), branched=label.startswith("branch"))
+        self._other.value = other_strip(trace, self.compare) if self.compare is not None and trace is recorded else ""
         self._quiet = False
         self._show()
 
     # ---- what the controls say
 
-    def _read(self) -> dict[str, float | None]:
-        alpha = None if self._alpha.value <= -4 else 10**self._alpha.value
-        return {"strength": self._strength.value, "alpha": alpha, "amateur_temperature": self._temperature.value}
+    @property
+    def position(self) -> int | None:
+        """The selected position, from 0; None in an empty trace."""
+        return self._position.value
+
+    @position.setter
+    def position(self, value: int) -> None:
+        at_position(self.trace, value)  # its errors name the positions there are
+        self._position.value = value
+
+    def set(self, **settings: float | None) -> None:
+        """Move the controls: strength, alpha (None or 0: no mask), amateur_temperature. ValueError for any other."""
+        for name, value in settings.items():
+            if name not in self._changeable:
+                there = ", ".join(self._changeable) or "none"
+                raise ValueError(f"{name} is {value!r}, but this text's controls are: {there}.")
+        self.trace.rescore(**settings)  # its errors name the value
+        for name, value in settings.items():
+            slider = self._sliders[name]
+            if name == "alpha":
+                value = math.log10(value) if value else slider.min
+            slider.value = min(max(value, slider.min), slider.max)
+
+    def _moved(self, name: str) -> bool:
+        """Whether a slider stands elsewhere than at first; a browser rounds a value to the slider's steps by itself."""
+        slider = self._sliders[name]
+        return round(slider.value / slider.step) != round(self._start[name] / slider.step)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that differ from the trace's own, as `Trace.rescore` takes them; alpha 0 is no mask."""
-        changed = {k: v for k, v in self._read().items() if k in self._changeable and v != self._given[k]}
+        changed = {name: self._sliders[name].value for name in self._changeable if self._moved(name)}
+        if "alpha" in changed:
+            changed["alpha"] = 0 if self._alpha.value <= self._alpha.min else 10**self._alpha.value
         if "amateur_temperature" in changed and "beta" in self.trace.settings:
-            changed["strength"] = self._read()["strength"]  # the beta form knows no temperature
-        return {k: 0 if k == "alpha" and v is None else v for k, v in changed.items()}
+            changed = {"strength": strength_of(self.trace.settings)} | changed  # the beta form knows no temperature
+        return changed
 
     def _show(self) -> None:
         """Redraw everything from the trace and the controls: pure functions, no model."""
@@ -126,12 +174,12 @@ class Inspector(widgets.VBox):
             self._strip.value = "<em>An empty trace: no token was chosen.</em>"
             return
         self._strip.value = trace_strip(trace, metric=self._metric.value, selected=position)
-        new, settings = trace, self.settings
-        if settings:
-            new = trace.rescore(**settings)
-        self._what_if.value = self._would_change(new, settings)
+        settings = self.settings
+        new = trace.rescore(**settings) if settings else trace
+        self._what_if.value = what_if_strip(trace, new, settings) if self._changeable else ""
         self._table.value = candidate_table(new, position, recorded=trace.recorded_ids[position])
-        self._flips.value = self._flip_text(position) if self._changeable else ""
+        highest = {name: 1.0 if name == "alpha" else self._sliders[name].max for name in self._changeable}
+        self._flips.value = flip_scales(trace, position, highest) if highest else ""
         if "layers" in trace.parts:
             self._layers.value = layer_table(trace, position)
         if trace.rounds:
@@ -143,42 +191,6 @@ class Inspector(widgets.VBox):
         self._said.value = (
             "" if not bool(new.truncated[position]) else "Truncated: more tokens are kept than recorded here."
         )
-
-    def _would_change(self, new: Trace, settings: dict[str, Any]) -> str:
-        """The strip of what these settings would pick; behind the first change it would be another text."""
-        if self.compare is not None:
-            ours, theirs = self.trace.recorded_ids, self.compare.recorded_ids
-            parts = next((k for k, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-            strip = token_strip(names_of(self.compare), torch.zeros(0), marks=[k == parts for k in range(len(theirs))])
-            return f"<b>The other text</b> parts at position {parts} (dot):{strip}"
-        if not settings:
-            return "<em>Move a control: what would these settings have picked?</em>"
-        old, picks = self.trace.recorded_ids, new.token_ids
-        first = next((k for k, (a, b) in enumerate(zip(old, picks)) if a != b), None)
-        said = ", ".join(f"{name} {value:.3g}" for name, value in settings.items())
-        if first is None:
-            return f"<b>With {said}</b>: the same {len(old)} tokens."
-        marks = [a != b for a, b in zip(old, picks)]
-        strip = token_strip(names_of(self.trace, picks), torch.zeros(0), marks=marks, grey_from=first + 1)
-        return (
-            f"<b>With {said}</b>: another token at position {first} (dot). Grey: picks behind the text as it was; "
-            f"a new text starts there.{strip}"
-        )
-
-    def _flip_text(self, position: int) -> str:
-        """Where the pick of this position flips, as words and as marks on a scale."""
-        flips = self.trace.flip_points(position)
-        lines = []
-        for name, spans, top in (("strength", flips.strength, self._strength.max), ("alpha", flips.alpha, 1.0)):
-            if not spans or name not in self._changeable:
-                continue
-            words = [
-                f"{_escape(self.trace, span)} <small>{'to' if name == 'alpha' else 'from'} "
-                f"{span.stop if name == 'alpha' else span.start:.3g}</small>"
-                for span in spans
-            ]
-            lines.append(f"<b>{name}</b>: {' | '.join(words)}{_scale(name, spans, top)}")
-        return "<div>" + "<br>".join(lines) + "</div>"
 
     # ---- what runs a model
 
@@ -278,37 +290,18 @@ def _trace_of(value: Any, name: str) -> Trace:
     return value.trace
 
 
-def _pair(kind: type, label: str, value: float, low: float, high: float, step: float) -> tuple[Any, widgets.HBox]:
+def _pair(label: str, value: float, low: float, high: float, step: float) -> tuple[Any, widgets.HBox]:
     """A slider and a number box that follow each other: sliders have no name that a screen reader could say."""
     limits = dict(value=value, min=low, max=high, step=step)
-    slider = kind(**limits, readout=False, description="")
-    box = widgets.BoundedFloatText(**limits, description=label, layout=widgets.Layout(width="170px"))
+    slider = widgets.FloatSlider(**limits, readout=False, description="")
+    style, layout = {"description_width": "110px"}, widgets.Layout(width="200px", flex="0 0 auto")
+    box = widgets.BoundedFloatText(**limits, description=label, style=style, layout=layout)
     widgets.link((slider, "value"), (box, "value"))
     return slider, widgets.HBox([box, slider])
 
 
 def _plain(name: str) -> str:
     return html.unescape(name)
-
-
-def _escape(trace: Trace, span: Any) -> str:
-    return f"<code>{escaped(span.token, span.token_id)}</code>"
-
-
-def _scale(name: str, spans: list, top: float) -> str:
-    """A thin line with a mark at every flip: the slider's scale."""
-    places = []
-    for span in spans:
-        at = span.start if name == "strength" else span.stop
-        share = at / top if name == "strength" else (max(math.log10(max(at, 1e-4)), -4) + 4) / 4
-        if 0 < share < 1:
-            places.append(share)
-    marks = "".join(
-        f'<span title="flip" style="position:absolute;left:{100 * share:.1f}%;top:0;width:3px;height:10px;'
-        'background:#0072B2"></span>'
-        for share in places
-    )
-    return f'<div style="position:relative;width:300px;height:10px;background:#ddd;border:1px solid #999">{marks}</div>'
 
 
 def _message(error: Exception) -> str:

@@ -46,6 +46,15 @@ def test_a_slider_shows_what_these_settings_would_pick(made, source):
     assert shown.settings == {}
 
 
+def test_a_browsers_rounding_to_the_sliders_steps_is_no_change():
+    made = generate(Contrast(EXPERT, AMATEUR, alpha=0.02, beta=0.5), "hello", **OPTIONS)
+    shown = inspect(made)
+    shown._strength.value = 0.33  # what a browser makes of the recorded third
+    assert shown.settings == {} and "Move a control" in shown._what_if.value
+    shown._temperature.value = 0.5
+    assert shown.settings == {"strength": pytest.approx(1 / 3), "amateur_temperature": 0.5}
+
+
 def test_number_box_and_slider_follow_each_other(made):
     shown = inspect(made)
     box = shown._numbers["alpha"].children[0]
@@ -88,6 +97,30 @@ def test_regenerate_and_branch_write_new_texts_and_keep_the_old(made, source):
     shown.branch(wait=True)
     assert shown.trace.prompt_ids == [*made.trace.prompt_ids, *made.trace.token_ids[:2], token]
     assert made.trace.token_ids == shown.versions["recorded"].token_ids
+    # the version says what it continues: two tokens of the text and the one that was chosen, with the dot
+    assert shown._before.value.count("<span") == 3 and shown._before.value.count("\N{BULLET}") == 1
+    shown._version.value = "from 4"
+    assert shown._before.value.count("<span") == 4 and "\N{BULLET}" not in shown._before.value
+    shown._version.value = "recorded"
+    assert shown._before.value == ""
+
+
+def test_position_and_controls_can_be_set(made):
+    shown = inspect(made)
+    shown.position = 7
+    assert shown.position == 7 and shown._position.value == 7
+    shown.set(strength=0.25, alpha=0.5)
+    assert shown.settings == {"strength": 0.25, "alpha": pytest.approx(0.5)}
+    shown.set(alpha=None)
+    assert shown.settings["alpha"] == 0
+    for bad, kind in (
+        ({"position": 99}, "position is 99"),
+        ({"beta": 0.5}, "beta is 0.5"),
+        ({"strength": -1}, "strength"),
+    ):
+        with pytest.raises(ValueError, match=kind):
+            shown.set(**bad) if "position" not in bad else setattr(shown, "position", bad["position"])
+    assert shown.position == 7 and shown.settings["strength"] == 0.25
 
 
 def test_cancel_keeps_what_is_there(made, source):
@@ -127,7 +160,10 @@ def test_other_methods_show_without_the_controls_they_lack(make):
 def test_two_texts_side_by_side(made):
     other = generate(EXPERT, "hello", **OPTIONS)
     parts = next(k for k, (a, b) in enumerate(zip(made.token_ids, other.token_ids)) if a != b)
-    assert f"parts at position {parts}" in inspect(made, compare=other)._what_if.value
+    shown = inspect(made, compare=other)
+    assert f"parts at position {parts}" in shown._other.value
+    shown.set(strength=0.0)
+    assert "With strength 0" in shown._what_if.value and f"parts at position {parts}" in shown._other.value
 
 
 def test_an_error_in_a_callback_is_seen(made):
