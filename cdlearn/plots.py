@@ -205,7 +205,7 @@ def plot_layers(trace: Any, *, ax: Axes | None = None) -> Axes:
         raise ValueError(f"the trace's method is {trace.settings.get('method')!r}, which has no layers: trace a DoLa.")
     layers, divergences = trace.settings["layers"], trace.details["divergences"].double()  # (P, L)
     order = sorted(range(len(layers)), key=layers.__getitem__)
-    ax = axes_or_new(ax, (max(5, min(0.28 * len(trace) + 2, 14)), 1.6 + 0.42 * len(layers)))
+    ax = axes_or_new(ax, (max(6, min(0.28 * len(trace) + 2, 14)), 2 + 0.42 * max(2, len(layers))))
     values = divergences[:, order].T.numpy()
     image = ax.imshow(values, aspect="auto", cmap="cividis", origin="lower", norm=PowerNorm(0.5))
     for position, layer in enumerate(trace.details["premature_layer"].tolist()):
@@ -214,9 +214,9 @@ def plot_layers(trace: Any, *, ax: Axes | None = None) -> Axes:
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=color, linewidth=width, clip_on=False))
     ax.set_yticks(range(len(layers)), [str(layers[k]) for k in order])
     name_positions(ax, trace)
-    kind = "Jensen-Shannon divergence (nats)" if trace.settings.get("divergence") == "jsd" else "divergence"
+    kind = "JSD (nats)" if trace.settings.get("divergence") == "jsd" else "divergence"
     ax.figure.colorbar(image, ax=ax, label=kind, pad=0.02)
-    ax.set(ylabel="candidate layer", title="Distance from the last layer; outlined: the premature layer")
+    ax.set(ylabel="candidate layer", title="How far from the last layer; outlined: the premature layer")
     return tidy(ax, grid=False)
 
 

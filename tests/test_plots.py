@@ -219,7 +219,7 @@ def test_layers_are_sorted_and_the_chosen_one_is_outlined():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2"]
     outlined = [round(patch.get_y() + 0.5) for patch in ax.patches if to_hex(patch.get_edgecolor()) == "#ffffff"]
     assert outlined == trace.details["premature_layer"].tolist()
-    assert len(ax.figure.axes) == 2 and ax.figure.axes[1].get_ylabel() == "Jensen-Shannon divergence (nats)"
+    assert len(ax.figure.axes) == 2 and ax.figure.axes[1].get_ylabel() == "JSD (nats)"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
