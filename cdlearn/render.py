@@ -191,7 +191,7 @@ def layer_table(trace: Trace, position: int, *, width: int = 24) -> str:
             value = float(divergences[k, at])
             border = f"3px solid {_HERE}" if int(chosen[k]) == layers[at] else "1px solid #999"
             cells.append(f'<td style="color:#000;background:{_shade(value / largest)};border:{border};padding:2px 4px" '
-                         f'title="{value:.4f} nats">{value:.2f}</td>')  # fmt: skip
+                         f'title="{value:.3g} nats">{value:.2g}</td>')  # fmt: skip
         rows.append(f"<tr><th>layer {layers[at]}</th>{''.join(cells)}</tr>")
     heads = "".join(f"<th>{'&#9662; ' if k == position else ''}{names[k]}</th>" for k in shown)
     return (
@@ -298,7 +298,9 @@ def _scale(shares: Sequence[float]) -> str:
         for share in shares
         if 0 < share < 1
     )
-    return f'<div style="position:relative;width:300px;height:10px;background:#ddd;border:1px solid #999">{marks}</div>'
+    # as far from the left and as wide as the sliders' tracks above it
+    look = "position:relative;margin-left:210px;width:288px;height:10px;background:#ddd;border:1px solid #999"
+    return f'<div style="{look}">{marks}</div>'
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:

@@ -74,7 +74,7 @@ class Inspector(widgets.VBox):
         self._layers, self._rounds, self._said = (widgets.HTML(layout=_WIDE) for _ in range(3))
         self._strength, strength = _pair("strength", 1.0, 0.0, 3.0, 0.01)
         self._alpha, alpha = _pair("log10 alpha", -1.0, -4.0, 0.0, 0.01)
-        self._temperature, temperature = _pair("amateur temperature", 1.0, 0.1, 3.0, 0.05)
+        self._temperature, temperature = _pair("amateur tau", 1.0, 0.1, 3.0, 0.05)
         self._sliders = {"strength": self._strength, "alpha": self._alpha, "amateur_temperature": self._temperature}
         self._numbers = {"strength": strength, "alpha": alpha, "amateur_temperature": temperature}
         self._flips = widgets.HTML(layout=_WIDE)
