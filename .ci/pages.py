@@ -1,0 +1,144 @@
+"""What is generated from the notebooks: `python .ci/pages.py` writes it anew (make pages), a test compares.
+
+- the index in notebooks/README.md, between its two markers, from every notebook's own first cell
+- notebooks/thumbnails/NN.png, from every notebook's first figure
+- notebooks/gallery.md, by `cdlearn compare` on notebooks/prompts.jsonl
+- the setup cell of every notebook, which installs cdlearn where it is missing (Colab)
+"""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+from PIL import Image
+
+REPOSITORY = os.environ.get("CDLEARN_REPOSITORY", "cdlearn/cdlearn")  # owner/name on GitHub, for the links alone
+FOLDER = Path(__file__).parent.parent / "notebooks"
+START, END = "<!-- index: make pages -->", "<!-- end of index -->"
+WIDTH = 220  # pixels of a thumbnail
+GALLERY = ["compare", "--prompts-file", "notebooks/prompts.jsonl", "--format", "markdown", "--max-new-tokens", "64"]
+GALLERY += ["--methods", "amateur", "greedy", "top-p", "contrastive"]
+SETUP = f"""\
+# Colab has no cdlearn yet; an installed one, and its torch, are left alone
+import importlib.util
+
+if importlib.util.find_spec("cdlearn") is None:
+    %pip install --quiet git+https://github.com/{REPOSITORY}"""
+
+
+def notebooks() -> list[Path]:
+    return sorted(FOLDER.glob("*.ipynb"))
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def about(notebook: dict) -> dict[str, str]:
+    """Title, goals, minutes and prerequisite of a notebook, from its first cell."""
+    text = "".join(notebook["cells"][0]["source"])
+    goals = re.findall(r"^- (.*)$", text, re.M)
+    before = re.search(r"Before this: \[([^\]]*)\]\(([^)]*)\)", text)
+    return {
+        "title": re.search(r"^# (.*)$", text, re.M).group(1),
+        "goal": goals[0],
+        "minutes": re.search(r"(\d+) minutes", text).group(1),
+        "before": f"[{before.group(1)[:2]}]({before.group(2)})" if before else "",
+    }
+
+
+def figure(notebook: dict) -> bytes | None:
+    """The first figure that a notebook drew, as PNG."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                return base64.b64decode("".join(output["data"]["image/png"]))
+    return None
+
+
+def alt(notebook: dict) -> str:
+    """The alternative text of the first figure, its first sentence."""
+    cells = [c for c in notebook["cells"] if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))]
+    text = cells[0]["metadata"].get("alt", "") if cells else ""
+    return re.split(r"(?<=[.;:])\s", text)[0].rstrip(".;:").replace('"', "'")
+
+
+def index() -> str:
+    """The table of the course."""
+    lines = ["| notebook | you will | minutes | before | figure | open |", "| --- | --- | --- | --- | --- | --- |"]
+    for path in notebooks():
+        notebook = read(path)
+        facts = about(notebook)
+        picture = ""
+        if figure(notebook):
+            picture = f'<img src="thumbnails/{path.name[:2]}.png" width="{WIDTH // 2}" alt="{alt(notebook)}">'
+        colab = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/{path.name}"
+        binder = f"https://mybinder.org/v2/gh/{REPOSITORY}/main?labpath=notebooks/{path.name}"
+        cells = [f"[{facts['title']}]({path.name})", facts["goal"], facts["minutes"], facts["before"], picture]
+        lines.append("| " + " | ".join([*cells, f"[Colab]({colab}) [Binder]({binder})"]) + " |")
+    return "\n".join(lines)
+
+
+def with_index(page: str) -> str:
+    head, rest = page.split(START)
+    return f"{head}{START}\n{index()}\n{END}{rest.split(END)[1]}"
+
+
+def gallery() -> str:
+    """The gallery page, as the command prints it."""
+    from cdlearn.cli import main
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.chdir(FOLDER.parent):
+        code = main(GALLERY)
+    assert code in (0, None), code
+    command = " ".join(GALLERY)
+    return (
+        "# Gallery\n\n"
+        "Seven prompts, four ways to continue them, nothing chosen after the fact: the first text each method gives "
+        "(sampling: seed 0). The embedded pair was trained on its toy world alone. So the story, the question and the "
+        "puzzle are its own ground; a haiku or a docstring it has never seen, and it says so in its way. Ask a pair "
+        "from the hub for those: the same command with `--expert` and `--amateur`.\n\n"
+        f"Made by `make pages`, which runs `cdlearn {command}`.\n\n{printed.getvalue()}"
+    )
+
+
+def with_setup(notebook: dict) -> dict:
+    """The notebook with the current setup cell behind its first cell, and its cells numbered again."""
+    cells = [c for c in notebook["cells"] if "setup" not in c["metadata"].get("tags", [])]
+    setup = {"cell_type": "code", "execution_count": 1, "id": "setup", "metadata": {"tags": ["setup"]}, "outputs": []}
+    cells.insert(1, setup | {"source": SETUP.splitlines(keepends=True)})
+    count = 0
+    for cell in cells:
+        if cell["cell_type"] == "code" and "".join(cell["source"]).strip():
+            count += 1
+            cell["execution_count"] = count
+            for output in cell["outputs"]:
+                if "execution_count" in output:
+                    output["execution_count"] = count
+    return notebook | {"cells": cells}
+
+
+def written(notebook: dict) -> str:
+    return json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
+
+
+def main() -> None:
+    (FOLDER / "thumbnails").mkdir(exist_ok=True)
+    for path in notebooks():
+        path.write_text(written(with_setup(read(path))), encoding="utf-8")
+        if data := figure(read(path)):
+            picture = Image.open(io.BytesIO(data)).convert("RGB")
+            picture.thumbnail((WIDTH, WIDTH))
+            picture.quantize(32).save(FOLDER / "thumbnails" / f"{path.name[:2]}.png", optimize=True)
+    page = FOLDER / "README.md"
+    page.write_text(with_index(page.read_text(encoding="utf-8")), encoding="utf-8")
+    (FOLDER / "gallery.md").write_text(gallery(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
