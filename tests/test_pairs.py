@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import character_tokenizer
 from tiny import ARCHITECTURES, tiny_model
-from transformers import BertConfig, BertModel, LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, BitsAndBytesConfig, LlamaForSequenceClassification
 
+from cdlearn import Contrast, generate
 from cdlearn.loading import EMBEDDED
 from cdlearn.pairs import Pair, common_vocab_size, load_expert, load_pair
 
@@ -97,6 +98,37 @@ def test_dtype_and_device_for_each_role(llama, tmp_path):
     assert pair.expert.dtype == torch.bfloat16
     assert pair.amateur.dtype == (torch.float32)
     assert load_expert(llama, device="cpu", dtype=torch.float64).expert.dtype == torch.float64
+
+
+def test_a_model_spread_over_places_decodes_the_same(llama, tmp_path):
+    """device_map goes to transformers and accelerate: here half of the layers wait on the disk."""
+    small = save(tmp_path / "small", num_hidden_layers=1, seed=2)
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {"model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}
+    whole = load_pair(llama, small, device="cpu")
+    expert = load_expert(llama, device_map=places, offload_folder=str(tmp_path / "offload"), dtype="float32").expert
+    assert expert.hf_device_map["model.layers.2"] == "disk"
+    texts = [
+        generate(Contrast(model, whole.amateur), "Hi", tokenizer=whole.tokenizer, max_new_tokens=12, eos_token_ids=())
+        for model in (whole.expert, expert)
+    ]
+    assert texts[0].token_ids == texts[1].token_ids
+
+
+def test_what_belongs_to_from_pretrained_reaches_it(llama, monkeypatch):
+    seen = []
+
+    def spy(name, **options):
+        seen.append(options)
+        return original(name, **{k: v for k, v in options.items() if k != "quantization_config"})
+
+    original = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    load_pair(llama, llama, device_map="cpu", dtype=("float32", "bfloat16"), quantization_config=config)
+    assert [options["quantization_config"] for options in seen] == [config, config]
+    assert [options["dtype"] for options in seen] == [torch.float32, torch.bfloat16]
+    assert all(options["device_map"] == "cpu" and options["use_safetensors"] for options in seen)
 
 
 def test_load_expert_needs_no_amateur(llama):
