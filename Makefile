@@ -11,7 +11,7 @@ NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' 2>/dev/nul
 # one thread a worker: two workers on two cores do not fight
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test lint format unit notebooks wheel clean
+.PHONY: help install lab demo test lint format unit notebooks pages wheel clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -50,6 +50,10 @@ ifneq ($(NOTEBOOKS),)
 else
 	@echo "no notebooks yet"
 endif
+
+# the index, thumbnails, gallery and setup cells that are made from the notebooks
+pages: $(STAMP)
+	$(BIN)/python .ci/pages.py
 
 # the built wheel, installed alone in an empty environment outside the clone, decodes
 wheel: $(STAMP)

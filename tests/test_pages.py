@@ -1,0 +1,52 @@
+"""The generated pages agree with the notebooks: what `make pages` writes is what is committed."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("pages", ROOT / ".ci" / "pages.py")
+pages = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pages)
+
+
+def test_the_index_is_current():
+    page = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    assert pages.with_index(page) == page, "run `make pages`"
+    assert all(f"]({path.name})" in pages.index() for path in pages.notebooks())
+
+
+def test_the_gallery_is_current():
+    assert pages.gallery() == (ROOT / "notebooks" / "gallery.md").read_text(encoding="utf-8"), "run `make pages`"
+
+
+@pytest.mark.parametrize("path", pages.notebooks(), ids=lambda path: path.stem)
+def test_every_notebook_has_its_setup_cell_and_thumbnail(path):
+    notebook = pages.read(path)
+    assert pages.written(pages.with_setup(notebook)) == path.read_text(encoding="utf-8"), "run `make pages`"
+    if pages.figure(notebook):
+        assert max(Image.open(ROOT / "notebooks" / "thumbnails" / f"{path.name[:2]}.png").size) == pages.WIDTH
+
+
+def test_the_setup_cell_installs_only_where_cdlearn_is_missing(monkeypatch):
+    """The cell is IPython; its one magic line becomes a call that is counted."""
+    program, calls = pages.SETUP.replace("%pip install", "pip_install #"), []
+    program = program.replace("pip_install #", "pip_install() #")
+    exec(program, {"pip_install": lambda: calls.append("install")})
+    assert calls == []  # cdlearn is here
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    exec(program, {"pip_install": lambda: calls.append("install")})
+    assert calls == ["install"]
+
+
+def test_setup_cells_number_the_others_behind_them():
+    code = {"cell_type": "code", "execution_count": 7, "metadata": {}, "source": ["1"], "id": "a"}
+    result = {"output_type": "execute_result", "execution_count": 7, "data": {}, "metadata": {}}
+    text = {"cell_type": "markdown", "metadata": {}, "source": ["# 05 · x"], "id": "b"}
+    once = pages.with_setup({"cells": [text, code | {"outputs": [result]}]})
+    assert [cell.get("execution_count") for cell in once["cells"]] == [None, 1, 2]
+    assert once["cells"][2]["outputs"][0]["execution_count"] == 2
+    assert json.loads(pages.written(pages.with_setup(once))) == once
