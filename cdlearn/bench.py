@@ -8,17 +8,13 @@ in turn. Nothing here is a test: times depend on the machine.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import platform
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-import transformers
 from tqdm.auto import tqdm
 from transformers import (
     DynamicCache,
@@ -26,17 +22,22 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 
+from cdlearn.beams import beam_search
 from cdlearn.decode import generate
 from cdlearn.hf import as_causal_lm
 from cdlearn.loading import pick_device
 from cdlearn.pairs import load_pair
-from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Source
+from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, Source
 from cdlearn.speculative import speculate
+from cdlearn.timing import Forwards, Lap, Stopwatch, machine, now, peak_memory, use_threads
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe-Ito
 # random pairs: hidden size, intermediate size, layers, heads of the expert and of the amateur; 34M/7M and 98M/20M
 SHAPES = {
     "25m": ((512, 1408, 8, 8), (256, 704, 4, 4)),
@@ -58,77 +59,6 @@ STORIES = (
 )
 
 
-class Forwards:
-    """Bare one-token forward passes of the models, each with its own cache: what a loop is held against."""
-
-    def __init__(self, models: dict[str, PreTrainedModel]):
-        self.models = models
-        self.caches: dict[str, Any] = {}
-        self.times: dict[str, list[float]] = {name: [] for name in models}
-
-    @torch.no_grad()
-    def step(self, ids: torch.Tensor) -> None:
-        """Feed what is new of ids [B, T] to every model; time it where it is one token."""
-        for name, model in self.models.items():
-            if name not in self.caches:
-                self.caches[name] = DynamicCache(config=model.config)
-            seen = self.caches[name].get_seq_length()
-            new = ids[:, seen:].to(model.device)
-            positions = torch.arange(seen, ids.shape[1], device=model.device)[None]
-            start = now(model.device)
-            model(input_ids=new, past_key_values=self.caches[name], position_ids=positions, logits_to_keep=1)
-            spent = now(model.device) - start
-            if new.shape[1] == 1:
-                self.times[name].append(spent)
-
-
-class Stopwatch(Source):
-    """A source around a source: its time and the loop's time count, the bare forwards in between do not."""
-
-    def __init__(self, inner: Source, forwards: Forwards):
-        super().__init__()
-        self.inner, self.forwards, self.left = inner, forwards, None
-        self.times: list[float] = []
-        self.vocab_size, self.device = inner.vocab_size, inner.device
-        self.max_positions, self.rewindable, self.settings = inner.max_positions, inner.rewindable, inner.settings
-        self.eos_token_ids = ()  # every text runs to its full length
-
-    def __call__(self, ids, mask=None, n=1):
-        scores = self.inner(ids, mask, n)
-        self.parts, self.details = self.inner.parts, self.inner.details
-        entered = now(self.device)
-        if self.left is not None:
-            self.times.append(entered - self.left)  # one step: the loop after the last scores, and these scores
-        self.forwards.step(ids)
-        self.left = now(self.device)
-        return scores
-
-
-class _Lap(StoppingCriteria):
-    """The same stopwatch for the generate() of transformers, which calls this once a step and never stops for it."""
-
-    def __init__(self, forwards: Forwards, device: torch.device):
-        self.forwards, self.device, self.left = forwards, device, None
-        self.times: list[float] = []
-
-    def __call__(self, input_ids, scores, **kwargs):
-        entered = now(self.device)
-        if self.left is not None:
-            self.times.append(entered - self.left)
-        self.forwards.step(input_ids)
-        self.left = now(self.device)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def now(device: torch.device) -> float:
-    """Return the time after everything that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
-
-
 def random_pair(size: str = "25m", *, seed: int = 0, vocab_size: int = 16384) -> tuple[PreTrainedModel, ...]:
     """Return a random Llama expert and amateur of a size in `SHAPES`, where a step is mostly matrix products."""
     models = []
@@ -146,46 +76,6 @@ def random_pair(size: str = "25m", *, seed: int = 0, vocab_size: int = 16384) ->
             )
             models.append(LlamaForCausalLM(config).eval())
     return tuple(models)
-
-
-def machine(device: torch.device, threads: int) -> dict[str, Any]:
-    """Describe what the numbers were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    place = {"device": f"{device.type} ({name})", "threads": threads}
-    return place | versions | {"transformers": transformers.__version__}
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _peak_memory(device: torch.device) -> str:
-    """The most memory used so far: of the GPU's allocator, or of the whole process."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB on the GPU"
-    try:
-        import resource
-    except ImportError:  # Windows
-        return "unknown"
-    scale = 2**20 if platform.system() == "Darwin" else 2**10
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale:.0f} MiB, the whole process"
-
-
-@contextlib.contextmanager
-def _threads(count: int | None):
-    """Use `count` threads for a while: the process's own number comes back afterwards."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
 
 
 def run(
@@ -229,18 +119,69 @@ def run(
             stories = [torch.tensor([pair.tokenizer(text)["input_ids"]]) for text in STORIES]
         else:
             expert, amateur = (model.to(place) for model in random_pair(size))
-    with _threads(threads) as used, tqdm(total=repetitions + 1, disable=_hide(progress)) as bar:
+    with use_threads(threads) as used, tqdm(total=repetitions + 1, disable=_hide(progress)) as bar:
         rows = _steps(expert, amateur, batch, context, steps, repetitions, bar)
         if stories:
             rows += _texts(expert, amateur, stories, steps, repetitions)
     table = pd.DataFrame(rows)
     table["aim"] = table["method"].map(AIMS).fillna("")
-    table.attrs["machine"] = machine(expert.device, used) | {"peak memory": _peak_memory(expert.device)}
+    table.attrs["machine"] = machine(expert.device, used) | {"peak memory": peak_memory(expert.device)}
     sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (expert, amateur)]
     table.attrs["setting"] = {"expert": f"{sizes[0]:.1f}M", "amateur": f"{sizes[1]:.2f}M", "batch": batch}
     table.attrs["setting"] |= {"context": context, "steps": steps, "repetitions": repetitions}
     table.attrs["setting"] |= {"dtype": str(expert.dtype)}
     return table
+
+
+def sweep(
+    *models: PreTrainedModel,
+    batches: Sequence[int] = (1, 4, 16),
+    contexts: Sequence[int] = (32, 256, 1024),
+    progress: bool | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """`run` at every batch and context that the models can read; its rows with two more columns, `batch`, `context`.
+
+    Speculative rows, which have their own texts, are there once. Other arguments as in `run`.
+    """
+    tables, facts = [], {}
+    limits = [model.config.get_text_config().max_position_embeddings for model in models]
+    limit = min(limits, default=512 if options.get("size", "embedded") == "embedded" else 4096)
+    settings = [(b, c) for b in batches for c in contexts if c + options.get("steps", 64) <= limit]
+    if not settings:
+        raise ValueError(f"contexts={tuple(contexts)!r} do not fit: the models read at most {limit} tokens.")
+    for batch, context in settings:
+        table = run(*models, batch=batch, context=context, progress=progress, **options)
+        facts = table.attrs
+        steps = table[table["predicted"].isna()] if tables and "predicted" in table else table
+        tables.append(steps.assign(batch=batch, context=context))
+    found = pd.concat(tables, ignore_index=True)
+    found.attrs = facts | {"setting": {k: v for k, v in facts["setting"].items() if k not in ("batch", "context")}}
+    return found
+
+
+STEP_METHODS = ("contrastive", "as_causal_lm", "DoLa", "mix", "transformers generate")
+
+
+def plot_sweep(table: pd.DataFrame) -> Figure:
+    """The ratios of a `sweep` over the context, one panel a batch: a matplotlib Figure, bars from low to high."""
+    from matplotlib.figure import Figure
+
+    batches = sorted(set(table["batch"]))
+    figure = Figure(figsize=(3.6 * len(batches) + 1.5, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+    for ax, batch in zip(axes, batches):
+        for name, color, marker in zip(STEP_METHODS, _COLORS, "osD^v"):
+            rows = table[(table["method"] == name) & (table["batch"] == batch)].sort_values("context")
+            spread = [rows["ratio"] - rows["low"], rows["high"] - rows["ratio"]]
+            ax.errorbar(rows["context"], rows["ratio"], yerr=spread, color=color, marker=marker, capsize=3, label=name)
+        ax.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        ax.set(xscale="log", xlabel="tokens of context", title=f"batch {batch}")
+        ax.set_xticks(sorted(set(table["context"])), labels=map(str, sorted(set(table["context"]))), minor=False)
+        ax.minorticks_off()
+    axes[0].set_ylabel("time, relative to bare forwards")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
 
 
 def _hide(progress: bool | None) -> bool | None:
@@ -271,6 +212,8 @@ def _steps(expert, amateur, batch: int, context: int, steps: int, repetitions: i
         "as_causal_lm": (both, lambda forwards: _transformers_steps(as_causal_lm(contrast()), prompt, steps, forwards)),
         "expert greedy": (alone, loop(lambda: CachedLM(expert))),
         "DoLa": (alone, loop(lambda: DoLa(expert))),
+        "mix": (both, loop(lambda: Mix([(1.5, expert), (-0.5, amateur)], alpha=0.1))),
+        "prompted": (alone, loop(lambda: Prompted(expert, [1, 2, 3, 4]))),
         f"early exit at {half}": (alone, loop(lambda: EarlyExit(expert, half))),
         "transformers generate": (alone, lambda forwards: _transformers_steps(expert, prompt, steps, forwards)),
     }
@@ -298,7 +241,7 @@ def _steps(expert, amateur, batch: int, context: int, steps: int, repetitions: i
 
 
 def _transformers_steps(model, prompt: torch.Tensor, steps: int, forwards: Forwards) -> list[float]:
-    lap = _Lap(forwards, model.device)
+    lap = Lap(forwards, model.device)
     criteria = StoppingCriteriaList([lap])
     ids = prompt.to(model.device)
     mask = torch.ones_like(ids)
@@ -333,6 +276,7 @@ def _texts(expert, amateur, stories: list[torch.Tensor], steps: int, repetitions
             CachedLM(expert), EarlyExit(expert, exit_layer), ids, gamma=gamma, **options
         ),
         "transformers assisted": assisted,
+        "beam search, 4 beams": lambda ids: beam_search(CachedLM(expert), ids, num_beams=4, **options),
     }
     spent: dict[str, list[float]] = {name: [] for name in methods}
     accepted: dict[str, list[int]] = {name: [0, 0] for name in methods}
@@ -408,9 +352,13 @@ def as_markdown(table: pd.DataFrame) -> str:
         if row["ratio"] is not None:
             ratio, span = f"{row['ratio']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}"
         predicted = f"{row['predicted']:.2f} (a = {row['accepted']:.2f})" if row.get("predicted") is not None else ""
-        cells = (row["method"], f"{row['ms']:.3f}", ratio, span, row["against"], predicted, row["aim"])
+        cells = (_name(row), f"{row['ms']:.3f}", ratio, span, row["against"], predicted, row["aim"])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['method']}, batch {row['batch']}, context {row['context']}" if "context" in row else row["method"]
 
 
 def main(argv: list[str]) -> int:
@@ -429,15 +377,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repetitions", type=int, default=5, help="default: 5")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="auto", help="default: auto")
+    parser.add_argument("--sweep", action="store_true", help="batches 1, 4, 16 and contexts 32, 256, 1024, as they fit")
+    parser.add_argument("--figure", metavar="FILE", help="with --sweep: ratios over the context, as PNG or SVG")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--markdown", action="store_true", help="print a markdown table")
     args = parser.parse_args(argv)
+    if args.figure and not args.sweep:
+        parser.error("--figure draws a sweep: add --sweep")
     models: tuple = ()
     if args.expert or args.amateur:
         pair = load_pair(args.expert, args.amateur, device=args.device)
         models = (pair.expert, pair.amateur)
-    names = ("size", "batch", "context", "steps", "repetitions", "threads", "device")
-    table = run(*models, **{name: getattr(args, name) for name in names})
+    names = ("size", "steps", "repetitions", "threads", "device", *(() if args.sweep else ("batch", "context")))
+    table = (sweep if args.sweep else run)(*models, **{name: getattr(args, name) for name in names})
+    if args.figure:
+        plot_sweep(table).savefig(args.figure)
     if args.json:
         rows = table.astype(object).where(table.notna(), None).to_dict("records")
         print(json.dumps(table.attrs | {"rows": rows}, indent=1))
@@ -447,11 +401,12 @@ def main(argv: list[str]) -> int:
     if args.markdown:
         print("\n" + as_markdown(table))
         return 0
-    print(f"\n{'method':25}{'ms':>9}{'ratio':>8}  {'range':15}against")
-    for row in table.astype(object).where(table.notna(), None).itertuples():
-        ratio = f"{row.ratio:8.3f}  {f'{row.low:.3f}-{row.high:.3f}':15}{row.against}" if row.against else ""
-        predicted = getattr(row, "predicted", None)
-        more = [f"predicted {predicted:.2f}"] if predicted is not None else []
-        more += [f"aim {row.aim}"] if row.aim else []
-        print(f"{row.method:25}{row.ms:9.3f}{ratio}" + (f"  ({'; '.join(more)})" if more else ""))
+    width = 50 if args.sweep else 25
+    print(f"\n{'method':{width}}{'ms':>9}{'ratio':>8}  {'range':15}against")
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+        span = f"{row['low']:.3f}-{row['high']:.3f}" if row["against"] else ""
+        ratio = f"{row['ratio']:8.3f}  {span:15}{row['against']}" if row["against"] else ""
+        more = [f"predicted {row['predicted']:.2f}"] if row.get("predicted") is not None else []
+        more += [f"aim {row['aim']}"] if row["aim"] else []
+        print(f"{_name(row):{width}}{row['ms']:9.3f}{ratio}" + (f"  ({'; '.join(more)})" if more else ""))
     return 0

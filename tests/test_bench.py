@@ -16,6 +16,8 @@ RATIOS = [
     "transformers generate",
     "DoLa",
     "as_causal_lm",
+    "mix",
+    "prompted",
     "early exit at 1",
 ]
 
@@ -89,6 +91,22 @@ def test_command_prints_a_table_or_json(capsys):
     assert speculative["against"] == "contrastive text" and speculative["predicted"] > 0 <= speculative["accepted"]
     assert cli.main([*short, "--markdown", "--batch", "2"]) == 0
     assert "| speculative |" in capsys.readouterr().out
+
+
+def test_a_sweep_has_every_setting_that_fits_and_its_figure(pair, tmp_path, capsys):
+    table = bench.sweep(*pair, batches=(1, 2), contexts=(4, 8, 1000), steps=3, repetitions=1, progress=False)
+    assert set(zip(table["batch"], table["context"])) == {(1, 4), (1, 8), (2, 4), (2, 8)}  # 1,000 tokens do not fit
+    assert all(len(rows) == len(table) // 4 for _, rows in table.groupby(["batch", "context"]))
+    figure = bench.plot_sweep(table)
+    drawn = [line for line in figure.axes[1].containers if line.get_label() == "contrastive"][0]
+    wanted = table[(table["method"] == "contrastive") & (table["batch"] == 2)].sort_values("context")["ratio"]
+    assert list(drawn.lines[0].get_ydata()) == list(wanted)
+    figure.savefig(tmp_path / "sweep.svg")
+    with pytest.raises(ValueError, match="at most 256 tokens"):
+        bench.sweep(*pair, contexts=(1000,), steps=3)
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--figure", str(tmp_path / "x.png")])
+    assert "add --sweep" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
