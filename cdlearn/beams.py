@@ -42,7 +42,8 @@ def beam_search(
 ) -> Generation | list[Generation]:
     """Keep the `num_beams` best continuations at every step and return the best.
 
-    convention="sum": a hypothesis is worth the sum of its scores, and one that has ended keeps its place while it is
+    convention="sum": a hypothesis is worth the sum of its scores (of their log-softmax where they are logits: a bare
+    model, `Contrast` with beta), and one that has ended keeps its place while it is
     among the best; with one beam this is greedy decoding. convention="reference": the rule of contrastive decoding's
     official code (arXiv 2210.15097), for `Contrast` sources of the `strength` form, see `reference_candidates`;
     its final score is divided by the length of prompt and continuation.
@@ -125,6 +126,8 @@ def _sum_search(
             break
         ids = torch.tensor([prompt + beam.tokens for beam in live])
         scores = source(ids)[:, -1].double().cpu()  # (L, V)
+        if source.unnormalised:
+            scores = scores.log_softmax(dim=-1)
         totals = scores + torch.tensor([beam.score for beam in live])[:, None].double()
         ended = [beam for beam in beams if beam.done]
         rivals = torch.cat([totals.flatten(), torch.tensor([beam.score for beam in ended]).double()])

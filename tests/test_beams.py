@@ -1,13 +1,14 @@
 """Beam search: equal to a brute-force search that recomputes everything, by each rule."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from conftest import character_tokenizer
 from tiny import Interrupted, tiny_model
 
-from cdlearn import CachedLM, Contrast, DoLa, beam_search, generate
+from cdlearn import CachedLM, Contrast, DoLa, Prompted, beam_search, generate
 from cdlearn.scores import contrastive_scores
 
 EXPERT = tiny_model("llama", num_hidden_layers=2).double()
@@ -62,6 +63,30 @@ def test_sum_with_an_eos_equals_brute_force():
         tokens, total, done = want[0]
         assert got.token_ids == [t for t in tokens if t != eos] and got.stats["score"] == pytest.approx(total)
         assert got.finish_reason == ("eos" if done else "length")
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_beams_of_a_bare_model_find_the_likeliest_text(steps):
+    """As many beams as texts, so nothing is lost: the best is the argmax of the exact log-probabilities."""
+    model = tiny_model("llama", vocab_size=5, seed=3).double()
+    texts = list(product(range(5), repeat=steps))
+    whole = torch.tensor([[1, 4, *text] for text in texts])
+    with torch.no_grad():
+        logp = model(whole).logits[:, 1:-1].log_softmax(-1)  # (5 ** steps, steps, V)
+    totals = logp.gather(-1, whole[:, 2:, None])[..., 0].sum(-1)
+    best = int(totals.argmax())
+    for source in (CachedLM(model), Prompted(model, [1])):
+        ids = [4] if isinstance(source, Prompted) else [1, 4]
+        got = beam_search(source, ids, num_beams=5**steps, max_new_tokens=steps, eos_token_ids=())
+        assert got.token_ids == list(texts[best]) and got.stats["score"] == pytest.approx(float(totals[best]))
+
+
+def test_the_logit_form_adds_up_log_probabilities():
+    source = Contrast(EXPERT, AMATEUR, beta=0.5, alpha=0.01)
+    got = beam_search(source, PROMPTS[0], num_beams=3, max_new_tokens=5, eos_token_ids=())
+    ids = torch.tensor([[*PROMPTS[0], *got.token_ids]])
+    logp = source(ids[:, :-1], None, 5)[0].log_softmax(-1)
+    assert got.stats["score"] == pytest.approx(float(logp.gather(-1, ids[0, -5:, None]).sum()), abs=1e-6)
 
 
 def test_one_beam_is_greedy_for_every_source():

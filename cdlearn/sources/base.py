@@ -18,7 +18,8 @@ class Source:
     no limit); device: where scores live; rewindable: whether taking tokens back is cheap (the scores are right
     either way). After a call `parts` maps names ("expert", "amateur") to raw scores [B, n, V], or [B, n, L, V] for
     several layers, and `details` other names to [B, n, ...]: what a trace records, of `parts` the candidates only.
-    `settings` names the method and its numbers.
+    `settings` names the method and its numbers. unnormalised: whether scores are known up to a constant per column
+    only, as a model's logits are; then a beam search, which compares columns, takes their log-softmax.
     """
 
     vocab_size: int
@@ -26,6 +27,7 @@ class Source:
     max_positions: int | None = None
     device: torch.device = torch.device("cpu")
     rewindable: bool = True
+    unnormalised: bool = False
     settings: dict[str, Any] = {}
 
     def __init__(self) -> None:

@@ -42,6 +42,8 @@ class CachedLM(Source):
     last `remember` columns are kept: asked again, they cost no forward pass.
     """
 
+    unnormalised = True
+
     def __init__(self, model: PreTrainedModel, *, remember: int = 16) -> None:
         super().__init__()
         check_model(model)

@@ -38,6 +38,7 @@ class Contrast(Source):
         self._formula, self._numbers = contrast_form(alpha, strength, beta, amateur_temperature, top_k)
         self.expert, self.amateur = as_source(expert), as_source(amateur)
         self.settings = {"method": "contrastive"} | self._numbers
+        self.unnormalised = beta is not None
         _compose(self, [self.expert, self.amateur])
 
     def changed(self, **settings: Any) -> Contrast:
@@ -139,6 +140,7 @@ class Prompted(Source):
         if not all(0 <= token < self.vocab_size for token in self.prefix):
             raise ValueError(f"prefix holds a token outside the source's vocabulary of {self.vocab_size}.")
         self.device, self.rewindable = self.source.device, self.source.rewindable
+        self.unnormalised = self.source.unnormalised
         limit = self.source.max_positions
         self.max_positions = None if limit is None else limit - len(self.prefix)
         self.settings = {"method": "prompted", "prefix_tokens": len(self.prefix)} | {

@@ -67,6 +67,7 @@ class DoLa(CachedLM):
         self.divergence = divergence
         self.settings = {"method": "dola", "layers": self.layers, "alpha": alpha, "final_norm": self.final_norm}
         self.settings |= {"divergence": divergence}
+        self.unnormalised = divergence == "reference" and alpha is None  # raw logits on both sides
         self._numbers = torch.tensor(self.layers, device=self.device)
         self._decoder, self._blocks = model.get_decoder(), _blocks(model)[1]
         self._takes = set(inspect.signature(self._decoder.forward).parameters)
