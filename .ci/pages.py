@@ -3,6 +3,7 @@
 - the index in notebooks/README.md, between its two markers, from every notebook's own first cell
 - notebooks/thumbnails/NN.png, from every notebook's first figure
 - notebooks/gallery.md, by `cdlearn compare` on notebooks/prompts.jsonl
+- notebooks/thumbnails/results.png, the README's figure, from the numbers that `cdlearn eval` left beside the pair
 - the setup cell of every notebook, which installs cdlearn where it is missing (Colab)
 """
 
@@ -14,6 +15,7 @@ import os
 import re
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 REPOSITORY = os.environ.get("CDLEARN_REPOSITORY", "cdlearn/cdlearn")  # owner/name on GitHub, for the links alone
@@ -123,6 +125,36 @@ def with_setup(notebook: dict) -> dict:
     return notebook | {"cells": cells}
 
 
+BARS = {
+    "puzzles solved": ("puzzles", "right", "contrastive, beta 0.5"),
+    "story word pairs\nsaid again": ("stories", "rep-2", "contrastive, beta 0.5"),
+    "true capitals": ("facts", "true", "DoLa low"),
+    "sums right": ("arithmetic", "right", "contrastive, beta 0.5"),
+}
+
+
+def results() -> Figure:
+    """The expert alone, beside the amateur and a contrast, on the four tasks, with 95% intervals."""
+    rows = json.loads((FOLDER.parent / "cdlearn" / "toyworld" / "pair" / "eval.json").read_text())["rows"]
+    found = {(row["task"], row["metric"], row["strategy"]): row for row in rows}
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    ax = figure.subplots()
+    looks = {"amateur": ("#E69F00", "//"), "expert, greedy": ("#999999", ".."), "contrast": ("#0072B2", "")}
+    for k, (label, (color, hatch)) in enumerate(looks.items()):
+        for x, (task, metric, contrast) in enumerate(BARS.values()):
+            row = found[task, metric, {"amateur": "amateur", "expert, greedy": "greedy"}.get(label, contrast)]
+            spread = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+            style = {"color": color, "hatch": hatch, "edgecolor": "black", "label": label if x == 0 else None}
+            ax.bar(x + 0.27 * (k - 1), row["value"], 0.27, yerr=spread, capsize=3, **style)
+            ax.annotate(f"{row['value']:.0f}", (x + 0.27 * (k - 1), row["high"] + 2), ha="center", fontsize=8)
+    names = [f"{name}\n({'less' if metric == 'rep-2' else 'more'} is better)" for name, (_, metric, _) in BARS.items()]
+    ax.set_xticks(range(len(BARS)), names)
+    ax.set(ylabel="percent, 95% intervals", ylim=(0, 112))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="upper left", ncols=3, frameon=False, bbox_to_anchor=(0, 1.12))
+    return figure
+
+
 def written(notebook: dict) -> str:
     return json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
 
@@ -135,6 +167,7 @@ def main() -> None:
             picture = Image.open(io.BytesIO(data)).convert("RGB")
             picture.thumbnail((WIDTH, WIDTH))
             picture.quantize(32).save(FOLDER / "thumbnails" / f"{path.name[:2]}.png", optimize=True)
+    results().savefig(FOLDER / "thumbnails" / "results.png", dpi=110, metadata={"Software": None})
     page = FOLDER / "README.md"
     page.write_text(with_index(page.read_text(encoding="utf-8")), encoding="utf-8")
     (FOLDER / "gallery.md").write_text(gallery(), encoding="utf-8")
