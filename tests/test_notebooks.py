@@ -54,7 +54,7 @@ def faults(notebook: dict) -> list[str]:
 def code_of(notebook: dict) -> str:
     """All code cells as one program, without the lines that only IPython understands."""
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return "\n".join(re.sub(r"^\s*[%!].*$", "pass", cell, flags=re.M) for cell in cells)
+    return "\n".join(re.sub(r"^([ \t]*)[%!].*$", r"\1pass", cell, flags=re.M) for cell in cells)
 
 
 def private_names(code: str) -> list[str]:
