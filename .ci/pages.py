@@ -126,7 +126,7 @@ def with_setup(notebook: dict) -> dict:
 
 
 BARS = {
-    "puzzles solved": ("puzzles", "right", "contrastive, beta 0.5"),
+    "puzzles: right name": ("puzzles", "right", "contrastive, beta 0.5"),
     "story word pairs\nsaid again": ("stories", "rep-2", "contrastive, beta 0.5"),
     "true capitals": ("facts", "true", "DoLa low"),
     "sums right": ("arithmetic", "right", "contrastive, beta 0.5"),

@@ -112,7 +112,8 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 SUMMARY = [
-    ("Puzzles solved", "puzzles", "right", ("greedy", "contrastive, beta 0.5", "amateur")),
+    ("Puzzles: the right name", "puzzles", "right", ("greedy", "contrastive, beta 0.5", "amateur")),
+    ("Puzzles: every written step right", "puzzles", "steps right", ("greedy", "contrastive, beta 0.5", "amateur")),
     ("Stories: repeated word pairs (rep-2)", "stories", "rep-2", ("greedy", "contrastive, beta 0.5", "top-p 0.95")),
     ("Stories without a contradiction", "stories", "consistent", ("greedy", "contrastive, beta 0.5", "top-p 0.95")),
     ("True capitals, where the myth is likelier", "facts", "true", ("greedy", "DoLa low", "amateur")),
