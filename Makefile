@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.cdlearn-installed
-NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' 2>/dev/null | sort)
+NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' -not -path '*/assignments/*' 2>/dev/null | sort)
 # one thread a worker: two workers on two cores do not fight
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
@@ -21,7 +21,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml .ci/constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"cdlearn needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e ".[lab,test]"
+	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e ".[lab,test,classroom]"
 	@touch $@
 
 lab: $(STAMP)
