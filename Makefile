@@ -1,6 +1,8 @@
 # make lab   open the course in JupyterLab
 # make demo  expert, amateur and contrastive text side by side, in the terminal
 # make test  everything CI checks
+# make assignments          the students' notebooks and zips, in build/assignments
+# make grade FOLDER=...     grade a folder of submissions; ARGS="--seed 1" for more
 # Each makes .venv first if it is missing. Another Python: make PYTHON=python3.12 test
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' -not -path
 # one thread a worker: two workers on two cores do not fight
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test lint format unit notebooks wheel clean
+.PHONY: help install lab demo test lint format unit notebooks wheel assignments grade clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -54,6 +56,13 @@ endif
 # the built wheel, installed alone in an empty environment outside the clone, decodes
 wheel: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/test_wheel.py
+
+assignments: $(STAMP)
+	$(BIN)/python -m cdlearn assignments build/assignments $(ARGS)
+
+grade: $(STAMP)
+	@test -n "$(FOLDER)" || { echo "which folder? make grade FOLDER=submissions"; exit 2; }
+	$(BIN)/python -m cdlearn grade "$(FOLDER)" $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

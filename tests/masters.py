@@ -64,3 +64,27 @@ def parts(notebook):
         earlier = [cell for cell in code[:k] if cell is code[0] or role(cell, "solution")]
         graded = next(cell for cell in code[k:] if role(cell, "grade"))
         yield role(code[k], "solution"), earlier, code[k], code[k + 1], graded
+
+
+def handed_in(release, solutions, *, drop=()):
+    """A student's notebook: the release with solution cells filled in, and the cells with these grade_ids deleted."""
+    notebook = nbformat.read(release, as_version=4)
+    for cell in notebook.cells:
+        if role(cell, "solution") in solutions:
+            cell.source = solutions[role(cell, "solution")].strip()
+    notebook.cells = [c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") not in drop]
+    return notebook
+
+
+def reference(name):
+    """The solutions of a master: grade_id -> source."""
+    return {role(cell, "solution"): cell.source for cell in master(name).cells if role(cell, "solution")}
+
+
+HOSTILE = {
+    "hangs": "while True:\n    pass",
+    "ignores-interrupts": "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass",
+    "kills-the-kernel": "import os\n\nos._exit(3)",
+    "eats-memory": "hoard = []\nwhile True:\n    hoard.append(bytearray(200_000_000))",
+    "prints-without-end": "while True:\n    print('megabytes ' * 1000)",
+}
