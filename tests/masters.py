@@ -83,7 +83,14 @@ def reference(name):
 
 HOSTILE = {
     "hangs": "while True:\n    pass",
-    "ignores-interrupts": "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass",
+    "ignores-interrupts": """
+while True:
+    try:
+        while True:
+            pass
+    except BaseException:
+        pass
+""",
     "kills-the-kernel": "import os\n\nos._exit(3)",
     "eats-memory": "hoard = []\nwhile True:\n    hoard.append(bytearray(200_000_000))",
     "prints-without-end": "while True:\n    print('megabytes ' * 1000)",

@@ -159,14 +159,26 @@ def by_method(x):
 
 def clean(x):
     """Mentions cdlearn in words only."""
-    return x + 1  # cdlearn
+    same = [same for same in x]  # a local variable, whatever the module knows under that name
+    return same  # cdlearn
+
+
+def by_default(x, s=same):
+    return s(x, x)
+
+
+def by_closure(s):
+    def inner(x):
+        return s(x, x)
+
+    return inner
 
 
 def test_the_syntax_tree_finds_a_package_under_any_name():
-    for function in (uses_helper, by_alias, by_string, same, lambda x: same(x, x)):
+    for function in (uses_helper, by_alias, by_string, by_default, by_closure(same), same, lambda x: same(x, x)):
         assert forbidden_uses(function, ["cdlearn"]), function
     assert forbidden_uses(by_method, ["generate"]) == ["x.generate"]
     assert forbidden_uses(clean, ["cdlearn", "generate"]) == []
-    assert forbidden_uses(print, ["cdlearn"]) == ["something that is no `def` in a cell of this notebook"]
+    assert "cannot be read" in forbidden_uses(print, ["cdlearn"])[0]
     with pytest.raises(AssertionError, match="x.generate"):
         forbid(by_method, "generate")

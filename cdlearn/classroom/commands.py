@@ -47,7 +47,7 @@ def grades(argv: list[str]) -> int:
     parser.add_argument("--cell-timeout", type=seconds, default=60, metavar="S", help="seconds per cell (default: 60)")
     parser.add_argument("--timeout", type=seconds, default=600, metavar="S", help="seconds in all (default: 600)")
     parser.add_argument(
-        "--memory", type=options.number(float, 0), default=8.0, metavar="GB", help="address space; 0: no limit (8)"
+        "--memory", type=options.number(float, 0), default=4.0, metavar="GB", help="address space (4); 0: no limit"
     )
     parser.add_argument("--out", metavar="DIR", help="where to (default: FOLDER-graded)")
     args = parser.parse_args(argv)

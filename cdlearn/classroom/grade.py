@@ -27,7 +27,7 @@ class Limits:
 
     cell: int = 60
     total: int = 600
-    memory: float = 8.0
+    memory: float = 4.0
 
 
 def grade(
@@ -40,7 +40,7 @@ def grade(
     jobs: int | None = None,
     cell_timeout: int = 60,
     timeout: int = 600,
-    memory: float = 8.0,
+    memory: float = 4.0,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Grade every submission below `folder`; writes `out/grades.csv` and `out/feedback/*.html`, returns the rows.
@@ -202,8 +202,8 @@ def _conclude(submission: Submission, made: dict[str, Notebook], job: Job) -> tu
 def _rows(submission: Submission, parts: dict[str, float], events: list, grades: dict | None, reason: str) -> list[Row]:
     """One row per part: what the gradebook and the record made while it ran agree on, else the smaller."""
     ends = {event["grade_id"]: event for event in events if event["event"] == "end" and event["grade_id"] in parts}
-    rows, before = [], events[0]["at"] if events else 0.0
-    died = False
+    errors = _errors_before(events, set(parts))
+    rows, before, died = [], events[0]["at"] if events else 0.0, False
     for part, most in parts.items():
         end = ends.get(part)
         if end is None:
@@ -214,14 +214,30 @@ def _rows(submission: Submission, parts: dict[str, float], events: list, grades:
         points = end["points"]
         if grades is not None and points is not None:
             points = min(points, grades.get(part) or 0.0)
-        hint = hint_of(end["ename"], end["evalue"]) if end["ename"] else ""
+        told = errors.get(part, end) if end["ename"] == "NameError" else end
+        hint = hint_of(told["ename"], told["evalue"]) if told["ename"] else ""
         if part in submission.restored:
             hint = f"the graded cell was missing and was put back. {hint}".strip()
-        status = status_of(end["ename"], end["evalue"], points, most)
+        status = status_of(told["ename"], told["evalue"], points, most)
         seconds = round(end["at"] - before, 1)
         rows.append(Row(submission.student, submission.assignment, part, points, most, seconds, status, hint))
         before = end["at"]
     return rows
+
+
+def _errors_before(events: list[dict], parts: set[str]) -> dict[str, dict]:
+    """For every part, the first error since the part before: why a name is missing in its graded cell."""
+    found, first = {}, None
+    for event in events:
+        if event["event"] != "end":
+            continue
+        if event["grade_id"] in parts:
+            if first:
+                found[event["grade_id"]] = first
+            first = None
+        elif event["ename"] and first is None:
+            first = event
+    return found
 
 
 def _reason(events: list[dict], result: dict) -> str:

@@ -46,7 +46,11 @@ def hint_of(ename: str, evalue: str) -> str:
     said = dict(re.findall(r"^  (Broke|This looks like|Look at): +(.*)$", text, re.M))
     if "Broke" in said:
         looks = f"; this looks like: {said['This looks like']}" if "This looks like" in said else ""
+        if "not written yet" in text:
+            return "not written yet"
         return f"{said['Broke']}{looks}"[:300]
+    if ename == "CellTimeoutError":
+        return "a cell ran longer than allowed and was stopped"
     return " ".join(f"{ename}: {text}".split())[:300]
 
 

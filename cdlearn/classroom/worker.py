@@ -44,6 +44,11 @@ def _cut_output(limit):
     get_ipython().events.register("pre_run_cell", lambda info: used.clear())
 _cut_output({limit})
 del _cut_output
+try:  # the installation's own import is not on the clock of the first cell
+    import cdlearn.grading
+    del cdlearn
+except ImportError:
+    pass
 """
 
 
@@ -65,7 +70,7 @@ def run(job: dict[str, Any]) -> None:
             result["grades"] = _grades(api, job["assignment"])
             api.generate_feedback(job["assignment"], "student")
         else:
-            result["error"] = (graded.get("error") or graded.get("log") or "").strip()[-SHOWN:]
+            result["error"] = f"{graded.get('log', '')}\n{graded.get('error', '')}".strip()[-SHOWN:]
     except MemoryError:
         result["error"] = "MemoryError in the grader"
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -83,6 +88,7 @@ def _prepare_environment(job: dict[str, Any], folder: Path) -> None:
         "CDLEARN_GRADING_JOB": job["id"],
         "IPYTHONDIR": str(folder / "ipython"),
         "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if job["one_thread"]:

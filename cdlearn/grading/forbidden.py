@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+_LOOK_UP = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS")
 _BACK_DOORS = ("eval", "exec", "compile", "__import__", "importlib")
 
 
@@ -32,7 +34,7 @@ def forbidden_uses(function: Callable | str, names: Sequence[str]) -> list[str]:
 def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
     seen.add(id(function))
     if isinstance(function, str):
-        tree, known = ast.parse(textwrap.dedent(function)), {}
+        tree, known = ast.parse(textwrap.dedent(function)), None
     else:
         if _origin(function) in names:
             yield getattr(function, "__name__", type(function).__name__)
@@ -40,7 +42,8 @@ def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str
         function = inspect.unwrap(function)
         tree, known = _tree(function), _known(function)
         if tree is None:
-            yield "something that is no `def` in a cell of this notebook"
+            name = getattr(function, "__name__", type(function).__name__)
+            yield f"{name}, whose source cannot be read: write it as a `def` in a cell"
             return
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in names:
@@ -52,8 +55,13 @@ def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if " " not in node.value and node.value.split(".")[0] in names:
                 yield repr(node.value)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            yield from _of_name(node.id, known, names, seen)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and known is None:
+            yield from _of_name(node.id, {}, names, seen)
+    for name in _globals(function) if known else ():
+        yield from _of_name(name, known, names, seen)
+    for value in _defaults(function) if known else ():
+        if _origin(value) in names:
+            yield f"the default {value!r}"[:60]
 
 
 def _of_name(name: str, known: dict[str, Any], names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
@@ -81,6 +89,20 @@ def _known(function: Any) -> dict[str, Any]:
         return {}
     closed = inspect.getclosurevars(function).nonlocals
     return {**function.__globals__, **closed, "__globals__": function.__globals__}
+
+
+def _globals(function: Any) -> set[str]:
+    """The names that a function and those inside it look up outside: a local variable may be called anything."""
+    found, todo = set(), [function.__code__]
+    while todo:
+        code = todo.pop()
+        found |= {step.argval for step in dis.get_instructions(code) if step.opname in _LOOK_UP}
+        todo += [constant for constant in code.co_consts if inspect.iscode(constant)]
+    return found | set(function.__code__.co_freevars)
+
+
+def _defaults(function: Any) -> list[Any]:
+    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
 def _origin(value: Any) -> str:
