@@ -174,6 +174,15 @@ def by_closure(s):
     return inner
 
 
+def test_a_function_whose_source_is_lost_is_still_read(monkeypatch):
+    names = {}
+    exec("import cdlearn as c\ndef good(x):\n    return x + 1\ndef bad(x):\n    return c.scores\n", names)
+    exec("def worse(x):\n    import cdlearn.scores\n    return x.generate", names)
+    assert forbidden_uses(names["good"], ["cdlearn"]) == []
+    assert forbidden_uses(names["bad"], ["cdlearn"]) == ["c"]
+    assert len(forbidden_uses(names["worse"], ["cdlearn", "generate"])) >= 2
+
+
 def test_the_syntax_tree_finds_a_package_under_any_name():
     for function in (uses_helper, by_alias, by_string, by_default, by_closure(same), same, lambda x: same(x, x)):
         assert forbidden_uses(function, ["cdlearn"]), function

@@ -49,8 +49,10 @@ def hint_of(ename: str, evalue: str) -> str:
         if "not written yet" in text:
             return "not written yet"
         return f"{said['Broke']}{looks}"[:300]
-    if ename == "CellTimeoutError":
-        return "a cell ran longer than allowed and was stopped"
+    if ename in ("CellTimeoutError", "MemoryError"):
+        return (
+            f"a cell {'ran longer' if ename == 'CellTimeoutError' else 'took more memory'} than allowed and was stopped"
+        )
     return " ".join(f"{ename}: {text}".split())[:300]
 
 

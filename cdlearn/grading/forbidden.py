@@ -7,7 +7,10 @@ import dis
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from types import CodeType
 from typing import Any
+
+from cdlearn.grading.speech import show
 
 _LOOK_UP = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS")
 _BACK_DOORS = ("eval", "exec", "compile", "__import__", "importlib")
@@ -41,10 +44,10 @@ def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str
             return
         function = inspect.unwrap(function)
         tree, known = _tree(function), _known(function)
-        if tree is None:
-            name = getattr(function, "__name__", type(function).__name__)
-            yield f"{name}, whose source cannot be read: write it as a `def` in a cell"
+        if not hasattr(function, "__code__"):
+            yield f"{show(function)}, whose source cannot be read: write it as a `def` in a cell"
             return
+        tree = tree or _tree_of_code(function)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in names:
             yield ast.unparse(node)
@@ -91,14 +94,27 @@ def _known(function: Any) -> dict[str, Any]:
     return {**function.__globals__, **closed, "__globals__": function.__globals__}
 
 
+def _tree_of_code(function: Any) -> ast.AST:
+    """The names and strings of a function whose source is lost (a kernel that ran out of memory drops its lines)."""
+    codes = _codes(function)
+    words = sorted({name for code in codes for name in code.co_names})
+    strings = [c for code in codes for c in code.co_consts if isinstance(c, str)]
+    body = [ast.Attribute(ast.Name("_", ast.Load()), word, ast.Load()) for word in words]
+    return ast.Module([*body, *(ast.Constant(text) for text in [*strings, *words])], [])
+
+
+def _codes(function: Any) -> list[CodeType]:
+    """The code of a function and of those inside it."""
+    found = [function.__code__]
+    for code in found:
+        found += [constant for constant in code.co_consts if inspect.iscode(constant)]
+    return found
+
+
 def _globals(function: Any) -> set[str]:
     """The names that a function and those inside it look up outside: a local variable may be called anything."""
-    found, todo = set(), [function.__code__]
-    while todo:
-        code = todo.pop()
-        found |= {step.argval for step in dis.get_instructions(code) if step.opname in _LOOK_UP}
-        todo += [constant for constant in code.co_consts if inspect.iscode(constant)]
-    return found | set(function.__code__.co_freevars)
+    steps = (step for code in _codes(function) for step in dis.get_instructions(code))
+    return {step.argval for step in steps if step.opname in _LOOK_UP} | set(function.__code__.co_freevars)
 
 
 def _defaults(function: Any) -> list[Any]:
