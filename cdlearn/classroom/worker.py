@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from cdlearn.classroom.build import course_api, use_own_programs
+from cdlearn.classroom.submissions import marks
 
 GRACE = 10  # seconds an interrupted kernel has to come back
 PRINTED = 100_000  # characters of output of one cell
@@ -68,6 +70,7 @@ def run(job: dict[str, Any]) -> None:
         graded = api.autograde(job["assignment"], "student")
         if graded["success"]:
             result["grades"] = _grades(api, job["assignment"])
+            _tidy(folder / "autograded" / "student" / job["assignment"] / f"{job['assignment']}.ipynb")
             api.generate_feedback(job["assignment"], "student")
         else:
             result["error"] = f"{graded.get('log', '')}\n{graded.get('error', '')}".strip()[-SHOWN:]
@@ -169,6 +172,22 @@ def recording_execute(progress: Path) -> type:
             return True
 
     return RecordingExecute
+
+
+def _tidy(path: Path) -> None:
+    """Leave the message and drop the hidden tests from what the feedback shows: they contain a solution."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if not marks(cell).get("grade") or cell["cell_type"] != "code":
+            continue
+        cell["source"] = re.sub(
+            r"\n?### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", "", "".join(cell["source"]), flags=re.S
+        )
+        for out in cell["outputs"]:
+            if out["output_type"] == "error":
+                out["traceback"] = [f"{out['ename']}: {out['evalue']}"]
+    path.unlink()  # nbgrader made it read-only
+    path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
 def _grades(api: Any, assignment: str) -> dict[str, float | None]:
