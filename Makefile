@@ -1,17 +1,19 @@
 # make lab   open the course in JupyterLab
 # make demo  expert, amateur and contrastive text side by side, in the terminal
 # make test  everything CI checks
+# make assignments          the students' notebooks and zips, in build/assignments
+# make grade FOLDER=...     grade a folder of submissions; ARGS="--seed 1" for more
 # Each makes .venv first if it is missing. Another Python: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.cdlearn-installed
-NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' 2>/dev/null | sort)
+NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' -not -path '*/assignments/*' 2>/dev/null | sort)
 # one thread a worker: two workers on two cores do not fight
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test lint format unit notebooks pages wheel clean
+.PHONY: help install lab demo test lint format unit notebooks pages wheel assignments grade clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -21,7 +23,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml .ci/constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"cdlearn needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e ".[lab,test]"
+	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e ".[lab,test,classroom]"
 	@touch $@
 
 lab: $(STAMP)
@@ -58,6 +60,13 @@ pages: $(STAMP)
 # the built wheel, installed alone in an empty environment outside the clone, decodes
 wheel: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/test_wheel.py
+
+assignments: $(STAMP)
+	$(BIN)/python -m cdlearn assignments build/assignments $(ARGS)
+
+grade: $(STAMP)
+	@test -n "$(FOLDER)" || { echo "which folder? make grade FOLDER=submissions"; exit 2; }
+	$(BIN)/python -m cdlearn grade "$(FOLDER)" $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

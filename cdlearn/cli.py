@@ -16,6 +16,8 @@ COMMANDS = {
     "bench": "speed against the bare forward passes",
     "eval": "the tasks with known answers, with intervals",
     "doctor": "check the installation, one line each",
+    "assignments": "build what students get (needs the classroom extra and a clone)",
+    "grade": "grade a folder of submissions",
 }
 EXAMPLES = """
 commands (each has its own --help):
@@ -34,7 +36,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:11} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="cdlearn",
         usage="cdlearn [COMMAND] [--prompt TEXT] [--method METHOD] [options]",
@@ -99,6 +101,10 @@ def _dispatch(argv: list[str]) -> int:
             from cdlearn.bench import main as command
         elif argv[0] == "eval":
             from cdlearn.toyworld.evaluate import main as command
+        elif argv[0] == "assignments":
+            from cdlearn.classroom.commands import assignments as command
+        elif argv[0] == "grade":
+            from cdlearn.classroom.commands import grades as command
         else:
             from cdlearn.doctor import main as command
         return command(argv[1:]) or 0

@@ -93,10 +93,17 @@ def test_imports_run_one_way():
     """A module imports only modules below it, so that a reader can start at the bottom."""
     order = ["scores", "text", "sources", "counterfactual", "tables", "flips", "tracefile", "trace", "figures", "plots"]
     order += ["render", "handout", "decode", "speculative", "beams", "widgets", "hf", "loading", "pairs", "metrics"]
-    order += ["timing", "bench", "options", "compare", "doctor", "cli"]
+    order += ["grading", "timing", "bench", "options", "classroom", "compare", "doctor", "cli"]
     parts = ["base", "cached", "combine", "layers", "textspace"]  # of sources, which is a package
-    files = {name: ROOT / "cdlearn" / f"{name}.py" for name in order if name != "sources"}
-    files |= {f"sources.{name}": ROOT / "cdlearn" / "sources" / f"{name}.py" for name in parts}
+    checks = ["speech", "forbidden", "models", "core", "step", "loop", "cache", "forms", "dola", "speculation"]
+    room = ["submissions", "build", "worker", "report", "grade", "commands"]
+    packages = {"sources": parts, "grading": checks, "classroom": room}
+    files = {name: ROOT / "cdlearn" / f"{name}.py" for name in order if name not in packages}
+    for package, modules in packages.items():
+        files |= {f"{package}.{name}": ROOT / "cdlearn" / package / f"{name}.py" for name in modules}
+    for name in ("cache", "forms", "dola", "speculation"):  # each comes with its assignment
+        if not files[f"grading.{name}"].exists():
+            del files[f"grading.{name}"]
     for name, file in files.items():
         at = order.index(name.split(".")[0])
         text = file.read_text(encoding="utf-8")
@@ -105,4 +112,8 @@ def test_imports_run_one_way():
         if name.startswith("sources."):
             inner = [other.split(".")[1] for other in used if other.startswith("sources.")]
             above += [other for other in inner if other != "base" and parts.index(other) > parts.index("cached")]
+        for package, modules in ("grading", checks), ("classroom", room):
+            if name.startswith(f"{package}."):
+                inner = [other.split(".")[1] for other in used if other.startswith(f"{package}.")]
+                above += [other for other in inner if modules.index(other) > modules.index(name.split(".")[1])]
         assert not above, f"{name} imports {above}"

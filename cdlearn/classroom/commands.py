@@ -1,0 +1,72 @@
+"""`cdlearn assignments` and `cdlearn grade`: the classroom from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from cdlearn import options
+from cdlearn.classroom.build import build
+from cdlearn.classroom.grade import grade
+from cdlearn.classroom.report import summary
+
+
+def assignments(argv: list[str]) -> int:
+    """`cdlearn assignments`: write the student release."""
+    parser = argparse.ArgumentParser(
+        prog="cdlearn assignments", description="Build what students get: a folder and a zip per assignment."
+    )
+    parser.add_argument("out", nargs="?", default="build/assignments", help="where to (default: build/assignments)")
+    parser.add_argument("--source", metavar="FOLDER", help="the masters (default: notebooks/assignments/source)")
+    parser.add_argument("--assignment", metavar="NAME", action="append", help="only this one (may be repeated)")
+    parser.add_argument(
+        "--install", metavar="SPEC", default="cdlearn", help="what pip installs on Colab: a name, URL or wheel"
+    )
+    args = parser.parse_args(argv)
+    for path in build(args.out, source=args.source, names=args.assignment, install=args.install):
+        print(f"{path}  and  {path.parent}.zip")
+    return 0
+
+
+def grades(argv: list[str]) -> int:
+    """`cdlearn grade`: grade a folder of submissions."""
+    parser = argparse.ArgumentParser(
+        prog="cdlearn grade",
+        description="Grade a folder of submissions: STUDENT/ASSIGNMENT.ipynb, STUDENT/ASSIGNMENT/ASSIGNMENT.ipynb or "
+        "STUDENT_ASSIGNMENT.ipynb. Writes grades.csv and one feedback page per submission. It runs the students' "
+        "code: do it where nothing private lies, best in a container.",
+    )
+    parser.add_argument("folder", help="the submissions")
+    parser.add_argument("--assignment", metavar="NAME", help="only this one")
+    parser.add_argument("--source", metavar="FOLDER", help="the masters (default: notebooks/assignments/source)")
+    parser.add_argument("--seed", help="what the hidden tests draw from (default: a fresh secret; kept in seed.txt)")
+    parser.add_argument("--jobs", type=options.number(int, 1), help="submissions at once (default: one per core)")
+    seconds = options.number(int, 1)
+    parser.add_argument("--cell-timeout", type=seconds, default=60, metavar="S", help="seconds per cell (default: 60)")
+    parser.add_argument("--timeout", type=seconds, default=600, metavar="S", help="seconds in all (default: 600)")
+    parser.add_argument(
+        "--memory", type=options.number(float, 0), default=4.0, metavar="GB", help="address space (4); 0: no limit"
+    )
+    parser.add_argument("--out", metavar="DIR", help="where to (default: FOLDER-graded)")
+    args = parser.parse_args(argv)
+    folder = Path(args.folder)
+    out = Path(args.out) if args.out else folder.resolve().parent / f"{folder.resolve().name}-graded"
+    start = time.perf_counter()
+    rows = grade(
+        folder,
+        out,
+        source=args.source,
+        assignment=args.assignment,
+        seed=args.seed,
+        jobs=args.jobs,
+        cell_timeout=args.cell_timeout,
+        timeout=args.timeout,
+        memory=args.memory,
+        tell=lambda line: print(options.clean(line), file=sys.stderr, flush=True),
+    )
+    print(options.clean(summary(rows)))
+    count = len({(row.student, row.assignment) for row in rows})
+    print(f"{count} submissions in {time.perf_counter() - start:.0f} s: {out / 'grades.csv'}, {out / 'feedback'}")
+    return 0

@@ -1,0 +1,97 @@
+"""The assignments' masters, read for the tests: solutions out, others in, cells run in one process."""
+
+import importlib
+import linecache
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+
+ASSIGNMENTS = Path(__file__).parent.parent / "notebooks" / "assignments"
+MASTERS = sorted((ASSIGNMENTS / "source").glob("*/*.ipynb"))
+
+
+def planted():
+    """Every planted mistake: (assignment, grade_id, name, source)."""
+    for file in sorted(Path(__file__).parent.glob("planted_*.py")):
+        module = importlib.import_module(file.stem)
+        for grade_id, name, source in module.PLANTED:
+            yield module.ASSIGNMENT, grade_id, name, source
+
+
+def master(name):
+    return nbformat.read(ASSIGNMENTS / "source" / name / f"{name}.ipynb", as_version=4)
+
+
+def role(cell, kind):
+    """The grade_id of a cell that has this role ("solution" or "grade"), else None."""
+    marks = cell.metadata.get("nbgrader", {})
+    return marks.get("grade_id") if marks.get(kind) else None
+
+
+def with_solution(notebook, grade_id, source):
+    """The same notebook with one solution cell written anew."""
+    (cell,) = [cell for cell in notebook.cells if role(cell, "solution") == grade_id]
+    cell.source = source.strip()
+    return notebook
+
+
+@dataclass
+class Session:
+    """Cells of one notebook run one after the other, as a kernel would, with sources that `inspect` finds."""
+
+    names: dict = field(default_factory=lambda: {"__name__": "__main__"})
+    count: int = 0
+
+    def run(self, source):
+        """Run a cell; returns the value of its last line if that is an expression."""
+        import ast
+
+        self.count += 1
+        file = f"<cell {id(self)} {self.count}>"
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        tree = ast.parse(source)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, file, "exec"), self.names)
+        return eval(compile(ast.Expression(last.value), file, "eval"), self.names) if last else None
+
+
+def parts(notebook):
+    """For every part: (solution's grade_id, the code cells before it that it needs, solution, check, graded cell)."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    at = [k for k, cell in enumerate(code) if role(cell, "solution")]
+    for k in at:
+        earlier = [cell for cell in code[:k] if cell is code[0] or role(cell, "solution")]
+        graded = next(cell for cell in code[k:] if role(cell, "grade"))
+        yield role(code[k], "solution"), earlier, code[k], code[k + 1], graded
+
+
+def handed_in(release, solutions, *, drop=()):
+    """A student's notebook: the release with solution cells filled in, and the cells with these grade_ids deleted."""
+    notebook = nbformat.read(release, as_version=4)
+    for cell in notebook.cells:
+        if role(cell, "solution") in solutions:
+            cell.source = solutions[role(cell, "solution")].strip()
+    notebook.cells = [c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") not in drop]
+    return notebook
+
+
+def reference(name):
+    """The solutions of a master: grade_id -> source."""
+    return {role(cell, "solution"): cell.source for cell in master(name).cells if role(cell, "solution")}
+
+
+HOSTILE = {
+    "hangs": "while True:\n    pass",
+    "ignores-interrupts": """
+while True:
+    try:
+        while True:
+            pass
+    except BaseException:
+        pass
+""",
+    "kills-the-kernel": "import os\n\nos._exit(3)",
+    "eats-memory": "hoard = []\nwhile True:\n    hoard.append(bytearray(200_000_000))",
+    "prints-without-end": "while True:\n    print('megabytes ' * 1000)",
+}
