@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from masters import MASTERS, Session, master, parts, planted, with_solution
+from masters import MASTERS, Session, master, parts, planted, role, with_solution
 
 from cdlearn.grading import Case, Mistake, forbid, run_check, same
 from cdlearn.grading.forbidden import forbidden_uses
@@ -45,6 +45,22 @@ def test_a_planted_mistake_is_caught_and_named(assignment, grade_id, name, sourc
     print(f"{assignment} | {grade_id} | {caught} | {name or 'unnamed'}")
     if name is not None:
         assert name in message
+
+
+def test_a_mistake_in_one_part_costs_that_part_only(monkeypatch):
+    monkeypatch.setenv("CDLEARN_GRADING_SEED", "3")
+    for broken in ("scores", "mask", "step"):
+        notebook = with_solution(master("01_loop_and_score"), broken, "def nothing():\n    pass")
+        session, failed = Session(), []
+        for cell in notebook.cells:
+            if cell is notebook.cells[1] or role(cell, "solution"):
+                session.run(cell.source)
+            if role(cell, "grade"):
+                try:
+                    session.run(cell.source)
+                except (AssertionError, NameError):
+                    failed.append(role(cell, "grade"))
+        assert [part.split("_")[1] for part in failed] == [broken]
 
 
 def test_most_of_the_planted_mistakes_have_a_name():
