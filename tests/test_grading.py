@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from masters import MASTERS, Session, master, parts, planted, with_solution
+from masters import MASTERS, Session, master, parts, planted, role, with_solution
 
 from cdlearn.grading import Case, Mistake, forbid, run_check, same
 from cdlearn.grading.forbidden import forbidden_uses
@@ -45,6 +45,24 @@ def test_a_planted_mistake_is_caught_and_named(assignment, grade_id, name, sourc
     print(f"{assignment} | {grade_id} | {caught} | {name or 'unnamed'}")
     if name is not None:
         assert name in message
+
+
+@pytest.mark.parametrize("broken", ["scores", "mask", "step", "loop"])
+def test_a_mistake_in_one_part_costs_that_part_only(broken, monkeypatch):
+    monkeypatch.setenv("CDLEARN_GRADING_SEED", "3")
+    sources = [source for name, part, _, source in PLANTED if (name, part) == ("01_loop_and_score", broken)]
+    for source in [*sources, "def nothing():\n    pass"]:
+        session, failed = Session(), []
+        notebook = with_solution(master("01_loop_and_score"), broken, source)
+        for cell in [cell for cell in notebook.cells if cell.cell_type == "code"]:
+            if cell is notebook.cells[1] or role(cell, "solution"):
+                session.run(cell.source)
+            if role(cell, "grade"):
+                try:
+                    session.run(cell.source)
+                except (AssertionError, NameError):
+                    failed.append(role(cell, "grade").split("_")[1])
+        assert failed == [broken]
 
 
 def test_most_of_the_planted_mistakes_have_a_name():

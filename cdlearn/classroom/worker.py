@@ -27,8 +27,9 @@ _PRIVATE = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "ACCESS_KEY"
 # that prints without end costs its own time and nobody's memory.
 STARTUP = """
 def _cut_output(limit):
-    import sys
+    import contextlib, sys
     from IPython import get_ipython
+    get_ipython()._tee = lambda channel: contextlib.nullcontext()  # IPython 9 keeps a copy of all that is printed
     used = {}
     def cut(stream, name):
         write = stream.write
