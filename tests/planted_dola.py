@@ -133,6 +133,5 @@ PLANTED = [
     ("dola", "logits of the first position", _dola("state[:, -1:]", "state[:, :1]")),
     ("dola", "only the last token is fed", _dola("model(ids,", "model(ids[:, -1:],")),
     ("dola", "the final norm forgotten", _dola("norm, head)[:", "lambda state: state, head)[:")),
-    # passes the visible check: nothing there gives another alpha
     ("dola", "alpha is ignored", _dola("layer, alpha)", "layer)")),
 ]

@@ -212,15 +212,18 @@ class Same:
         return state.clone()
 
 
-def _loop_case(says: str, ids: list[int], most: int, expected: tuple, candidates: Sequence[int] = (1, 2)) -> Case:
+def _loop_case(
+    says: str, ids: list[int], most: int, expected: tuple, candidates: Sequence[int] = (1, 2), alpha: float = 0.1
+) -> Case:
     example = (
         "with s the sum of all ids modulo 4, the last layer says s with .52, s + 1 with .40. Layer 1 says .90 .08 for "
         "even s, .40 .47 for odd s; layer 2 says .40 .55 and .05 .87; layer 0 is far always. The norm changes the sign "
         "of an early state, the head changes nothing. "
-        f"my_dola(model, norm, head, [{ids}], {list(candidates)}, max_new_tokens={most})"
+        f"my_dola(model, norm, head, [{ids}], {list(candidates)}, max_new_tokens={most}"
+        + (")" if alpha == 0.1 else f", alpha={alpha})")
     )
     args = (LayersLM(), Flip(), Same(), torch.tensor([ids]), list(candidates))
-    return Case(says, args, expected, {"max_new_tokens": most}, example)
+    return Case(says, args, expected, {"max_new_tokens": most, "alpha": alpha}, example)
 
 
 DOLA = [
@@ -229,6 +232,7 @@ DOLA = [
     _loop_case("every step reads the whole prefix", [1, 3], 4, ([1, 1, 3, 1], [1, 2, 1, 2])),
     _loop_case("one candidate is the static form", [1, 3], 3, ([0, 0, 0], [2, 2, 2]), [2]),
     _loop_case("one candidate is the static form", [1, 2], 2, ([3, 3], [1, 1]), [1]),
+    _loop_case("alpha sets the line of the mask", [1, 3], 1, ([0], [1]), alpha=0.9),
     _loop_case("with max_new_tokens=0 there is nothing to do", [1, 3], 0, ([], [])),
 ]
 
