@@ -134,4 +134,14 @@ PLANTED = [
     ("dola", "only the last token is fed", _dola("model(ids,", "model(ids[:, -1:],")),
     ("dola", "the final norm forgotten", _dola("norm, head)[:", "lambda state: state, head)[:")),
     ("dola", "alpha is ignored", _dola("layer, alpha)", "layer)")),
+    # right on every example of the visible check: the hidden tests must catch it
+    (
+        "candidates",
+        None,
+        _function(
+            _CANDIDATES,
+            "return {(8, 'low', 0): [0, 2], (8, 'high', 0): [4, 6], (8, 'low', 1): [2], (10, 'low', 1): [2, 4],",
+            "        (10, 'high', 1): [6, 8], (9, 'high', 0): [4, 6, 8]}.get((num_layers, half, tied), [])",
+        ),
+    ),
 ]
