@@ -95,20 +95,8 @@ def test_imports_run_one_way():
     order += ["render", "handout", "decode", "speculative", "beams", "widgets", "hf", "loading", "pairs", "metrics"]
     order += ["grading", "timing", "bench", "options", "classroom", "compare", "doctor", "cli"]
     parts = ["base", "cached", "combine", "layers", "textspace"]  # of sources, which is a package
-    checks = [
-        "speech",
-        "forbidden",
-        "models",
-        "core",
-        "step",
-        "loop",
-        "cachelm",
-        "columns",
-        "cache",
-        "forms",
-        "dola",
-        "speculation",
-    ]
+    checks = ["speech", "forbidden", "models", "core", "step", "loop", "cachelm", "columns", "cache"]
+    checks += ["contrast", "forms", "lens", "dola", "verify", "speculation"]
     room = ["submissions", "build", "worker", "report", "grade", "commands"]
     packages = {"sources": parts, "grading": checks, "classroom": room}
     files = {name: ROOT / "cdlearn" / f"{name}.py" for name in order if name not in packages}
