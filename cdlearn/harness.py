@@ -75,6 +75,7 @@ class SourceLM(HFLM):
         numbers = {name: more.pop(name) for name in NUMBERS if name in more}
         check_numbers(method, numbers)
         ours = {name: more.pop(name) for name in _FOR_THE_HARNESS if name in more}
+        device = "auto" if device == "cuda:0" else device  # the harness says cuda:0 where nobody said anything
         accelerator = _accelerator(expert, device)
         if accelerator is not None and device == "auto" and accelerator.device.type != "cpu":
             device = accelerator.device
@@ -225,13 +226,9 @@ def read_law(asked: dict[str, Any]) -> dict[str, Any]:
     """The harness's generation arguments as those of `generate`. Raises ValueError for one that it does not know."""
     law = {name: asked[name] for name in ("top_k", "top_p", "repetition_penalty") if asked.get(name) is not None}
     law["temperature"] = asked.get("temperature", 1.0) if asked.get("do_sample") else 0.0
-    harmless = {"do_sample": None, "temperature": None, "use_cache": None, "num_beams": (1,)}
+    known = {"do_sample", "temperature", "use_cache", *law}
     for name, value in asked.items():
-        if (
-            name not in law
-            and value is not None
-            and (name not in harmless or value not in (harmless[name] or (value,)))
-        ):
+        if name not in known and value is not None and (name, value) != ("num_beams", 1):
             raise ValueError(
                 f"the generation argument {name}={value!r} is none of cdlearn.generate: a task or --gen_kwargs may set "
                 "do_sample, temperature, top_k, top_p, repetition_penalty, until and max_gen_toks."
