@@ -1,8 +1,19 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cdlearn.metrics import rep_n
+from cdlearn.metrics import distinct_n, diversity, ngram_counts, rep_n
+
+TEXTS = st.lists(st.text("ab ", max_size=20), max_size=5)
+LONG = " ".join("abcabdabcabe")
+
+
+def reference(texts, n):
+    """The published numbers, from their description: the last n-gram of every text is left out, two decimals."""
+    rows = [text.split() for text in texts]
+    grams = [[" ".join(row[i : i + n]) for i in range(len(row) - n)] for row in rows]
+    total = sum(map(len, grams))
+    return round(100 * (1 - sum(len(set(row)) for row in grams) / total), 2) if total else 0.0
 
 
 def test_counts_inside_each_text_then_sums():
@@ -11,17 +22,111 @@ def test_counts_inside_each_text_then_sums():
 
 
 def test_empty_and_short_texts_repeat_nothing():
-    assert rep_n([], 2) == rep_n([""], 2) == rep_n(["one"], 2) == 0
+    for convention in ("textbook", "reference"):
+        for texts in ([], [""], ["one"], ["one", ""]):
+            assert rep_n(texts, 2, convention=convention) == 0
+            assert diversity(texts, convention=convention) == 1
 
 
-@given(st.lists(st.text("ab ", max_size=20), max_size=5), st.integers(1, 4))
+@given(TEXTS, st.integers(1, 4))
 def test_is_a_percentage_and_ignores_the_order_of_texts(texts, n):
     assert 0 <= rep_n(texts, n) <= 100
     assert rep_n(texts, n) == rep_n(texts[::-1], n)
 
 
-def test_bad_input():
-    with pytest.raises(TypeError, match="single string"):
-        rep_n("a b", 2)
-    with pytest.raises(ValueError, match="n is 0"):
-        rep_n(["a"], 0)
+def test_reference_leaves_out_the_last_ngram_and_rounds():
+    assert rep_n(["a b c a b"], 2) == 25
+    assert rep_n(["a b c a b"], 2, convention="reference") == 0  # the repeated pair is the last one
+    assert rep_n(["a b"], 2, convention="reference") == 0  # and there is nothing left
+    assert rep_n(["a a a a a"], 2, convention="reference") == 66.67  # 1 of 3; textbook: 1 of 4
+    assert rep_n(["a a a a a"], 2) == 75
+
+
+@given(TEXTS, st.integers(1, 4))
+def test_reference_is_the_published_count(texts, n):
+    assert rep_n(texts, n, convention="reference") == reference(texts, n)
+
+
+def test_diversity_by_hand():
+    # pairs ab bc ca ab bd da ab bc ca ab be: 6 of 11; triples abc bca cab abd bda dab abc bca cab abe: 7 of 10;
+    # fours abca bcab cabd abda bdab dabc abca bcab cabe: 7 of 9
+    assert diversity([LONG]) == pytest.approx(6 / 11 * 7 / 10 * 7 / 9)
+    assert diversity(["a b a b a"]) == pytest.approx(2 / 4 * 2 / 3 * 2 / 2)
+    assert diversity(["a " * 200]) == pytest.approx(1 / 199 * 1 / 198 * 1 / 197)
+
+
+def test_diversity_of_the_reference_rounds_before_the_product():
+    texts = ["a b a b a b c", "a a b"]
+    whole = [reference(texts, n) for n in (2, 3, 4)]
+    assert all(0 < value < 100 for value in whole[:2])
+    assert diversity(texts, convention="reference") == pytest.approx(
+        (1 - whole[0] / 100) * (1 - whole[1] / 100) * (1 - whole[2] / 100), abs=1e-12
+    )
+    assert diversity(texts, convention="reference") != pytest.approx(diversity(texts), abs=1e-3)
+
+
+@given(TEXTS, st.integers(2, 4))
+def test_diversity_is_a_share_and_at_most_what_each_length_leaves(texts, n):
+    value = diversity(texts)
+    assert 0 < value <= 1
+    assert value <= 1 - rep_n(texts, n) / 100 + 1e-12
+    assert diversity(texts * 3) == pytest.approx(value)  # counted inside each text
+
+
+def test_distinct_divides_by_words_and_pools_the_texts():
+    assert distinct_n(["a b a b"], 1) == 2 / 4
+    assert distinct_n(["a b a b"], 2) == 2 / 4  # three pairs, two distinct, four words: the paper's divisor
+    assert distinct_n(["a b", "a b"], 1) == 2 / 4  # the second text says nothing new
+    assert distinct_n(["a b", "a c"], 2) == 2 / 4  # no pair runs over the border of two texts
+    assert distinct_n(("a  b\nc",), 1) == 1  # any whitespace separates
+
+
+def test_distinct_of_nothing_and_of_one_word():
+    assert distinct_n([], 1) == distinct_n([""], 1) == distinct_n([" "], 2) == 0
+    assert distinct_n(["one"], 1) == 1
+    assert distinct_n(["one"], 2) == 0
+    assert distinct_n(["one"] * 50, 1) == 1 / 50
+
+
+@given(TEXTS, st.integers(1, 4))
+def test_distinct_is_a_share_that_copies_only_lower(texts, n):
+    value = distinct_n(texts, n)
+    assert 0 <= value <= 1
+    assert distinct_n(texts + texts, n) == pytest.approx(value / 2)
+    assert distinct_n(texts[::-1], n) == value
+
+
+@given(st.text("ab ", max_size=20), st.integers(1, 4))
+def test_one_text_has_one_count_behind_all_three(text, n):
+    distinct, total = ngram_counts(text, n)
+    assume(total)
+    assert rep_n([text], n) == pytest.approx(100 * (1 - distinct / total))
+    assert distinct_n([text], n) == pytest.approx(distinct / (total + n - 1))
+
+
+def test_texts_may_come_from_an_iterator():
+    assert diversity(text for text in ["a b a b a"]) == diversity(["a b a b a"]) < 1
+    assert distinct_n((text for text in ["a a"]), 1) == 1 / 2
+
+
+@pytest.mark.parametrize("metric", [lambda texts: rep_n(texts, 2), diversity, lambda texts: distinct_n(texts, 2)])
+def test_bad_texts(metric):
+    with pytest.raises(TypeError, match="texts is a single string; pass a list"):
+        metric("a b")
+    with pytest.raises(TypeError, match="texts is None; pass a list"):
+        metric(None)
+    with pytest.raises(TypeError, match=r"texts\[1\] is None; pass strings"):
+        metric(["a", None])
+
+
+@pytest.mark.parametrize("metric", [rep_n, distinct_n])
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
+def test_bad_n(metric, n):
+    with pytest.raises(ValueError, match="n is .*a whole number from 1"):
+        metric(["a"], n)
+
+
+def test_bad_convention():
+    for metric in (lambda **k: rep_n(["a"], 2, **k), lambda **k: diversity(["a"], **k)):
+        with pytest.raises(ValueError, match='convention is \'paper\'; use "textbook" or "reference"'):
+            metric(convention="paper")
