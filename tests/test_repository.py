@@ -92,8 +92,8 @@ def test_every_public_name_exists():
 def test_imports_run_one_way():
     """A module imports only modules below it, so that a reader can start at the bottom."""
     order = ["scores", "text", "sources", "counterfactual", "tables", "flips", "tracefile", "trace", "figures", "plots"]
-    order += ["render", "handout", "decode", "speculative", "beams", "widgets", "hf", "loading", "pairs", "metrics"]
-    order += ["bench", "options", "compare", "doctor", "cli"]
+    order += ["render", "handout", "decode", "speculative", "beams", "widgets", "hf", "loading", "pairs"]
+    order += ["likelihood", "metrics", "bench", "options", "compare", "doctor", "cli"]
     parts = ["base", "cached", "combine", "layers", "textspace"]  # of sources, which is a package
     files = {name: ROOT / "cdlearn" / f"{name}.py" for name in order if name != "sources"}
     files |= {f"sources.{name}": ROOT / "cdlearn" / "sources" / f"{name}.py" for name in parts}
