@@ -93,10 +93,12 @@ def test_imports_run_one_way():
     """A module imports only modules below it, so that a reader can start at the bottom."""
     order = ["scores", "text", "sources", "counterfactual", "tables", "flips", "tracefile", "trace", "figures", "plots"]
     order += ["render", "handout", "decode", "speculative", "beams", "widgets", "hf", "loading", "pairs"]
-    order += ["likelihood", "metrics", "bench", "options", "compare", "doctor", "cli"]
+    order += ["likelihood", "metrics", "toyworld", "bench", "options", "evaluate", "compare", "doctor", "cli"]
     parts = ["base", "cached", "combine", "layers", "textspace"]  # of sources, which is a package
-    files = {name: ROOT / "cdlearn" / f"{name}.py" for name in order if name != "sources"}
-    files |= {f"sources.{name}": ROOT / "cdlearn" / "sources" / f"{name}.py" for name in parts}
+    steps = ["folder", "questions", "strategies", "report", "figures", "answers", "command"]  # of evaluate
+    packages = {"sources": parts, "evaluate": steps, "toyworld": []}
+    files = {name: ROOT / "cdlearn" / f"{name}.py" for name in order if name not in packages}
+    files |= {f"{p}.{name}": ROOT / "cdlearn" / p / f"{name}.py" for p, names in packages.items() for name in names}
     for name, file in files.items():
         at = order.index(name.split(".")[0])
         text = file.read_text(encoding="utf-8")
@@ -105,4 +107,7 @@ def test_imports_run_one_way():
         if name.startswith("sources."):
             inner = [other.split(".")[1] for other in used if other.startswith("sources.")]
             above += [other for other in inner if other != "base" and parts.index(other) > parts.index("cached")]
+        if name.startswith("evaluate."):
+            inner = [other.split(".")[1] for other in used if other.startswith("evaluate.")]
+            above += [other for other in inner if steps.index(other) >= steps.index(name.split(".")[1])]
         assert not above, f"{name} imports {above}"
