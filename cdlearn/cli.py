@@ -14,7 +14,7 @@ COMMANDS = {
     "demo": "expert, amateur and contrastive text side by side (also: no arguments on a terminal)",
     "compare": "several prompts, several methods, as a table, markdown or JSON",
     "bench": "speed against the bare forward passes",
-    "eval": "the tasks with known answers, with intervals",
+    "eval": "strategies on tasks or on your prompts file, with intervals; can be resumed",
     "doctor": "check the installation, one line each",
     "assignments": "build what students get (needs the classroom extra and a clone)",
     "grade": "grade a folder of submissions",
@@ -100,7 +100,7 @@ def _dispatch(argv: list[str]) -> int:
         elif argv[0] == "bench":
             from cdlearn.bench import main as command
         elif argv[0] == "eval":
-            from cdlearn.toyworld.evaluate import main as command
+            from cdlearn.evaluate.command import main as command
         elif argv[0] == "assignments":
             from cdlearn.classroom.commands import assignments as command
         elif argv[0] == "grade":

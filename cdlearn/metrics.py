@@ -1,8 +1,12 @@
-"""Numbers about texts that need no model. Words are what whitespace separates, as in the papers."""
+"""Numbers about texts. Words are what whitespace separates, as in the papers; only `perplexity` needs a model."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+from cdlearn.likelihood import encode_pair, token_log_probs
+from cdlearn.scores import NEVER
 from cdlearn.text import is_int, short
 
 
@@ -55,6 +59,94 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     texts = _checked(texts, n)
     words = sum(len(text.split()) for text in texts)
     return len({gram for text in texts for gram in _ngrams(text, n)}) / words if words else 0.0
+
+
+def self_bleu(texts: Sequence[str], n: int = 4) -> float:
+    """The mean BLEU-n of every text against all the others, 0 to 100: low where the texts differ from one another.
+
+    texts: continuations, one string each. n: the longest n-gram, 1 or more. Computed by sacrebleu (extra "eval") with
+    whitespace as the tokenizer, its "exp" smoothing, and no n-grams longer than the text. A text without a word shares
+    nothing: 0; a word among copies of itself: 100; fewer than two texts have nobody to copy: 0. Compare equal numbers
+    of texts only: more of them give higher values. Raises TypeError for anything but a list of strings, ValueError for
+    n below 1, ImportError without sacrebleu. Zhu et al., arXiv 1802.01886, section 3.2.
+    """
+    texts = _checked(texts, n)
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise ImportError("self_bleu needs sacrebleu: pip install 'cdlearn[eval]'.") from error
+    counts = [Counter(gram for m in range(1, n + 1) for gram in _ngrams(text, m)) for text in texts]
+    lengths = [len(text.split()) for text in texts]
+    most: dict[tuple[str, ...], list[int]] = {}  # the two texts that say an n-gram most often: of the others, the most
+    for k, count in enumerate(counts):
+        for gram in count:
+            most[gram] = sorted([*most.get(gram, []), k], key=lambda j: -counts[j][gram])[:2]
+    total = 0.0
+    for k, count in enumerate(counts if len(texts) > 1 else []):
+        correct, possible = [0] * n, [0] * n
+        for gram, times in count.items():
+            other = next((j for j in most[gram] if j != k), None)
+            possible[len(gram) - 1] += times
+            correct[len(gram) - 1] += 0 if other is None else min(times, counts[other][gram])
+        closest = min((abs(length - lengths[k]), length) for j, length in enumerate(lengths) if j != k)[1]
+        total += BLEU.compute_bleu(
+            correct, possible, lengths[k], closest, smooth_method="exp", effective_order=True, max_ngram_order=n
+        ).score
+    return total / len(texts) if texts else 0.0
+
+
+def perplexity(
+    source: Any, prompts: Sequence[Any], texts: Sequence[Any], *, tokenizer: Any = None, batch_size: int = 16
+) -> float:
+    """exp of the mean negative log-probability, in nats, of the continuations' tokens given their prompts.
+
+    source: a source or a transformers model; a masked source gives its own law, infinite where it drops a token.
+    prompts, texts: as many strings (with `tokenizer`), or lists of token ids. All tokens count alike, so long texts
+    count more; an EOS counts where the ids hold it. An empty continuation has no token and adds nothing, and without
+    any token at all it is 1, no surprise: read it beside the lengths. The value depends on the tokenizer: compare it
+    under one model only. Raises TypeError or ValueError naming the argument.
+    """
+    prompts, texts = _listed(prompts, "prompts"), _listed(texts, "texts")
+    if len(prompts) != len(texts):
+        raise ValueError(f"prompts holds {len(prompts)} and texts {len(texts)}: pass one prompt for every text.")
+    rows = []
+    for k, (prompt, text) in enumerate(zip(prompts, texts)):
+        if isinstance(prompt, str) and isinstance(text, str):
+            if tokenizer is None:
+                raise TypeError("texts are strings but tokenizer is None: pass tokenizer=, or lists of token ids.")
+            rows.append(encode_pair(tokenizer, prompt, text))
+        elif isinstance(prompt, str) or isinstance(text, str):
+            raise TypeError(f"prompts[{k}] and texts[{k}] are of two kinds: pass two strings or two lists of ids.")
+        else:
+            rows.append(([int(token) for token in prompt], [int(token) for token in text]))
+    found = token_log_probs(source, rows, batch_size=batch_size, masked=NEVER)
+    tokens = sum(values.numel() for values in found)
+    nats = -sum(float(values.double().sum()) for values in found)
+    return math.exp(min(nats / tokens, 709.0)) if tokens and nats < math.inf else math.inf if tokens else 1.0
+
+
+def consistency(stories: Sequence[Any], texts: Sequence[str]) -> float:
+    """The percentage of toy-world stories that never contradict their prompt, as the stories task grades it.
+
+    stories: items of `TASKS["stories"]`, one for every text: hero, colour, object, animal and place of the prompt.
+    texts: their continuations. A text that names nothing contradicts nothing, so an empty one is consistent, and no
+    text at all gives 100: read it beside how much is named. Raises TypeError or ValueError naming the argument.
+    """
+    from cdlearn.toyworld.tasks import TASKS  # the graders count n-grams with this module
+
+    stories, texts = _listed(stories, "stories"), _checked(texts)
+    if len(stories) != len(texts):
+        raise ValueError(f"stories holds {len(stories)} and texts {len(texts)}: pass one story for every text.")
+    if not all(hasattr(getattr(item, "gold", None), "animal") for item in stories):
+        raise TypeError('stories must be items of the stories task: TASKS["stories"].items(n).')
+    good = [TASKS["stories"].grade(item, text)["consistent"][0] for item, text in zip(stories, texts)]
+    return 100 * sum(good) / len(good) if good else 100.0
+
+
+def _listed(values: Sequence[Any], name: str) -> list[Any]:
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} is {short(values)}: pass a list, one entry for every text.")
+    return list(values)
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:

@@ -1,8 +1,16 @@
+import itertools
+import math
+import sys
+
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tiny import tiny_model
 
-from cdlearn.metrics import distinct_n, diversity, ngram_counts, rep_n
+import cdlearn
+from cdlearn.metrics import consistency, distinct_n, diversity, ngram_counts, perplexity, rep_n, self_bleu
+from cdlearn.toyworld.tasks import TASKS
 
 TEXTS = st.lists(st.text("ab ", max_size=20), max_size=5)
 LONG = " ".join("abcabdabcabe")
@@ -130,3 +138,107 @@ def test_bad_convention():
     for metric in (lambda **k: rep_n(["a"], 2, **k), lambda **k: diversity(["a"], **k)):
         with pytest.raises(ValueError, match='convention is \'paper\'; use "textbook" or "reference"'):
             metric(convention="paper")
+
+
+def test_self_bleu_by_hand():
+    # "a b" against "a b c": 2 of 2 words, 1 of 1 pairs, two words against three: exp(1 - 3/2)
+    # "a b c" against "a b": 2 of 3 words, 1 of 2 pairs, and no brevity
+    first, second = 100 * math.exp(1 - 3 / 2), 100 * math.sqrt(2 / 3 * 1 / 2)
+    assert self_bleu(["a b", "a b c"], 2) == pytest.approx((first + second) / 2)
+    assert self_bleu(["a b c d", "a b c d", "e f g h"]) == pytest.approx(200 / 3)  # two copies and a stranger
+
+
+@given(st.lists(st.text("ab ", max_size=12), min_size=2, max_size=5), st.integers(1, 4))
+def test_self_bleu_is_sacrebleus_sentence_score(texts, n):
+    from sacrebleu.metrics import BLEU
+
+    bleu = BLEU(tokenize="none", effective_order=True, max_ngram_order=n)
+    scores = [bleu.sentence_score(text, texts[:k] + texts[k + 1 :]).score for k, text in enumerate(texts)]
+    assert self_bleu(texts, n) == pytest.approx(sum(scores) / len(texts))
+
+
+def test_self_bleu_of_nothing_of_one_word_and_of_copies():
+    assert self_bleu([]) == self_bleu([""]) == self_bleu(["a b c"]) == self_bleu(["", ""]) == 0
+    assert self_bleu(["one", "one"]) == pytest.approx(100)
+    assert self_bleu(["one", "two"]) == 0
+    assert self_bleu(["one", ""]) == 0
+    assert self_bleu(["she was happy and so was he"] * 5) == pytest.approx(100)
+
+
+def test_self_bleu_without_sacrebleu_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    with pytest.raises(ImportError, match=r"pip install 'cdlearn\[eval\]'"):
+        self_bleu(["a", "b"])
+
+
+def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities():
+    model = tiny_model("llama", vocab_size=7)
+    prompts, texts = [[1, 4], [5]], [[3, 3, 6], [4]]
+    nats = []
+    for prompt, text in zip(prompts, texts):
+        with torch.no_grad():
+            logp = model(torch.tensor([[*prompt, *text]])).logits[0].log_softmax(-1)
+        nats += [-logp[len(prompt) - 1 + k, token].item() for k, token in enumerate(text)]
+    expected = math.exp(sum(nats) / 4)
+    assert perplexity(model, prompts, texts) == pytest.approx(expected, rel=1e-5)
+    assert perplexity(model, prompts, texts, batch_size=1) == pytest.approx(expected, rel=1e-5)
+
+
+def test_perplexity_over_all_continuations_is_a_law():
+    """Every two-token text: the probabilities exp(-2 log perplexity) add up to one, for a masked source as well."""
+    models = tiny_model("llama", vocab_size=6, seed=1), tiny_model("llama", vocab_size=6, seed=2)
+    for source in (models[0], cdlearn.Contrast(*models), cdlearn.Contrast(*models, alpha=0.5)):
+        values = [perplexity(source, [[1, 3]], [list(pair)]) for pair in itertools.product(range(6), repeat=2)]
+        assert sum(value**-2 for value in values) == pytest.approx(1, abs=1e-5)
+    assert math.inf in values  # what the mask drops cannot be said
+
+
+def test_perplexity_of_empty_one_token_and_repeated_texts(tokenizer):
+    model = tiny_model("llama")
+    assert perplexity(model, [], []) == perplexity(model, ["a"], [""], tokenizer=tokenizer) == 1
+    one = perplexity(model, ["ab"], ["c"], tokenizer=tokenizer)
+    assert perplexity(model, ["ab", "x"], ["c", ""], tokenizer=tokenizer) == pytest.approx(one)  # "" adds nothing
+    assert perplexity(model, ["ab"] * 3, ["c"] * 3, tokenizer=tokenizer) == pytest.approx(one, rel=1e-5)
+    assert one == pytest.approx(perplexity(model, [tokenizer("ab").input_ids], [tokenizer("c").input_ids]), rel=1e-5)
+    assert perplexity(model, ["ab "], ["c"], tokenizer=tokenizer) != pytest.approx(one)  # the space counts as text
+
+
+def test_perplexity_prefers_what_the_model_says_itself():
+    pair = cdlearn.load_pair()
+    prompt = "Ada had a red ball."
+    said = cdlearn.generate(pair.expert, prompt, tokenizer=pair.tokenizer, max_new_tokens=12).text
+    own = perplexity(pair.expert, [prompt], [said], tokenizer=pair.tokenizer)
+    assert 1 < own < perplexity(pair.expert, [prompt], [" ball ball ball"], tokenizer=pair.tokenizer)
+
+
+def test_consistency_is_the_stories_grade():
+    items = TASKS["stories"].items(3)
+    story = items[0].gold
+    good = f"{story.hero} saw the {story.colour} {story.object}."
+    bad = f"{story.hero} saw the {'red' if story.colour != 'red' else 'blue'} {story.object}."
+    assert TASKS["stories"].grade(items[0], bad)["consistent"] == (False, 1)
+    assert consistency(items[:1], [good]) == 100 and consistency(items[:1], [bad]) == 0
+    assert consistency([items[0]] * 4, [good, bad, bad, ""]) == 50  # silence contradicts nothing
+    assert consistency([], []) == consistency(items, ["", "one", "one one one"]) == 100
+
+
+def test_the_arguments_of_the_new_metrics_are_checked(tokenizer):
+    model = tiny_model("llama")
+    with pytest.raises(TypeError, match="texts is a single string"):
+        self_bleu("a b")
+    with pytest.raises(ValueError, match="n is 0"):
+        self_bleu(["a"], 0)
+    with pytest.raises(ValueError, match="prompts holds 2 and texts 1"):
+        perplexity(model, ["a", "b"], ["a"], tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="tokenizer is None"):
+        perplexity(model, ["a"], ["b"])
+    with pytest.raises(TypeError, match=r"prompts\[0\] and texts\[0\] are of two kinds"):
+        perplexity(model, ["a"], [[3]], tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="prompts is 'a'"):
+        perplexity(model, "a", ["b"], tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="without a token"):
+        perplexity(model, [[]], [[3]])
+    with pytest.raises(TypeError, match="items of the stories task"):
+        consistency(TASKS["puzzles"].items(1), ["a"])
+    with pytest.raises(ValueError, match="stories holds 1 and texts 0"):
+        consistency(TASKS["stories"].items(1), [])

@@ -1,0 +1,124 @@
+"""Prompts files: JSON lines with a prompt, and with an answer, or with choices and the right one."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdlearn.metrics import ngram_counts
+from cdlearn.toyworld.tasks import Item, Task
+
+FORMAT = 'lines like {"prompt": "2 + 2 =", "answer": "4"} or {"prompt": ..., "choices": ["3", "4"], "answer": 1}'
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The texts to choose from, and which is right."""
+
+    texts: tuple[str, ...]
+    right: int
+
+
+def read_questions(
+    path: str | Path, *, n: int | None = None, max_new_tokens: int = 64, render: Callable[[str], str] = str
+) -> dict[str, tuple[Task, list[Item]]]:
+    """The tasks of a prompts file: name -> (task, items). Multiple choice and free text are two tasks.
+
+    path: UTF-8 JSON lines. "prompt" is a string; "choices" a list of two or more strings, and "answer" then the right
+    one or its number from 0; without choices "answer" is a string or a list of accepted strings, or left out: then only
+    the text itself is measured. "group" (a string) names items that belong together: the bootstrap draws them as one.
+    n: the first n lines only. render: what becomes of a prompt, a chat template for instance.
+    Raises ValueError naming file, line and key; OSError for a file that cannot be read.
+    """
+    found: dict[str, list[Item]] = {"choices": [], "text": []}
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts-file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if n is not None and sum(map(len, found.values())) == n:
+            break
+        try:
+            item = _item(line, number, render)
+        except ValueError as error:
+            raise ValueError(f"--prompts-file {path}, line {number}: {error}") from None
+        found["choices" if isinstance(item.gold, Choices) else "text"].append(item)
+    kinds = [kind for kind, items in found.items() if items]
+    if not kinds:
+        raise ValueError(f"--prompts-file {path} holds no prompt: write {FORMAT}.")
+    tasks = {}
+    for kind in kinds:
+        name = Path(path).stem if len(kinds) == 1 else f"{Path(path).stem}, {kind}"
+        grade, headline = (_grade_choice, "right") if kind == "choices" else (_grade_text, "contains the answer")
+        items = found[kind]
+        tasks[name] = (Task(name, lambda rng, n, items=items: items[:n], grade, max_new_tokens, headline), items)
+    return tasks
+
+
+def _item(line: str, number: int, render: Callable[[str], str]) -> Item:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}); write {FORMAT}.") from None
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise ValueError(f'no text under "prompt"; write {FORMAT}.')
+    answer, choices = value.get("answer"), value.get("choices")
+    group = value.get("group", f"line {number}")
+    if not isinstance(group, str):
+        raise ValueError('"group" is not a text: name the group with a string.')
+    gold: Any
+    if choices is not None:
+        gold = _choices(choices, answer)
+    else:
+        gold = (answer,) if isinstance(answer, str) else answer
+        if gold is not None and not (isinstance(gold, (list, tuple)) and all(isinstance(a, str) and a for a in gold)):
+            raise ValueError('"answer" is not a text: give a string, a list of accepted strings, or leave it out.')
+        gold = tuple(gold or ())
+    return Item(render(value["prompt"]), gold, group)
+
+
+def _choices(choices: Any, answer: Any) -> Choices:
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+        raise ValueError('"choices" must be a list of two or more texts.')
+    if isinstance(answer, str) and answer in choices:
+        return Choices(tuple(choices), choices.index(answer))
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return Choices(tuple(choices), answer)
+    raise ValueError(f'"answer" must be one of the choices, or its number from 0 to {len(choices) - 1}.')
+
+
+def _grade_choice(item: Item, scores: list[float]) -> dict[str, tuple[float, float]]:
+    """scores: the summed log-probability of every choice. Of equal ones the first counts, as numpy's argmax has it."""
+    gold = item.gold
+    per_character = [score / len(text) for score, text in zip(scores, gold.texts)]
+    best = max(scores)
+    mass = [math.exp(score - best) for score in scores]
+    return {
+        "right": (scores.index(best) == gold.right, 1),
+        "right, per character": (per_character.index(max(per_character)) == gold.right, 1),
+        "share of the right one": (mass[gold.right] / sum(mass), 1),
+    }
+
+
+def _grade_text(item: Item, text: str) -> dict[str, tuple[float, float]]:
+    """Without an answer only the repetition counts. An answer counts where it stands as whole words, in any case."""
+    said, known = _plain(text), [_plain(answer) for answer in item.gold]
+    contains = any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", said) for answer in known)
+    asked = 1 if known else 0
+    distinct, total = ngram_counts(text, 2)
+    return {
+        "contains the answer": (contains, asked),
+        "is the answer": (said in known, asked),
+        "rep-2": (total - distinct, total),
+    }
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split()).strip(" .")
