@@ -47,3 +47,12 @@ def _no_global_state():
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
     yield
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, grad)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests recorded as a "table", also from the workers of xdist: the classroom shows its results."""
+    passed = terminalreporter.stats.get("passed", [])
+    tables = [value for report in passed for name, value in report.user_properties if name == "table"]
+    if tables:
+        terminalreporter.section("tables")
+        terminalreporter.write_line("\n".join(tables))

@@ -1,7 +1,9 @@
 """The assignments' masters, read for the tests: solutions out, others in, cells run in one process."""
 
+import ast
 import importlib
 import linecache
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,13 @@ def planted():
 
 def master(name):
     return nbformat.read(ASSIGNMENTS / "source" / name / f"{name}.ipynb", as_version=4)
+
+
+def hidden_lines(name, kind="(?:SOLUTION|HIDDEN TESTS)"):
+    """The lines of a master that no student may get, as far as they are distinctive."""
+    for cell in master(name).cells:
+        for block in re.findall(rf"### BEGIN {kind}\n(.*?)### END", cell.source, re.S):
+            yield from (line.strip() for line in block.splitlines() if len(line.strip()) > 40)
 
 
 def role(cell, kind):
@@ -45,8 +54,6 @@ class Session:
 
     def run(self, source):
         """Run a cell; returns the value of its last line if that is an expression."""
-        import ast
-
         self.count += 1
         file = f"<cell {id(self)} {self.count}>"
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)

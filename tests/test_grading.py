@@ -39,10 +39,10 @@ def test_the_reference_solutions_pass_on_three_seeds(path, monkeypatch):
 @pytest.mark.parametrize(
     "assignment, grade_id, name, source", PLANTED, ids=[f"{a[:2]}-{g}-{n}" for a, g, n, _ in PLANTED]
 )
-def test_a_planted_mistake_is_caught_and_named(assignment, grade_id, name, source, monkeypatch):
+def test_a_planted_mistake_is_caught_and_named(assignment, grade_id, name, source, monkeypatch, record_property):
     caught, message = judge(with_solution(master(assignment), grade_id, source), grade_id, 1, monkeypatch)
     assert caught, f"{grade_id}: nothing caught {name}"
-    print(f"{assignment} | {grade_id} | {caught} | {name or 'unnamed'}")
+    record_property("table", f"{assignment:24}{grade_id:18}caught by: {caught:8} named: {name or '-'}")
     if name is not None:
         assert name in message
 

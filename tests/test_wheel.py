@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from masters import MASTERS, hidden_lines
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -35,6 +36,13 @@ def test_the_wheel_holds_the_package_and_the_pair_and_nothing_else(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cdlearn"}
     assert not [name for name in names if "__pycache__" in name or name.endswith((".bin", ".pt", ".ipynb"))]
     assert wheel.stat().st_size < 25e6
+
+
+def test_the_wheel_holds_no_hidden_test_and_no_master(wheel):
+    archive = zipfile.ZipFile(wheel)
+    text = "\n".join(archive.read(name).decode() for name in archive.namelist() if name.endswith((".py", ".md")))
+    hidden = [line for path in MASTERS for line in hidden_lines(path.stem, "HIDDEN TESTS")]
+    assert len(hidden) > 20 and not [line for line in hidden if line in text]
 
 
 def test_the_wheel_alone_decodes_in_an_empty_environment(wheel, tmp_path):
