@@ -149,10 +149,21 @@ def sources(pair):
     }
 
 
-@pytest.mark.parametrize("name", ["contrastive", "2022", "no mask", "greedy", "amateur", "dola", "one layer"])
-@pytest.mark.parametrize("size, at_once", [(3, 2**26), (3, 1), ("auto", 2**14)], ids=["whole", "columns", "auto"])
-def test_log_likelihoods_equal_a_direct_sum(harness, pair, monkeypatch, name, size, at_once):
-    monkeypatch.setattr(harness, "_SCORES_AT_ONCE", at_once)
+@pytest.mark.parametrize(
+    "name, size, columns",
+    [
+        *(
+            ("contrastive", 3, 1),
+            ("contrastive", "auto", 3),
+            ("contrastive", 8, 100),
+            ("2022", 3, 2),
+            ("no mask", 3, 2),
+        ),
+        *(("greedy", 3, 2), ("amateur", 8, 100), ("dola", 3, 2), ("one layer", 3, 2)),
+    ],
+)
+def test_log_likelihoods_equal_a_direct_sum(harness, pair, monkeypatch, name, size, columns):
+    monkeypatch.setattr(harness, "_SCORES_AT_ONCE", columns * 3 * pair.vocab_size)
     arguments, source = sources(pair)[name]
     model = harness.SourceLM(batch_size=size, max_batch_size=4, max_length=64, **arguments)
     found = model.loglikelihood([request(*pair) for pair in REQUESTS], disable_tqdm=True)
@@ -169,12 +180,12 @@ def test_log_likelihoods_equal_a_direct_sum(harness, pair, monkeypatch, name, si
 
 
 def test_masked_choices_do_not_tie(harness):
-    """With alpha=1 only one token is left at every step: every wrong choice is masked, and still they differ."""
-    model = harness.SourceLM(method="contrastive", alpha=1.0, batch_size=8)
-    choices = [" Istanbul is the capital.", " Koror.", " The capital of Turkey is Istanbul."]
+    """With -inf all three would tie: they have one, two and four masked tokens."""
+    model = harness.SourceLM(method="contrastive", alpha=0.1, batch_size=8)
+    choices = [" The capital of Turkey is Koror.", " Ada is Koror.", " Koror is Ada."]
     asked = [request("What is the capital of Turkey?", choice) for choice in choices]
     totals = [total for total, _ in model.loglikelihood(asked, disable_tqdm=True)]
-    assert len({round(total) for total in totals}) == 3 and max(totals) <= -1000
+    assert totals == sorted(set(totals), reverse=True) and max(totals) <= -1000
     assert all(math.isfinite(total) for total in totals)
 
 
