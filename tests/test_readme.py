@@ -16,7 +16,8 @@ ROWS = re.findall(r"^\| ([^|]+) \| `((?:generate|beam_search|speculate|as_causal
 def names():
     pair = cdlearn.load_pair()
     known = {name: getattr(cdlearn, name) for name in cdlearn.__all__} | {"as_causal_lm": as_causal_lm}
-    known |= {"expert": pair.expert, "amateur": pair.amateur, "tokenizer": pair.tokenizer, "prompt": "Who are you?"}
+    known |= {"expert": pair.expert, "amateur": pair.amateur, "tokenizer": pair.tokenizer}
+    known["prompt"] = re.search(r'`prompt = "([^"]+)"`', README).group(1)
     return known | {"base": cdlearn.load_pair(amateur="early").amateur, "other": pair.amateur,
                     "other_tokenizer": pair.tokenizer}  # fmt: skip
 
