@@ -16,7 +16,9 @@ from cdlearn.classroom.report import summary
 def assignments(argv: list[str]) -> int:
     """`cdlearn assignments`: write the student release."""
     parser = argparse.ArgumentParser(
-        prog="cdlearn assignments", description="Build what students get: a folder and a zip per assignment."
+        prog="cdlearn assignments",
+        description="Build what students get: a folder and a zip per assignment.",
+        epilog="example: cdlearn assignments build/assignments --install git+https://HOST/YOU/cdlearn",
     )
     parser.add_argument("out", nargs="?", default="build/assignments", help="where to (default: build/assignments)")
     parser.add_argument("--source", metavar="FOLDER", help="the masters (default: notebooks/assignments/source)")
@@ -37,6 +39,7 @@ def grades(argv: list[str]) -> int:
         description="Grade a folder of submissions: STUDENT/ASSIGNMENT.ipynb, STUDENT/ASSIGNMENT/ASSIGNMENT.ipynb or "
         "STUDENT_ASSIGNMENT.ipynb. Writes grades.csv and one feedback page per submission. It runs the students' "
         "code: do it where nothing private lies, best in a container.",
+        epilog="example: cdlearn grade submissions --assignment 01_loop_and_score --out graded",
     )
     parser.add_argument("folder", help="the submissions")
     parser.add_argument("--assignment", metavar="NAME", help="only this one")
