@@ -156,6 +156,8 @@ def recording_execute(progress: Path) -> type:
             cell, reply = kwargs["cell"], kwargs["execute_reply"]["content"]
             error = {"ename": "", "evalue": ""}
             for out in cell.outputs:
+                if out.output_type == "stream":
+                    out.name = "stdout"  # nbgrader takes a warning on stderr for a failed test
                 if out.output_type == "error":
                     error = {"ename": out.ename, "evalue": out.evalue[:SHOWN]}
             points = determine_grade(cell, self.log)[0] if is_grade(cell) else None
