@@ -219,8 +219,11 @@ def class_of_students(release, folder):
         drop={"part2_mask"},
         edit=tamper,
     )
-    for name, source in HOSTILE.items():
-        hand_in(name, FIRST, reference(FIRST) | {"loop": source})
+    noisy = reference(FIRST)["scores"].replace(
+        "### BEGIN", 'import sys; print("a warning", file=sys.stderr)\n    ### BEGIN'
+    )
+    for name, source in HOSTILE.items():  # what they print on stderr before costs nothing
+        hand_in(name, FIRST, reference(FIRST) | {"loop": source, "scores": noisy})
     (folder / f"broken_{FIRST}.ipynb").write_text("{", encoding="utf-8")
     return made
 

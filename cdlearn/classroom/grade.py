@@ -156,7 +156,7 @@ def _start(
     (handed_in / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     job = Job(folder, uuid.uuid4().hex, started=time.monotonic())
     settings = {"folder": str(folder), "id": job.id, "assignment": name, "seed": seed, "one_thread": jobs > 1}
-    settings |= {"cell_timeout": limits.cell, "memory": limits.memory}
+    settings |= {"cell_timeout": limits.cell, "total": limits.total, "memory": limits.memory}
     job.process = context.Process(target=worker.run, args=(settings,), daemon=False)
     job.process.start()
     return job

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -59,6 +60,7 @@ def run(job: dict[str, Any]) -> None:
     """Grade the submission in `job["folder"]`; leaves `progress.jsonl` and, if the end was reached, `result.json`."""
     if hasattr(os, "setsid"):
         os.setsid()
+        signal.alarm(job["total"] + 60)  # should the grader itself be killed, this ends too, and its kernel with it
     folder = Path(job["folder"])
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -154,6 +156,8 @@ def recording_execute(progress: Path) -> type:
             cell, reply = kwargs["cell"], kwargs["execute_reply"]["content"]
             error = {"ename": "", "evalue": ""}
             for out in cell.outputs:
+                if out.output_type == "stream":
+                    out.name = "stdout"  # nbgrader takes a warning on stderr for a failed test
                 if out.output_type == "error":
                     error = {"ename": out.ename, "evalue": out.evalue[:SHOWN]}
             points = determine_grade(cell, self.log)[0] if is_grade(cell) else None
