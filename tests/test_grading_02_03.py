@@ -1,4 +1,4 @@
-"""Assignments 02 and 03: a mistake is named when a student makes it; the model of the checks behaves like a real one."""
+"""Assignments 02 and 03: a mistake is named when a student makes it; the checks' model behaves like a real one."""
 
 import pytest
 import torch
