@@ -1,6 +1,7 @@
 # make lab   open the course in JupyterLab
 # make demo  expert, amateur and contrastive text side by side, in the terminal
 # make test  everything CI checks
+# make harness  the tests that need lm-evaluation-harness (0.5 GB more), in an environment of their own
 # Each makes .venv first if it is missing. Another Python: make PYTHON=python3.12 test
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' 2>/dev/nul
 # one thread a worker: two workers on two cores do not fight
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test lint format unit notebooks wheel clean
+.PHONY: help install lab demo test harness lint format unit notebooks wheel clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -50,6 +51,18 @@ ifneq ($(NOTEBOOKS),)
 else
 	@echo "no notebooks yet"
 endif
+
+# a venv that sees what .venv holds, so that torch is there once and the harness's packages stay out of it
+HARNESS := $(VENV)-harness
+
+$(HARNESS)/.installed: $(STAMP)
+	$(BIN)/python -m venv $(HARNESS)
+	$(BIN)/python -c 'import sys, sysconfig; from pathlib import Path; (Path(sys.argv[1]) / "outer.pth").write_text(sysconfig.get_path("purelib"))' "$$($(HARNESS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(HARNESS)/bin/python -m pip install --quiet -c .ci/constraints.txt -e ".[test,eval]"
+	@touch $@
+
+harness: $(HARNESS)/.installed
+	$(TEST_ENV) $(HARNESS)/bin/python -m pytest tests/test_harness.py
 
 # the built wheel, installed alone in an empty environment outside the clone, decodes
 wheel: $(STAMP)
