@@ -1,5 +1,6 @@
 """cdlearn as a model type of lm-evaluation-harness, on local tasks: the numbers are those of the sources themselves."""
 
+import importlib
 import json
 import math
 import os
@@ -301,7 +302,8 @@ def test_what_would_change_nothing_is_refused(harness):
         model.loglikelihood([request("Ada", "")], disable_tqdm=True)
 
 
-def test_without_the_harness_the_error_names_the_extra():
-    block = "import sys; sys.modules['lm_eval'] = None; import cdlearn.harness"
-    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and 'pip install "cdlearn[eval]"' in done.stderr
+def test_without_the_harness_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "cdlearn.harness", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "cdlearn\[eval\]"'):
+        importlib.import_module("cdlearn.harness")
