@@ -11,7 +11,7 @@ from torch import Tensor
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
 
-MASKED = -1000.0  # a token outside the mask costs this much: two wrong choices still differ in their other tokens
+MASKED = -1000.0  # what a token outside the mask costs: its choice still differs from others by the other tokens
 
 
 def encode_pair(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -92,7 +92,8 @@ def choice_scores(
 
     A space goes between prompt and choice unless one of them brings white space, as in DoLa's evaluation and the
     lm-evaluation-harness. convention: see `token_log_probs`. A token that the source's mask drops costs 1000 nats, so
-    that choices do not tie at -inf. Raises ValueError for an empty choice. arXiv 2309.03883, section 3.1.
+    that choices do not all tie at -inf; two that differ in masked tokens only still do. Raises ValueError for an empty
+    choice. arXiv 2309.03883, section 3.1.
     """
     rows = []
     for choice in choices:

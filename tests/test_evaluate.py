@@ -1,29 +1,61 @@
-"""`cdlearn eval`: the arithmetic of intervals, and the whole command on the embedded pair."""
+"""`cdlearn eval`: intervals, strategies by name, prompts files, run folders that survive a kill, the whole command."""
 
+import csv
+import itertools
 import json
+import math
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+import torch
+from conftest import character_tokenizer
+from tiny import tiny_model
 
 import cdlearn
+from cdlearn.evaluate import answers as asking
+from cdlearn.evaluate import figures, report, strategies
+from cdlearn.evaluate.command import main
+from cdlearn.evaluate.folder import Records, RunFolder
+from cdlearn.evaluate.questions import Choices, read_questions
 from cdlearn.toyworld import evaluate as ev
-from cdlearn.toyworld.tasks import TASKS, Item
+from cdlearn.toyworld.tasks import TASKS, Item, Task
+
+LINES = [
+    {"prompt": f"{who} had a {colour} {thing}.", "answer": [thing, "happy"]}
+    for who, colour, thing in itertools.product(("Ada", "Ben", "Zoe"), ("red", "blue"), ("ball", "kite"))
+]
+ARGUMENTS = ["--strategies", "greedy", "top-p 0.95", "contrastive, beta 0.5", "--seeds", "2", "--batch", "3"]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    return write_lines(tmp_path / "stories.jsonl", LINES)
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
 
 
 def test_bootstrap_measures_a_ratio_of_sums_and_repeats_itself():
     grades = [{"m": (1, 2)}, {"m": (0, 0)}, {"m": (3, 4)}]
-    values = ev.bootstrap(grades, ["a", "b", "c"], "m")
+    values = report.bootstrap(grades, ["a", "b", "c"], "m")
     assert values[0] == pytest.approx(100 * 4 / 6)
-    assert np.array_equal(values, ev.bootstrap(grades, ["a", "b", "c"], "m"))
+    assert np.array_equal(values, report.bootstrap(grades, ["a", "b", "c"], "m"))
     assert values.min() >= 0 and values.max() <= 75 + 1e-9
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
+    groups = [str(k) for k in range(200)]
     hits = 0
     for _ in range(100):
         draws = rng.random(200) < 0.3
-        span = ev.interval(ev.bootstrap([{"m": (float(d), 1)} for d in draws], [str(k) for k in range(200)], "m"))
+        span = report.interval(report.bootstrap([{"m": (float(d), 1)} for d in draws], groups, "m"))
         hits += span["low"] <= 30 <= span["high"]
     assert hits >= 88
 
@@ -31,42 +63,419 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
 def test_groups_are_drawn_as_a_whole():
     """Six copies of one item tell no more than the item."""
     once = [{"m": (k % 2, 1)} for k in range(40)]
-    single = ev.interval(ev.bootstrap(once, [f"{k:02}" for k in range(40)], "m"))
+    single = report.interval(report.bootstrap(once, [f"{k:02}" for k in range(40)], "m"))
     copies = [grade for grade in once for _ in range(6)]
-    grouped = ev.interval(ev.bootstrap(copies, [f"{k:02}" for k in range(40) for _ in range(6)], "m"))
+    grouped = report.interval(report.bootstrap(copies, [f"{k:02}" for k in range(40) for _ in range(6)], "m"))
     assert grouped == single
 
 
 def test_differences_are_paired():
     items = [Item("", None, str(k)) for k in range(50)]
     base = [{"m": (k % 2, 1)} for k in range(50)]
-    rows = ev.rows_of(TASKS["puzzles"], items, {"greedy": base, "same": base})
+    rows = report.rows_of(TASKS["puzzles"], items, {"greedy": base, "same": base})
     assert "minus_greedy" not in rows[0]
     assert rows[1]["minus_greedy"] == {"value": 0, "low": 0, "high": 0}
 
 
-def test_unknown_tasks_and_sizes_are_refused():
-    pair = cdlearn.load_pair()
-    with pytest.raises(ValueError, match="tasks names 'riddles'"):
-        ev.evaluate(pair, tasks=["riddles"], progress=False)
-    with pytest.raises(ValueError, match="n is 0"):
-        ev.evaluate(pair, tasks=["puzzles"], n=0, progress=False)
+def test_several_runs_are_one_score_with_its_lowest_and_highest_run():
+    items = [Item("", None, str(k)) for k in range(4)]
+    base = [{"m": (1, 1), "never": (0, 0)}] * 4
+    three = [{"m": (hit, 1), "never": (0, 0)} for hit in (1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0)]
+    rows = report.rows_of(TASKS["puzzles"], items, {"greedy": base, "sampled": three})
+    assert [row["metric"] for row in rows] == ["m", "m"]  # what no item has is no number
+    assert (rows[1]["runs"], rows[1]["lowest_run"], rows[1]["highest_run"]) == (3, 50.0, 75.0)
+    assert rows[1]["value"] == 58.3 and rows[1]["minus_greedy"]["value"] == -41.7
+    assert "runs" not in rows[0] and {row["items"] for row in rows} == {4}
+    assert "3 runs: 50.0 to 75.0" in report.table(rows)
+    # an item is drawn with all its runs: four copies of one run are as uncertain as the run
+    copies = report.rows_of(TASKS["puzzles"], items, {"greedy": base, "sampled": three[:4] * 4})
+    single = report.rows_of(TASKS["puzzles"], items, {"greedy": base, "sampled": three[:4]})
+    assert (copies[1]["low"], copies[1]["high"]) == (single[1]["low"], single[1]["high"])
 
 
-def test_overlap_of_a_model_with_itself_is_one():
+def test_rows_about_texts_are_the_metrics_of_the_library():
+    items = [Item("", None, str(k)) for k in range(3)]
+    texts = ["a b a b a b", "c d e f c d e", ""]
+
+    def numbers(*written):
+        rows = report.text_rows("t", items, dict(zip(("greedy", "s"), written)))
+        return {row["metric"]: row for row in rows if row["strategy"] == ("greedy", "s")[len(written) - 1]}
+
+    found = numbers(texts)
+    assert found["diversity"]["value"] == round(100 * cdlearn.metrics.diversity(texts), 1)
+    assert found["diversity"]["low"] < found["diversity"]["value"] < found["diversity"]["high"]
+    assert found["distinct-2"]["value"] == round(100 * cdlearn.metrics.distinct_n(texts, 2), 1)
+    assert found["self-BLEU"]["value"] == round(cdlearn.metrics.self_bleu(texts), 1)
+    assert found["words"]["value"] == 4.3
+    twice = {metric: row["value"] for metric, row in numbers(texts * 2).items()}
+    assert twice == {metric: row["value"] for metric, row in found.items()}
+    nothing = numbers(texts, ["", "", ""])
+    assert [nothing[m]["value"] for m in ("diversity", "distinct-2", "self-BLEU", "words")] == [100, 0, 0, 0]
+    assert nothing["diversity"]["minus_greedy"]["value"] == pytest.approx(100 - found["diversity"]["value"], abs=0.1)
+    assert numbers(texts, texts)["diversity"]["minus_greedy"] == {"value": 0, "low": 0, "high": 0}  # paired
+
+
+# strategies by name
+
+
+def test_names_become_sources():
     pair = cdlearn.load_pair()
-    items = TASKS["puzzles"].items(4)
-    texts = [cdlearn.generate(pair.expert, i.prompt, tokenizer=pair.tokenizer, max_new_tokens=8) for i in items]
-    twin = cdlearn.Pair(pair.expert, pair.expert, pair.tokenizer, pair.vocab_size)
-    rows = {r["strategy"]: r["value"] for r in ev.drafting(twin, {"puzzles": texts}, {"puzzles": items})}
-    assert rows["amateur"] == 100
-    assert all(0 < value < 100 for draft, value in rows.items() if draft.startswith("exit"))
-    assert ev.agreement(twin, "puzzles", texts, items, "greedy")["value"] == 100
+    names = ["greedy", "contrastive", "contrastive, strength 1, alpha 0.3, tau 0.5", "DoLa high, alpha 0.2"]
+    names += ["top-p 0.9, temperature 0.7", "temperature 2", "penalty 1.2", "DoLa low, reference"]
+    built = strategies.build(names, pair)
+    assert list(built) == names
+    settings = {name: source.settings for name, (source, _) in built.items()}
+    assert settings["contrastive"] | {"beta": 0.5, "alpha": 0.1} == settings["contrastive"]
+    form = {"strength": 1, "alpha": 0.3, "amateur_temperature": 0.5}
+    assert settings[names[2]] | form == settings[names[2]]
+    assert built["DoLa high, alpha 0.2"][0].alpha == 0.2
+    assert built["DoLa low, reference"][0].divergence == "reference" and not built["DoLa low, reference"][0].final_norm
+    drawn = {name: options for name, (_, options) in built.items() if options}
+    assert drawn == {
+        "top-p 0.9, temperature 0.7": {"temperature": 0.7, "top_p": 0.9},
+        "temperature 2": {"temperature": 2, "top_p": 1},
+        "penalty 1.2": {"repetition_penalty": 1.2},
+    }
+    assert built["greedy"][0] is built["temperature 2"][0]  # one expert, one cache
+    assert set(ev.strategies(pair)) == set(strategies.EVERY) - {"early checkpoint, beta 0.5"}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("beam", "'beam' is unknown"),
+        ("DoLa mid", "is unknown"),
+        ("contrastive, gamma 4", "takes no gamma"),
+        ("contrastive, beta", "'beta' is not a setting and its number"),
+        ("greedy, alpha 0.1", "takes no alpha"),
+        ("top-p", "'top-p' is not a setting"),
+        ("greedy, reference", "is unknown"),
+        ("early checkpoint", "needs an early checkpoint"),
+    ],
+)
+def test_bad_names_say_what_is_known(name, says):
+    with pytest.raises(ValueError, match=says):
+        strategies.build([name], cdlearn.load_pair())
+
+
+def test_a_lone_expert_has_no_amateur_to_contrast_with():
+    alone = cdlearn.load_expert()
+    assert list(strategies.build(["greedy", "DoLa low"], alone)) == ["greedy", "DoLa low"]
+    with pytest.raises(ValueError, match="'contrastive, beta 1' needs an amateur"):
+        strategies.build(["contrastive, beta 1"], alone)
+
+
+# prompts files
+
+
+def test_a_prompts_file_becomes_two_tasks(tmp_path):
+    lines = [
+        {"prompt": "a", "answer": "b"},
+        {"prompt": "c", "choices": ["x", "yy"], "answer": "yy", "group": "g", "id": 7},
+        {"prompt": "d"},
+        {"prompt": "e", "choices": ["x", "yy"], "answer": 0},
+    ]
+    path = write_lines(tmp_path / "quiz.jsonl", lines)
+    tasks = read_questions(path, max_new_tokens=5, render=lambda prompt: f"<{prompt}>")
+    assert list(tasks) == ["quiz, choices", "quiz, text"]
+    choices, text = (items for _, items in tasks.values())
+    assert choices == [Item("<c>", Choices(("x", "yy"), 1), "g"), Item("<e>", Choices(("x", "yy"), 0), "line 4")]
+    assert [(item.prompt, item.gold, item.group) for item in text] == [("<a>", ("b",), "line 1"), ("<d>", (), "line 3")]
+    assert tasks["quiz, text"][0].max_new_tokens == 5
+    assert list(read_questions(path, n=1)) == ["quiz"]  # one kind, no suffix
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 2: not JSON"),
+        ('["a"]', 'line 2: no text under "prompt"'),
+        ('{"prompt": 3}', 'no text under "prompt"'),
+        ('{"prompt": "a", "answer": 3}', '"answer" is not a text'),
+        ('{"prompt": "a", "choices": ["b"], "answer": 0}', "two or more texts"),
+        ('{"prompt": "a", "choices": ["b", " "], "answer": 0}', "two or more texts"),
+        ('{"prompt": "a", "choices": ["b", "c"]}', "one of the choices, or its number from 0 to 1"),
+        ('{"prompt": "a", "choices": ["b", "c"], "answer": 2}', "one of the choices"),
+        ('{"prompt": "a", "choices": ["b", "c"], "answer": true}', "one of the choices"),
+        ('{"prompt": "a", "group": 3}', '"group" is not a text'),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, says):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "fine"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=says) as error:
+        read_questions(path)
+    assert "--prompts-file" in str(error.value) and "line 2" in str(error.value)
+
+
+def test_files_that_hold_nothing_are_refused(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(ValueError, match="holds no prompt"):
+        read_questions(tmp_path / "empty.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        read_questions(tmp_path / "latin.jsonl")
+    with pytest.raises(FileNotFoundError):
+        read_questions(tmp_path / "missing.jsonl")
+
+
+def test_free_answers_are_graded_by_whole_words(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "", "answer": ["4", "New Delhi"]}, {"prompt": ""}])
+    ((task, (item, free)),) = read_questions(path).values()
+    grades = {text: task.grade(item, text) for text in ("It is 4.", "It is 14.", " 4. ", "new\ndelhi", "", "a b a b")}
+    assert [g["contains the answer"] for g in grades.values()] == [(x, 1) for x in (1, 0, 1, 1, 0, 0)]
+    assert [g["is the answer"] for g in grades.values()] == [(x, 1) for x in (0, 0, 1, 1, 0, 0)]
+    assert grades["a b a b"]["rep-2"] == (1, 3) and grades[""]["rep-2"] == (0, 0)
+    assert task.grade(free, "4")["contains the answer"] == (False, 0)
+
+
+def test_choices_are_graded_by_the_best_sum(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "", "choices": ["ab", "abcdefgh"], "answer": 1}])
+    ((task, (item,)),) = read_questions(path).values()
+    grade = task.grade(item, [-4.0, -8.0])
+    assert grade["right"] == (False, 1) and grade["right, per character"] == (True, 1)  # -2 against -1 a character
+    assert grade["share of the right one"][0] == pytest.approx(math.exp(-8) / (math.exp(-4) + math.exp(-8)))
+    assert task.grade(item, [-2000.0, -1000.0])["share of the right one"][0] == pytest.approx(1)
+    assert task.grade(item, [-1.0, -1.0])["right"] == (False, 1)  # of equal ones the first
+
+
+# answers
+
+
+def choices_task(count=1):
+    texts = tuple("".join(pair) for pair in itertools.product("abc", repeat=2))
+    items = [Item("Who?"[: 4 - k], Choices(texts, 4), str(k)) for k in range(count)]
+    return Task("quiz", None, None, 0, "right"), items
+
+
+@pytest.mark.parametrize("name", ["contrastive", "contrastive, strength 1, alpha 0.01", "DoLa low, alpha 0.3"])
+def test_multiple_choice_is_exact_enumeration(name):
+    """All texts of two letters: each sum is what a decoder meets that is led along the text, token by token."""
+    tokenizer = character_tokenizer()
+    models = [tiny_model("llama", seed=seed, num_hidden_layers=4) for seed in (1, 2)]
+    pair = cdlearn.Pair(*models, tokenizer, 97)
+    source, _ = strategies.build([name], pair)[name]
+    task, (item,) = choices_task()
+    record = asking.answers(task, [item], name, source, tokenizer=tokenizer, records=Records())[0]
+    ids = tokenizer("Who?").input_ids
+    for text, value in zip(item.gold.texts, record["answer"]):
+        total, seen = 0.0, list(ids)
+        for token in tokenizer(" " + text).input_ids:  # step by step, as a decoder walks
+            probs = cdlearn.scores.sampling_probs(source(torch.tensor([seen]))[0, -1])
+            total += math.log(probs[token]) if probs[token] > 0 else -1000.0
+            seen.append(token)
+        assert value == pytest.approx(total, abs=1e-3)
+    assert len(set(record["answer"])) > 2  # all nine would tie at -inf where each holds a masked token
+
+
+def test_the_word_reference_changes_the_normalisation_only():
+    tokenizer = character_tokenizer()
+    source = cdlearn.Contrast(tiny_model("llama", seed=1), tiny_model("llama", seed=2), beta=0.5)
+    task, items = choices_task()
+    settings = {"tokenizer": tokenizer, "records": Records()}
+    plain, official = (
+        asking.answers(task, items, name, source, **settings)[0]["answer"]
+        for name in ("contrastive, beta 0.5", "contrastive, beta 0.5, reference")
+    )
+    for a, b in zip(plain, official):
+        assert round(a / 1000) == round(b / 1000)  # the same tokens are masked
+        assert b <= a + 1e-6  # over more tokens, every kept one gets less
+
+
+def test_answers_are_found_again_and_batches_stay_as_they_are(monkeypatch):
+    pair = cdlearn.load_pair()
+    task, items = TASKS["facts"], TASKS["facts"].items()[:7]
+    options = {"temperature": 1.0}
+    settings = {"tokenizer": pair.tokenizer, "batch": 3, "seed": 5}
+    whole = Records()
+    expected = asking.answers(task, items, "s", pair.expert, records=whole, **settings, **options)
+    other = asking.answers(task, items, "s", pair.expert, records=whole, run=1, **settings, **options)
+    assert [r["answer"] for r in other] != [r["answer"] for r in expected]  # another run, other draws
+    part = Records()
+    for record in expected[:2] + expected[5:]:
+        part.add(record)
+    calls = []
+    generate = asking.generate
+    monkeypatch.setattr(asking, "generate", lambda *a, **k: calls.append(len(a[1])) or generate(*a, **k))
+    assert asking.answers(task, items, "s", pair.expert, records=part, **settings, **options) == expected
+    assert calls and sum(calls) < 7 + 1 and len(part) == 7
+    # row r of a batch draws with seed + r: every text can be had alone
+    order = sorted(range(7), key=lambda k: len(items[k].prompt))
+    alone = cdlearn.generate(
+        pair.expert, items[order[4]].prompt, tokenizer=pair.tokenizer, max_new_tokens=20, seed=5 + 4, **options
+    )
+    assert alone.token_ids == expected[order[4]]["token_ids"]
+
+
+def test_an_interrupt_keeps_what_is_finished_and_nothing_else(monkeypatch):
+    pair = cdlearn.load_pair()
+    task, items = TASKS["facts"], TASKS["facts"].items()[:4]
+    generate = asking.generate
+
+    def interrupted(*args, **options):
+        made = generate(*args, **options)
+        made[0].finish_reason = "interrupted"
+        return made
+
+    monkeypatch.setattr(asking, "generate", interrupted)
+    records = Records()
+    with pytest.raises(KeyboardInterrupt):
+        asking.answers(task, items, "s", pair.expert, tokenizer=pair.tokenizer, records=records, batch=2)
+    assert len(records) == 1
+
+
+# the run folder
+
+
+def record(item, answer="x"):
+    return {"task": "t", "strategy": "s", "run": 0, "item": item, "answer": answer}
+
+
+def test_a_folder_remembers_and_every_answer_is_on_disk_at_once(tmp_path):
+    with RunFolder(tmp_path / "deep" / "run", {"n": 3}) as folder:
+        folder.add(record(0, "ä\n\ud800"))
+        path = tmp_path / "deep" / "run" / "answers.jsonl"
+        assert json.loads(path.read_text(encoding="utf-8"))["answer"][:2] == "ä\n"  # before anything is closed
+        folder.add(record(0, "another"))  # known already
+        folder.add(record(1))
+    with RunFolder(tmp_path / "deep" / "run", {"n": 3}) as folder:
+        assert len(folder) == 2 and folder.get(("t", "s", 0, 1)) == record(1)
+        assert folder.get(("t", "s", 1, 1)) is None
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+
+
+@pytest.mark.parametrize("torn", ['{"task": "t", "strat', '{"task"', "\ufffd", json.dumps(record(2))])
+def test_a_torn_last_line_is_cut_off(tmp_path, torn):
+    with RunFolder(tmp_path, {}) as folder:
+        folder.add(record(0))
+        folder.add(record(1))
+    path = tmp_path / "answers.jsonl"
+    good = path.read_bytes()
+    path.write_bytes(good + torn.encode())
+    with RunFolder(tmp_path, {}) as folder:
+        assert len(folder) == 2 and path.read_bytes() == good
+        folder.add(record(2, "again"))
+    with RunFolder(tmp_path, {}) as folder:
+        assert folder.get(("t", "s", 0, 2))["answer"] == "again"
+
+
+def test_a_broken_line_before_the_last_is_an_error(tmp_path):
+    with RunFolder(tmp_path, {}) as folder:
+        folder.add(record(0))
+    path = tmp_path / "answers.jsonl"
+    for broken in (b"{half\n", b"[]\n", b'{"task": "t"}\n'):
+        path.write_bytes(broken + json.dumps(record(1)).encode() + b"\n")
+        with pytest.raises(ValueError, match="answers.jsonl, line 1, is not an answer"):
+            RunFolder(tmp_path, {})
+        assert path.read_bytes().startswith(broken)  # nothing was thrown away
+
+
+def test_other_settings_are_refused_in_one_sentence(tmp_path):
+    RunFolder(tmp_path, {"n": 3, "stop": None}).__exit__()
+    with pytest.raises(ValueError, match=r"was begun with n = 3, and this run has 4: give the same settings, or ano"):
+        RunFolder(tmp_path, {"n": 4, "stop": None})
+    with pytest.raises(ValueError, match="was begun with stop = None, and this run has"):
+        RunFolder(tmp_path, {"n": 3, "stop": ["Q:"]})
+    RunFolder(tmp_path, {"n": 3, "stop": None}).__exit__()
+    (tmp_path / "settings.json").unlink()
+    (tmp_path / "answers.jsonl").write_text(json.dumps(record(0)) + "\n")
+    with pytest.raises(ValueError, match="holds answers but no settings.json"):
+        RunFolder(tmp_path, {"n": 3})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
+def test_two_writers_do_not_share_a_folder(tmp_path):
+    with RunFolder(tmp_path, {}):
+        with pytest.raises(ValueError, match="in use by another process"):
+            RunFolder(tmp_path, {})
+    RunFolder(tmp_path, {}).__exit__()
+
+
+def test_a_fingerprint_knows_other_weights():
+    model = tiny_model("llama", seed=1)
+    assert asking.fingerprint(model) == asking.fingerprint(tiny_model("llama", seed=1))
+    assert asking.fingerprint(model) != asking.fingerprint(tiny_model("llama", seed=2))
+    assert asking.fingerprint(None) is None
+
+
+# killed
+
+
+KILLED = """
+import os, signal, sys
+from cdlearn.evaluate import answers
+generate, calls = answers.generate, 0
+
+def killed(*args, **options):
+    global calls
+    calls += 1
+    if calls == 4:
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+    return generate(*args, **options)
+
+answers.generate = killed
+from cdlearn.evaluate.command import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder and the arguments of a run that nobody disturbed."""
+    home = tmp_path_factory.mktemp("whole")
+    path = write_lines(home / "stories.jsonl", LINES)
+    arguments = ["--prompts-file", path, "--max-new-tokens", "16", *ARGUMENTS]
+    assert main([*arguments, "--out", str(home / "out")]) == 0
+    return home / "out", arguments
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_fourth_batch_loses_the_fourth_batch_and_nothing_else(uninterrupted, tmp_path, monkeypatch):
+    whole, arguments = uninterrupted
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments, "--out", str(tmp_path)], capture_output=True)
+    assert done.returncode in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9), signal.SIGTERM), done.stderr
+    kept = (tmp_path / "answers.jsonl").read_bytes()
+    assert kept.count(b"\n") == 3 * 3 and kept.endswith(b"\n")  # three batches of three
+    assert not (tmp_path / "results.csv").exists()
+    asked, generate = [], asking.generate
+    monkeypatch.setattr(asking, "generate", lambda *a, **k: asked.append(len(a[1])) or generate(*a, **k))
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert sum(asked) == 12 * 4 - 9  # greedy, contrastive, and top-p twice; what was there is not asked again
+    for name in ("answers.jsonl", "results.csv", "settings.json"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_kill_9_from_outside_at_any_moment(uninterrupted, tmp_path):
+    """As `kill -9 PID` in a terminal, twice, and with the torn line that a full disk or a power cut may leave."""
+    whole, arguments = uninterrupted
+    path, expected = tmp_path / "answers.jsonl", (whole / "answers.jsonl").read_bytes()
+    command = [sys.executable, "-m", "cdlearn", "eval", *arguments, "--out", str(tmp_path)]
+    before = 0
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        limit = time.monotonic() + 120
+        while (path.stat().st_size if path.exists() else 0) <= before and process.poll() is None:
+            assert time.monotonic() < limit, "no answer in two minutes"
+            time.sleep(0.005)
+        process.kill()
+        error = process.communicate()[1].decode()
+        assert process.returncode != 0, f"it finished before it could be killed: {error}"
+        kept = path.read_bytes()
+        assert len(kept) > before and expected.startswith(kept), error
+        path.write_bytes(kept + b'{"task": "stories", "strat')
+        before = len(kept) + 26
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert path.read_bytes() == expected
+    assert (tmp_path / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+# the command
 
 
 def test_command_prints_the_table_and_writes_the_rows(tmp_path, capsys):
     file = tmp_path / "deep" / "rows.json"
-    assert ev.main(["--tasks", "puzzles", "facts", "-n", "6", "--no-grid", "--json", str(file)]) == 0
+    assert main(["--tasks", "puzzles", "facts", "-n", "6", "--no-grid", "--json", str(file)]) == 0
     out = capsys.readouterr().out
     rows = json.loads(file.read_text())["rows"]
     for task in ("puzzles", "facts", "drafting"):
@@ -77,11 +486,140 @@ def test_command_prints_the_table_and_writes_the_rows(tmp_path, capsys):
     assert "DoLa high" in {r["strategy"] for r in rows if r["task"] == "facts"}
     assert all(r["low"] <= r["value"] <= r["high"] and r["items"] == 6 for r in right)
     assert {r["items"] for r in rows if r["task"] == "facts" and r["metric"] == "true"} == {240}
+    assert not [r for r in rows if r["metric"] in ("diversity", "self-BLEU")]  # the card's table stays as it is
 
 
-def test_command_refuses_bad_arguments(capsys):
-    for argv in (["-n", "0"], ["--tasks", "riddles"]):
-        with pytest.raises(SystemExit) as exit:
-            ev.main(argv)
-        assert exit.value.code == 2
-    assert "riddles" in capsys.readouterr().err
+def test_csv_is_tidy_and_figures_are_files(uninterrupted, tmp_path, capsys):
+    whole, arguments = uninterrupted
+    csv_file, drawn = tmp_path / "a" / "rows.csv", tmp_path / "figures"
+    assert main([*arguments, "--out", str(whole), "--csv", str(csv_file), "--figures", str(drawn)]) == 0
+    out = capsys.readouterr().out
+    rows = list(csv.DictReader(csv_file.open(encoding="utf-8")))
+    assert csv_file.read_bytes() == (whole / "results.csv").read_bytes()
+    names = ["greedy", "top-p 0.95", "contrastive, beta 0.5"]
+    metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "distinct-2", "self-BLEU", "words"]
+    assert sorted((r["strategy"], r["metric"]) for r in rows) == sorted(itertools.product(names, metrics))
+    assert {r["task"] for r in rows} == {"stories"} and {r["items"] for r in rows} == {"12"}
+    (sampled,) = [r for r in rows if (r["strategy"], r["metric"]) == ("top-p 0.95", "contains the answer")]
+    assert sampled["runs"] == "2" and float(sampled["lowest_run"]) <= float(sampled["value"])
+    assert float(sampled["minus_greedy_low"]) <= float(sampled["minus_greedy"]) <= float(sampled["minus_greedy_high"])
+    assert "top-p 0.95" in out and "2 runs:" in out
+    assert sorted(p.name for p in drawn.iterdir()) == ["diversity.png", "diversity.svg", "scores.png", "scores.svg"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in drawn.glob("*.png"))
+    assert all("<svg" in p.read_text(encoding="utf-8") for p in drawn.glob("*.svg"))
+
+
+def test_figures_show_what_the_rows_say():
+    rows = [
+        {"task": "stories", "strategy": name, "metric": metric, "value": v, "low": v - 5, "high": v + 5}
+        for name, values in {"greedy": (90, 10), "contrast $x$": (80, 70)}.items()
+        for metric, v in zip(("consistent", "diversity"), values)
+    ]
+    ax = figures.plot_tradeoff(rows, "stories", "consistent")
+    points = [tuple(line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata()) == 1]
+    assert points == [(90, 10), (80, 70)]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["greedy", "contrast $x$"]
+    markers = [line.get_marker() for line in ax.lines if len(line.get_xydata()) == 1]
+    assert len(set(markers)) == 2  # never colour alone
+    ax = figures.plot_scores(rows, "stories", "consistent")
+    bars = [line.get_xdata().tolist() for line in ax.lines if len(line.get_xydata()) == 2]
+    assert bars == [[85, 95], [75, 85]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["greedy", "contrast $x$"]
+    with pytest.raises(ValueError, match="nothing about task 'stories' and metric 'right'"):
+        figures.plot_scores(rows, "stories", "right")
+
+
+def test_a_folder_grows_by_strategies_and_runs_and_refuses_other_items(prompts, tmp_path, capsys):
+    out = ["--max-new-tokens", "6", "--batch", "9", "--out", str(tmp_path / "run")]
+    contrast = ["amateur", "top-p 0.9"]
+    assert main(["--prompts-file", prompts, *out, "--strategies", "amateur"]) == 0
+    assert main(["--prompts-file", prompts, *out, "--strategies", *contrast, "--seeds", "2"]) == 0
+    lines = (tmp_path / "run" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 12 * 3
+    changed = write_lines(tmp_path / "stories2.jsonl", LINES[::-1])
+    with pytest.raises(ValueError, match="was begun with prompts"):
+        main(["--prompts-file", changed, *out, "--strategies", "amateur"])
+    with pytest.raises(ValueError, match="was begun with seed = 0, and this run has 1"):
+        main(["--prompts-file", prompts, *out, "--strategies", "amateur", "--seed", "1"])
+
+
+def test_stop_strings_end_an_answer(prompts, tmp_path):
+    arguments = ["--prompts-file", prompts, "--max-new-tokens", "12", "--strategies", "greedy", "-n", "3"]
+    assert main([*arguments, "--stop", ".", "--out", str(tmp_path / "o")]) == 0
+    found = [json.loads(line) for line in (tmp_path / "o" / "answers.jsonl").read_text().splitlines()]
+    assert len(found) == 3 and all("." not in one["answer"] for one in found)
+    assert "stop" in {one["finish_reason"] for one in found}
+
+
+def test_a_chat_template_is_put_around_the_prompts(prompts, tmp_path):
+    arguments = ["--prompts-file", prompts, "--max-new-tokens", "4", "--strategies", "greedy", "-n", "2"]
+    plain, chat = tmp_path / "plain", tmp_path / "chat"
+    assert main([*arguments, "--out", str(plain)]) == main([*arguments, "--chat-template", "--out", str(chat)]) == 0
+    settings = [json.loads((folder / "settings.json").read_text())["prompts"] for folder in (plain, chat)]
+    assert settings[0] != settings[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["-n", "0"], "at least 1"),
+        (["--tasks", "riddles"], "riddles"),
+        (["--tasks", "facts", "--prompts-file", "x"], "not allowed with"),
+        (["--strategies", "beam"], "'beam' is unknown"),
+        (["--max-new-tokens", "4"], "--max-new-tokens belongs to --prompts-file"),
+        (["--stop", "x"], "--stop belongs to --prompts-file"),
+        (["--prompts-file", "x", "--system-prompt", "y"], "add --chat-template"),
+        (["--prompts-file", "x", "--no-grid"], "--no-grid changes nothing"),
+    ],
+)
+def test_command_refuses_bad_arguments(argv, says, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+# the toy world's table
+
+
+def test_unknown_tasks_and_sizes_are_refused():
+    pair = cdlearn.load_pair()
+    with pytest.raises(ValueError, match="tasks names 'riddles'"):
+        ev.evaluate(pair, tasks=["riddles"], progress=False)
+    with pytest.raises(ValueError, match="n is 0"):
+        ev.evaluate(pair, tasks=["puzzles"], n=0, progress=False)
+
+
+def written(pair, items, count=8):
+    made = [cdlearn.generate(pair.expert, i.prompt, tokenizer=pair.tokenizer, max_new_tokens=count) for i in items]
+    return [{"token_ids": one.token_ids} for one in made]
+
+
+def test_overlap_of_a_model_with_itself_is_one():
+    pair = cdlearn.load_pair()
+    items = TASKS["puzzles"].items(4)
+    twin = cdlearn.Pair(pair.expert, pair.expert, pair.tokenizer, pair.vocab_size)
+    texts = written(twin, items)
+    rows = {r["strategy"]: r["value"] for r in ev.drafting(twin, {"puzzles": texts}, {"puzzles": items})}
+    assert rows["amateur"] == 100
+    assert all(0 < value < 100 for draft, value in rows.items() if draft.startswith("exit"))
+    assert ev.agreement(twin, "puzzles", texts, items, "greedy")["value"] == 100
+
+
+def test_drafts_of_other_architectures_are_the_amateur_alone():
+    pair = cdlearn.Pair(
+        tiny_model("gpt2", seed=1), tiny_model("gpt2", vocab_size=99, seed=2), character_tokenizer(), 97
+    )
+    items = [Item("Who has it?", None, "0")]
+    rows = ev.drafting(pair, {"puzzles": written(pair, items)}, {"puzzles": items})
+    assert {r["strategy"] for r in rows} == {"amateur"} and all(0 < r["value"] < 100 for r in rows)
+
+
+def test_the_table_finds_its_answers_again(tmp_path, monkeypatch):
+    pair = cdlearn.load_pair()
+    settings = {"tasks": ["arithmetic"], "n": 2, "progress": False}
+    with RunFolder(tmp_path, {}) as records:
+        rows = ev.evaluate(pair, records=records, **settings)
+    monkeypatch.setattr(asking, "generate", lambda *a, **k: pytest.fail("asked again"))
+    with RunFolder(tmp_path, {}) as records:
+        assert ev.evaluate(pair, records=records, **settings) == rows

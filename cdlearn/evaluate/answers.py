@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from cdlearn.decode import generate
 from cdlearn.evaluate.folder import Records
@@ -16,6 +15,9 @@ from cdlearn.evaluate.strategies import is_sampled
 from cdlearn.likelihood import choice_scores
 from cdlearn.sources import Source
 from cdlearn.toyworld.tasks import Item, Task
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 SEED_STEP = 1_000_000  # between the seeds of two runs: more than a run has items
 
@@ -83,7 +85,7 @@ def task_rows(
     about the texts. settings: see `answers`. Multiple choice leaves out strategies that differ from their source only
     in how they draw.
     """
-    graded, first, about = {}, {}, []
+    graded, first, written = {}, {}, {}
     for strategy, (source, options) in compared.items():
         repeat = _repeat(items, options, runs)
         found: list[dict] = []
@@ -96,8 +98,8 @@ def task_rows(
             continue
         first[strategy] = found[: len(items)]
         graded[strategy] = [task.grade(items[k % len(items)], record["answer"]) for k, record in enumerate(found)]
-        if texts and not _is_choice(items[0]):
-            about += text_rows(task.name, items, strategy, [record["answer"] for record in found])
+        written[strategy] = [record["answer"] for record in found]
+    about = text_rows(task.name, items, written) if texts and not _is_choice(items[0]) else []
     return rows_of(task, items, graded) + about, first
 
 

@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             settings: dict[str, Any] = {"seed": args.seed, "runs": args.seeds, "batch": batch, "records": records}
             settings["texts"] = any((args.strategies, args.prompts_file, args.out, args.csv, args.figures))
             if whole:
-                toy = {"tasks": list(tasks), "n": args.n or 500, "grid": not args.no_grid}
+                toy = {"tasks": list(tasks), "n": args.n, "grid": not args.no_grid}
                 rows = evaluate(pair, early=early, **toy, **settings)
             else:
                 rows = _rows(tasks, build(names, pair, early), pair, args.stop, settings)
@@ -123,16 +123,20 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(str(error))
     args.strategies = list(dict.fromkeys(args.strategies)) if args.strategies else None
     args.tasks = list(dict.fromkeys(args.tasks or TASKS))
+    if args.prompts_file:
+        args.max_new_tokens = args.max_new_tokens or 64
+    else:
+        args.n = args.n or 500
 
 
 def _tasks(args: argparse.Namespace, pair: Pair) -> dict[str, tuple[Task, list[Item]]]:
     if not args.prompts_file:
-        return {name: (TASKS[name], TASKS[name].items(args.n or 500, args.seed)) for name in args.tasks}
+        return {name: (TASKS[name], TASKS[name].items(args.n, args.seed)) for name in args.tasks}
 
     def render(prompt: str) -> str:
         return pair.prompt(prompt, system=args.system_prompt, chat=args.chat_template)
 
-    return read_questions(args.prompts_file, n=args.n, max_new_tokens=args.max_new_tokens or 64, render=render)
+    return read_questions(args.prompts_file, n=args.n, max_new_tokens=args.max_new_tokens, render=render)
 
 
 def _records(args: argparse.Namespace, pair: Pair, early: Any, tasks: dict, batch: int) -> Records | RunFolder:
@@ -165,12 +169,7 @@ def _write(args: argparse.Namespace, rows: list[dict], headlines: dict[str, str]
     if args.figures:
         write_figures(rows, headlines, args.figures)
     if args.json:
-        setup = {
-            "seed": args.seed,
-            "n": args.n or (None if args.prompts_file else 500),
-            "seconds": round(seconds),
-            "torch": torch.__version__,
-        }
+        setup = {"seed": args.seed, "n": args.n, "seconds": round(seconds), "torch": torch.__version__}
         setup |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdlearn.figures import BLACK, STYLES, axes_or_new, name_ticks, no_math, tidy
+from cdlearn.figures import BLACK, GREY, STYLES, axes_or_new, name_ticks, no_math, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARKS = [(BLACK, "o"), ("#767676", "x"), *((color, mark) for color, _, mark in STYLES if color != BLACK)]
+MARKS = [(BLACK, "v"), (GREY, "x"), *((color, mark) for color, _, mark in STYLES if color != BLACK)]
 
 
 def plot_scores(rows: list[dict], task: str, metric: str, *, ax: Axes | None = None) -> Axes:
@@ -20,7 +20,9 @@ def plot_scores(rows: list[dict], task: str, metric: str, *, ax: Axes | None = N
     """
     found = _rows(rows, task, metric)
     ax = axes_or_new(ax, (5.0, 0.8 + 0.35 * len(found)))
-    for y, (row, (color, mark)) in enumerate(zip(found, _marks(len(found)))):
+    marks = _marks(rows)
+    for y, row in enumerate(found):
+        color, mark = marks[row["strategy"]]
         ax.plot([row.get("low", row["value"]), row.get("high", row["value"])], [y, y], color=color, linewidth=2)
         ax.plot(row["value"], y, mark, color=color, markersize=7)
     name_ticks(ax.yaxis, range(len(found)), [row["strategy"] for row in found])
@@ -37,11 +39,9 @@ def plot_tradeoff(rows: list[dict], task: str, metric: str, *, ax: Axes | None =
     """
     ax = axes_or_new(ax, (5.5, 4.0))
     across = {row["strategy"]: row for row in _rows(rows, task, metric)}
-    up = _rows(rows, task, "diversity")
-    for row, (color, mark) in zip(up, _marks(len(up))):
-        other = across.get(row["strategy"])
-        if other is None:
-            continue
+    marks = _marks(rows)
+    for row in _rows(rows, task, "diversity"):
+        other, (color, mark) = across[row["strategy"]], marks[row["strategy"]]
         x, y = other["value"], row["value"]
         ax.plot([other["low"], other["high"]], [y, y], color=color, linewidth=1)
         ax.plot([x, x], [row["low"], row["high"]], color=color, linewidth=1)
@@ -49,7 +49,7 @@ def plot_tradeoff(rows: list[dict], task: str, metric: str, *, ax: Axes | None =
     ax.set(xlim=(-4, 104), ylim=(-4, 104), ylabel="diversity, percent")
     ax.set_xlabel(f"{metric}, percent", parse_math=False)
     ax.set_title(f"{task}: diversity against {metric}", parse_math=False)
-    no_math(ax.legend(fontsize=8, loc="best"))
+    no_math(ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5)))
     return tidy(ax)
 
 
@@ -71,7 +71,7 @@ def write_figures(rows: list[dict], headlines: dict[str, str], folder: str | Pat
     for name, (plot, tasks) in drawn.items():
         if not tasks:
             continue
-        figure = Figure(figsize=(5.2 * len(tasks), 4.0), layout="constrained")
+        figure = Figure(figsize=(6.2 * len(tasks), 4.0), layout="constrained")
         for ax, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks):
             plot(rows, task, headlines[task], ax=ax)
         for ending in ("png", "svg"):
@@ -87,5 +87,7 @@ def _rows(rows: list[dict], task: str, metric: str) -> list[dict]:
     return found
 
 
-def _marks(count: int) -> list[tuple[str, str]]:
-    return [MARKS[k % len(MARKS)] for k in range(count)]
+def _marks(rows: list[dict]) -> dict[str, tuple[str, str]]:
+    """Strategy -> colour and mark, the same in every panel."""
+    names = dict.fromkeys(row["strategy"] for row in rows)
+    return {name: MARKS[k % len(MARKS)] for k, name in enumerate(names)}

@@ -71,33 +71,46 @@ def _by_run(grades: list[dict], count: int, metric: str) -> dict[str, float]:
     return {"runs": len(runs), "lowest_run": round(float(min(runs)), 1), "highest_run": round(float(max(runs)), 1)}
 
 
-def text_rows(task: str, items: list[Item], strategy: str, texts: list[str]) -> list[dict]:
-    """Rows about the texts themselves: diversity with its interval, distinct-2, self-BLEU of the first run, words.
+def text_rows(task: str, items: list[Item], written: dict[str, list[str]]) -> list[dict]:
+    """Rows about the texts themselves: diversity with its intervals, distinct-2 and self-BLEU of the first run, words.
 
-    All in percent but the words (a mean per text). Self-BLEU needs sacrebleu and is left out without it.
+    written: strategy -> a text for every item; several runs follow one another. All in percent but the words (a mean
+    per text). Self-BLEU needs sacrebleu and is left out without it.
     """
+    spread = {strategy: _diversity(texts, items) for strategy, texts in written.items()}
+    rows = []
+    for strategy, texts in written.items():
+        first = texts[: len(items)]
+        found: dict[str, dict[str, Any]] = {"diversity": interval(spread[strategy])}
+        if BASELINE in spread and strategy != BASELINE:
+            found["diversity"]["minus_greedy"] = interval(spread[strategy] - spread[BASELINE])
+        found["distinct-2"] = {"value": round(100 * distinct_n(first, 2), 1)}
+        try:
+            found["self-BLEU"] = {"value": round(self_bleu(first), 1)}
+        except ImportError:
+            pass
+        found["words"] = {"value": round(sum(len(text.split()) for text in texts) / len(texts), 1)}
+        rows += [
+            {"task": task, "strategy": strategy, "metric": metric, **numbers, "items": len(items)}
+            for metric, numbers in found.items()
+        ]
+    return rows
+
+
+def _diversity(texts: list[str], items: list[Item]) -> np.ndarray:
+    """[1 + RESAMPLES] values of `metrics.diversity` in percent, drawn as `bootstrap` draws."""
     groups = [item.group for item in items] * (len(texts) // len(items))
     left = np.ones(1 + RESAMPLES)
     for n in (2, 3, 4):
         counts = [ngram_counts(text, n) for text in texts]
         left *= 1 - bootstrap([{"rep": (of - distinct, of)} for distinct, of in counts], groups, "rep") / 100
-    first = texts[: len(items)]
-    found: dict[str, dict[str, float]] = {"diversity": interval(100 * left)}
-    found["distinct-2"] = {"value": round(100 * distinct_n(first, 2), 1)}
-    try:
-        found["self-BLEU"] = {"value": round(self_bleu(first), 1)}
-    except ImportError:
-        pass
-    found["words"] = {"value": round(sum(len(text.split()) for text in texts) / len(texts), 1)}
-    return [
-        {"task": task, "strategy": strategy, "metric": metric, **numbers, "items": len(items)}
-        for metric, numbers in found.items()
-    ]
+    return 100 * left
 
 
 def table(rows: list[dict]) -> str:
     """The rows as aligned text, one block per task."""
     lines, last = [], None
+    wide = max([27, *(len(row["strategy"]) for row in rows)])
     for row in sorted(rows, key=lambda r: r["task"]):
         if row["task"] != last:
             last = row["task"]
@@ -109,7 +122,7 @@ def table(rows: list[dict]) -> str:
         against = f"{against['value']:+6.1f} [{against['low']:+.1f}, {against['high']:+.1f}]" if against else ""
         if "runs" in row:
             against += f"  {row['runs']} runs: {row['lowest_run']:.1f} to {row['highest_run']:.1f}"
-        lines.append(f"  {row['strategy']:27} {row['metric']:22} {row['value']:6.1f} {span:16} {against}".rstrip())
+        lines.append(f"  {row['strategy']:{wide}} {row['metric']:22} {row['value']:6.1f} {span:16} {against}".rstrip())
     return "\n".join(lines[1:])
 
 

@@ -52,7 +52,7 @@ def _overlaps(pair, rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.
             hidden = expert.model(
                 ids, output_hidden_states=True, use_cache=False
             ).hidden_states  # the last one is normed
-            logits = expert.lm_head(hidden[-1][where])
+            logits = expert.lm_head(hidden[-1][where])  # the last one is normed already
             for k, state in enumerate(hidden[1:-1]):
                 drafts[f"exit {k + 1}"] = expert.lm_head(expert.model.norm(state[where]))
         else:
