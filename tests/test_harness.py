@@ -1,5 +1,6 @@
 """cdlearn as a model type of lm-evaluation-harness, on local tasks: the numbers are those of the sources themselves."""
 
+import functools
 import importlib
 import json
 import math
@@ -26,9 +27,13 @@ CHOICES = [
 ]
 # run by every process of torchrun: the command line as it is, with a note of which items came by
 WATCHED = """
-import json, os, sys
+import functools, json, os, sys
 from pathlib import Path
+from lm_eval import evaluator, tasks
 from cdlearn import harness
+
+tasks.TaskManager.__init__ = functools.partialmethod(tasks.TaskManager.__init__, include_defaults=False)
+evaluator.add_env_info = lambda results: None
 
 def watch(name):
     inner = getattr(harness.SourceLM, name)
@@ -100,9 +105,14 @@ def results_of(out):
 
 @pytest.fixture(scope="module")
 def one_process(harness, folder, tmp_path_factory):
+    from lm_eval.tasks import TaskManager
+
     out = tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # seconds of asking the machine
+        # saves reading thousands of task files, and asking the machine for its versions
+        init = functools.partialmethod(TaskManager.__init__, include_defaults=False)
+        patch.setattr(TaskManager, "__init__", init)
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
         assert harness.main(command(folder, out)) == 0
     return results_of(out)
 
@@ -303,6 +313,7 @@ def test_what_would_change_nothing_is_refused(harness):
 
 
 def test_without_the_harness_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "cdlearn.harness", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "cdlearn\[eval\]"'):
