@@ -97,7 +97,7 @@ def test_imports_run_one_way():
     order += ["grading", "bench", "options", "classroom", "compare", "doctor", "cli"]
     parts = ["base", "cached", "combine", "layers", "textspace"]  # of sources, which is a package
     checks = ["speech", "forbidden", "models", "core", "step", "loop", "cache", "forms"]
-    checks += ["lens", "dola", "verify", "speculation"]
+    checks += ["lens", "dola", "verify", "speculation", "project"]
     room = ["submissions", "build", "worker", "report", "grade", "commands"]
     packages = {"sources": parts, "grading": checks, "classroom": room}
     files = {name: ROOT / "cdlearn" / f"{name}.py" for name in order if name not in packages}
