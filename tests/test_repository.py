@@ -96,7 +96,7 @@ def test_imports_run_one_way():
     order += ["metrics", "toyworld", "grading", "timing", "bench", "options", "evaluate", "harness", "classroom"]
     order += ["compare", "doctor", "cli"]
     checks = ["speech", "forbidden", "models", "core", "step", "loop", "cachelm", "columns", "cache"]
-    checks += ["contrast", "forms", "lens", "dola", "verify", "speculation"]
+    checks += ["contrast", "forms", "lens", "dola", "verify", "speculation", "project"]
     packages = {
         "sources": ["base", "cached", "combine", "layers", "textspace"],
         "grading": checks,
