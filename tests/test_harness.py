@@ -15,7 +15,9 @@ import torch
 import yaml
 
 import cdlearn
-from cdlearn.toyworld.evaluate import run
+from cdlearn.evaluate.answers import answers
+from cdlearn.evaluate.folder import Records
+from cdlearn.evaluate.questions import read_questions
 from cdlearn.toyworld.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -252,15 +254,27 @@ def test_chat_template_is_the_tokenizers_with_one_bos(harness, pair):
     assert rendered.startswith(pair.tokenizer.bos_token) and text == made.text
 
 
-def test_the_command_line_agrees_with_cdlearn_eval(one_process, pair):
+def test_the_command_line_agrees_with_cdlearn_eval(one_process, pair, tmp_path):
     written, samples = one_process
     items = TASKS["puzzles"].items(PUZZLES)
     source = cdlearn.Contrast(pair.expert, pair.amateur, alpha=0.1, beta=0.5)
-    bar = types.SimpleNamespace(update=lambda count: None)
-    made = run(source, items, TASKS["puzzles"], pair.tokenizer, seed=0, bar=bar)
-    assert [samples["toy_puzzles"][k] for k in range(PUZZLES)] == [[generation.text] for generation in made]
-    right = [text.text == f"{item.gold.worked}" for text, item in zip(made, items)]
+    asked = {"tokenizer": pair.tokenizer, "records": Records()}
+    texts = [r["answer"] for r in answers(TASKS["puzzles"], items, "contrastive, beta 0.5", source, **asked)]
+    assert [samples["toy_puzzles"][k] for k in range(PUZZLES)] == [[text] for text in texts]
+    right = [text == f"{item.gold.worked}" for text, item in zip(texts, items)]
     assert written["results"]["toy_puzzles"]["exact_match,none"] == pytest.approx(sum(right) / PUZZLES)
+    lines = [
+        {"prompt": c["question"], "choices": [f" The capital is {x}" for x in c["choices"]], "answer": c["answer"]}
+        for c in CHOICES
+    ]
+    (tmp_path / "choices.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ((task, items),) = read_questions(tmp_path / "choices.jsonl").values()
+    sums = [r["answer"] for r in answers(task, items, "contrastive, beta 0.5", source, **asked)]
+    theirs = [[float(total) for total, _ in samples["toy_choices"][k]] for k in range(len(CHOICES))]
+    assert [len(row) for row in sums] == [len(row) for row in theirs]
+    assert sum(theirs, []) == pytest.approx(sum(sums, []), abs=1e-3)
+    right = [task.grade(item, row)["right"][0] for item, row in zip(items, sums)]
+    assert written["results"]["toy_choices"]["acc,none"] == pytest.approx(sum(right) / len(right))
     assert 0 < written["results"]["toy_choices"]["acc,none"] <= 1
     assert written["config"]["settings"]["beta"] == 0.5 and written["config"]["model_num_parameters"] > 1e6
 
@@ -289,8 +303,8 @@ def test_two_processes_share_the_items_and_agree_with_one(one_process, folder, t
         for name, value in scores.items():
             assert written["results"][task][name] == pytest.approx(value), (task, name)
     assert samples["toy_puzzles"] == samples_alone["toy_puzzles"]
-    for item, answers in samples_alone["toy_choices"].items():
-        for (ours, greedy), (theirs, theirs_greedy) in zip(answers, samples["toy_choices"][item], strict=True):
+    for item, pairs in samples_alone["toy_choices"].items():
+        for (ours, greedy), (theirs, theirs_greedy) in zip(pairs, samples["toy_choices"][item], strict=True):
             assert float(ours) == pytest.approx(float(theirs), abs=1e-3) and greedy == theirs_greedy
 
 
