@@ -33,7 +33,7 @@ def _endings_note(value: Any, model: PositionLM, args: tuple) -> dict:
 
 
 def _endings_case(says: str, prompt: list[int], endings: list[list[int]], scores: list[float]) -> Case:
-    enough = len(prompt) + sum(map(len, endings))
+    enough = len(prompt) + sum(len(ending) for ending in endings)
     words = f"{TOY_WORDS}log p is -0.391 for it, -1.391 for the next token, -4.391 for all others. "
     example = f"{words}my_endings(model, {prompt}, {endings})"
     args = (TOY, torch.tensor([prompt]), [torch.tensor([ending]) for ending in endings])

@@ -133,14 +133,14 @@ def _with_mean(rule: Callable) -> Callable:
     """A mistake from a rule on p, q and their mean m."""
 
     def gives(p_logits, q_logits):
-        p, q = p_logits.softmax(-1), q_logits.softmax(-1)
+        p, q = (logits.softmax(-1) for logits in (p_logits, q_logits))
         return rule(p, q, (p + q) / 2)
 
     return gives
 
 
 def _raw(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    p, q = p_logits.softmax(-1), q_logits.softmax(-1)
+    p, q = (logits.softmax(-1) for logits in (p_logits, q_logits))
     log_m = ((p + q) / 2).log()
     return ((p * (p_logits - log_m)).sum(-1) + (q * (q_logits - log_m)).sum(-1)) / 2
 
