@@ -18,7 +18,7 @@ from typing import Any
 from cdlearn.classroom import worker
 from cdlearn.classroom.build import find_masters, pick, releases
 from cdlearn.classroom.report import Row, hint_of, own_feedback, status_of, write_csv
-from cdlearn.classroom.submissions import Notebook, Submission, find_submissions, points_of, restore, slug
+from cdlearn.classroom.submissions import Notebook, Submission, by_hand, find_submissions, points_of, restore, slug
 
 
 @dataclass
@@ -192,20 +192,24 @@ def _conclude(submission: Submission, made: dict[str, Notebook], job: Job) -> tu
     events = _lines(job.folder / "progress.jsonl")
     result = _json(job.folder / "result.json")
     reason = job.stopped or ("" if "grades" in result else _reason(events, result))
-    rows = _rows(submission, points_of(made[submission.assignment]), events, result.get("grades"), reason)
+    rows = _rows(submission, made[submission.assignment], events, result.get("grades"), reason)
     page = job.folder / "feedback" / "student" / submission.assignment / f"{submission.assignment}.html"
     if not reason and page.exists():
         return rows, page.read_text(encoding="utf-8")
     return rows, own_feedback(submission, rows, reason or "nbgrader wrote no feedback; the points stand.")
 
 
-def _rows(submission: Submission, parts: dict[str, float], events: list, grades: dict | None, reason: str) -> list[Row]:
+def _rows(submission: Submission, release: Notebook, events: list, grades: dict | None, reason: str) -> list[Row]:
     """One row per part: what the gradebook and the record made while it ran agree on, else the smaller."""
+    parts, in_words = points_of(release), by_hand(release)
     ends = {event["grade_id"]: event for event in events if event["event"] == "end" and event["grade_id"] in parts}
     errors = _errors_before(events, set(parts))
     rows, before, died = [], events[0]["at"] if events else 0.0, False
     for part, most in parts.items():
         end = ends.get(part)
+        if part in in_words:
+            rows.append(Row(submission.student, submission.assignment, part, None, most, 0.0, "by hand", ""))
+            continue
         if end is None:
             status = ("stopped" if "stopped" in reason else "died") if not died else "not run"
             rows.append(Row(submission.student, submission.assignment, part, 0.0, most, 0.0, status, reason))

@@ -38,6 +38,11 @@ def points_of(release: Notebook) -> dict[str, float]:
     return {marks(c)["grade_id"]: float(marks(c)["points"]) for c in release["cells"] if marks(c).get("grade")}
 
 
+def by_hand(release: Notebook) -> set[str]:
+    """The parts that a person has to grade: answers in words, which nothing runs."""
+    return {marks(c)["grade_id"] for c in release["cells"] if marks(c).get("grade") and c["cell_type"] == "markdown"}
+
+
 def find_submissions(folder: Path, releases: dict[str, Notebook]) -> Iterator[Submission]:
     """Every notebook below `folder`: `student/assignment/assignment.ipynb`, `student/any.ipynb` or `student.ipynb`.
 
