@@ -2,6 +2,7 @@
 # make demo  expert, amateur and contrastive text side by side, in the terminal
 # make test  everything CI checks
 # make assignments          the students' notebooks and zips, in build/assignments
+# make harness  the tests that need lm-evaluation-harness (0.5 GB more), in an environment of their own
 # make grade FOLDER=...     grade a folder of submissions; ARGS="--seed 1" for more
 # Each makes .venv first if it is missing. Another Python: make PYTHON=python3.12 test
 
@@ -13,7 +14,7 @@ NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' -not -path
 # one thread a worker: two workers on two cores do not fight
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test lint format unit notebooks pages wheel assignments grade clean
+.PHONY: help install lab demo test harness lint format unit notebooks pages wheel assignments grade clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -60,6 +61,18 @@ pages: $(STAMP)
 # the built wheel, installed alone in an empty environment outside the clone, decodes
 wheel: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/test_wheel.py
+
+# a venv that sees what .venv holds, so that torch is there once and the harness's packages stay out of it
+HARNESS := $(VENV)-harness
+
+$(HARNESS)/.installed: $(STAMP)
+	$(BIN)/python -m venv $(HARNESS)
+	$(BIN)/python -c 'import sys, sysconfig; from pathlib import Path; (Path(sys.argv[1]) / "outer.pth").write_text(sysconfig.get_path("purelib"))' "$$($(HARNESS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(HARNESS)/bin/python -m pip install --quiet -c .ci/constraints.txt -e ".[test,eval]"
+	@touch $@
+
+harness: $(HARNESS)/.installed
+	$(TEST_ENV) $(HARNESS)/bin/python -m pytest tests/test_harness.py
 
 assignments: $(STAMP)
 	$(BIN)/python -m cdlearn assignments build/assignments $(ARGS)
