@@ -112,13 +112,7 @@ def run(
         raise ValueError(f"threads={threads!r} must be a whole number of at least 1, or None.")
     stories: list[torch.Tensor] = []
     if expert is None:
-        place = ("cpu" if size == "embedded" else pick_device()) if device == "auto" else device
-        if size == "embedded":
-            pair = load_pair(device=place)
-            expert, amateur = pair.expert, pair.amateur
-            stories = [torch.tensor([pair.tokenizer(text)["input_ids"]]) for text in STORIES]
-        else:
-            expert, amateur = (model.to(place) for model in random_pair(size))
+        expert, amateur, stories = _load(size, device)
     with use_threads(threads) as used, tqdm(total=repetitions + 1, disable=_hide(progress)) as bar:
         rows = _steps(expert, amateur, batch, context, steps, repetitions, bar)
         if stories:
@@ -133,6 +127,15 @@ def run(
     return table
 
 
+def _load(size: str, device: str) -> tuple[PreTrainedModel, PreTrainedModel, list[torch.Tensor]]:
+    """The expert and the amateur of a size, and the ids of the stories that the embedded ones can continue."""
+    place = ("cpu" if size == "embedded" else pick_device()) if device == "auto" else device
+    if size == "embedded":
+        pair = load_pair(device=place)
+        return pair.expert, pair.amateur, [torch.tensor([pair.tokenizer(text)["input_ids"]]) for text in STORIES]
+    return *(model.to(place) for model in random_pair(size)), []
+
+
 def sweep(
     *models: PreTrainedModel,
     batches: Sequence[int] = (1, 4, 16),
@@ -142,7 +145,7 @@ def sweep(
 ) -> pd.DataFrame:
     """`run` at every batch and context that the models can read; its rows with two more columns, `batch`, `context`.
 
-    Speculative rows, which have their own texts, are there once. Other arguments as in `run`.
+    The rows about whole texts depend on neither and are measured once. Other arguments as in `run`.
     """
     tables, facts = [], {}
     limits = [model.config.get_text_config().max_position_embeddings for model in models]
@@ -153,8 +156,9 @@ def sweep(
     for batch, context in settings:
         table = run(*models, batch=batch, context=context, progress=progress, **options)
         facts = table.attrs
-        steps = table[table["predicted"].isna()] if tables and "predicted" in table else table
-        tables.append(steps.assign(batch=batch, context=context))
+        tables.append(table.assign(batch=batch, context=context))
+        # models as arguments, loaded once, have no stories: the next settings measure steps alone
+        models = models or _load(options.get("size", "embedded"), options.get("device", "auto"))[:2]
     found = pd.concat(tables, ignore_index=True)
     found.attrs = facts | {"setting": {k: v for k, v in facts["setting"].items() if k not in ("batch", "context")}}
     return found

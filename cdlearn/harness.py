@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from cdlearn import options
 from cdlearn.decode import generate
 from cdlearn.hf import as_causal_lm
+from cdlearn.likelihood import MASKED
 from cdlearn.loading import is_embedded
 from cdlearn.pairs import Pair, load_expert, load_pair
 from cdlearn.sources import Source
@@ -40,8 +41,6 @@ except ModuleNotFoundError as error:
 
 METHODS = tuple(method for method in options.METHODS if method != "sample")
 NUMBERS = ("alpha", "beta", "strength", "tau_amateur", "top_k", "gamma", "layers")
-# what a masked token counts in a log-likelihood: -inf would make all choices with one masked token tie
-MASKED = -1000.0
 _FOR_THE_HARNESS = ("add_bos_token", "prefix_token_id", "truncation", "think_end_token", "enable_thinking")
 _FOR_THE_HARNESS += ("chat_template_args",)
 _SCORES_AT_ONCE = 2**26  # 256 MB in float32: long texts are scored piece by piece, the cache carries on
