@@ -17,16 +17,13 @@ from cdlearn.decode import Generation, generate
 from cdlearn.render import (
     METRICS,
     candidate_table,
-    flip_scales,
     layer_table,
     moved_positions,
     names_of,
-    other_strip,
-    prefix_strip,
     round_table,
     trace_strip,
-    what_if_strip,
 )
+from cdlearn.strips import flip_scales, other_strip, prefix_strip, what_if_strip
 from cdlearn.trace import Trace
 
 _WIDE = widgets.Layout(width="100%")
