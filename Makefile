@@ -4,6 +4,7 @@
 # make assignments          the students' notebooks and zips, in build/assignments
 # make harness  the tests that need lm-evaluation-harness (0.5 GB more), in an environment of their own
 # make grade FOLDER=...     grade a folder of submissions; ARGS="--seed 1" for more
+# make bench     the numbers of the README's section on speed, again: 20 minutes on a quiet machine
 # Each makes .venv first if it is missing. Another Python: make PYTHON=python3.12 test
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' -not -path
 # one thread a worker: two workers on two cores do not fight
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test harness lint format unit notebooks pages wheel assignments grade clean
+.PHONY: help install lab demo test harness lint format unit notebooks pages bench wheel assignments grade clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -57,6 +58,13 @@ endif
 # the index, thumbnails, gallery and setup cells that are made from the notebooks
 pages: $(STAMP)
 	$(BIN)/python .ci/pages.py
+
+# a file appears when its measurement is whole
+bench: $(STAMP)
+	$(BIN)/python -m cdlearn bench --threads 1 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/embedded.json
+	$(BIN)/python -m cdlearn bench --threads 1 --size 100m --context 64 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/100m.json
+	$(BIN)/python -m cdlearn bench --threads 1 --size 25m --sweep --steps 16 --repetitions 3 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/sweep.json
+	$(MAKE) pages
 
 # the built wheel, installed alone in an empty environment outside the clone, decodes
 wheel: $(STAMP)

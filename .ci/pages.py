@@ -4,6 +4,7 @@
 - notebooks/thumbnails/NN.png, from every notebook's first figure
 - notebooks/gallery.md, by `cdlearn compare` on notebooks/prompts.jsonl
 - notebooks/thumbnails/results.png, the README's figure, from the numbers that `cdlearn eval` left beside the pair
+- the README's tables of speed, between their markers, and notebooks/thumbnails/bench.png, from .ci/bench (make bench)
 - the setup cell of every notebook, which installs cdlearn where it is missing (Colab)
 """
 
@@ -20,6 +21,8 @@ from PIL import Image
 
 REPOSITORY = os.environ.get("CDLEARN_REPOSITORY", "cdlearn/cdlearn")  # owner/name on GitHub, for the links alone
 FOLDER = Path(__file__).parent.parent / "notebooks"
+BENCH = Path(__file__).parent / "bench"
+FAST, SLOW = "<!-- performance: make bench -->", "<!-- end of performance -->"
 START, END = "<!-- index: make pages -->", "<!-- end of index -->"
 WIDTH = 220  # pixels of a thumbnail
 GALLERY = ["compare", "--prompts-file", "notebooks/prompts.jsonl", "--format", "markdown", "--max-new-tokens", "64"]
@@ -155,6 +158,87 @@ def results() -> Figure:
     return figure
 
 
+STEPS = {
+    "contrastive": "contrastive step / both bare forwards",
+    "contrastive, no trace": "the same without a trace",
+    "as_causal_lm": "`as_causal_lm(...).generate` / both bare forwards",
+    "DoLa": "DoLa / the plain loop",
+    "mix": "a mix of both / both bare forwards",
+    "prompted": "a prompted source / its bare forward",
+    "early exit at half": "early exit at half the layers / the whole expert",
+    "transformers generate": "transformers' own `generate` / its bare forward",
+}
+TEXTS = {
+    "speculative contrastive": "speculative contrastive over contrastive, the same tokens",
+    "speculative": "speculative over greedy, the same tokens",
+    "self-speculative": "self-speculative, exit {exit}, over greedy, the same tokens",
+    "transformers assisted": "transformers' assisted generation over greedy",
+}
+
+
+def measured(name: str) -> tuple[dict, dict]:
+    """What `make bench` left: the facts, and the rows by method, batch and context (early exits under one name)."""
+    record = json.loads((BENCH / f"{name}.json").read_text(encoding="utf-8"))
+    rows = {}
+    for row in record["rows"]:
+        method = re.sub(r"exit at \d+$", "exit at half", row["method"])
+        rows[re.sub(r", exit \d+$", "", method), row.get("batch", 1), row.get("context")] = row
+    return record, rows
+
+
+def spread(row: dict, digits: int = 2) -> str:
+    return f"{row['ratio']:.{digits}f} ({row['low']:.{digits}f}-{row['high']:.{digits}f})"
+
+
+def performance() -> str:
+    """The README's tables of speed: steps, texts, and how the ratios move with batch and context."""
+    (facts, small), (_, large), (swept, grid) = measured("embedded"), measured("100m"), measured("sweep")
+    place = facts["machine"]
+    lines = [
+        f"One thread of {place['device']}, torch {place['torch']}, transformers {place['transformers']}, fp32, "
+        "batch 1: median and range over repetitions.",
+        "",
+        "| a step | embedded, 1.2M / 0.04M | random, 98M / 20M | aim |",
+        "|---|---|---|---|",
+    ]
+    for method, label in STEPS.items():
+        here, there = small[method, 1, None], large[method, 1, None]
+        lines.append(f"| {label} | {spread(here, 3)} | {spread(there, 3)} | {here['aim']} |")
+    lines += [
+        "",
+        "| a story of the embedded pair, gamma 4 | times as fast | predicted | share accepted |",
+        "|---|---|---|---|",
+    ]
+    for method, label in TEXTS.items():
+        row = small[method, 1, None]
+        exit_layer = row["method"].rsplit(" ", 1)[-1]
+        guess = f"{row['predicted']:.2f} | {row['accepted']:.2f}" if row.get("predicted") else " | "
+        lines.append(f"| {label.format(exit=exit_layer)} | {spread(row)} | {guess} |")
+    contexts = sorted({context for _, _, context in grid if context is not None})
+    lines += ["", f"| random, {swept['setting']['expert']} / {swept['setting']['amateur']}: contrastive step, DoLa | "
+              + " | ".join(f"context {c}" for c in contexts) + " |", "|---|" + "---|" * len(contexts)]  # fmt: skip
+    for batch in sorted({batch for _, batch, _ in grid}):
+        cells = [
+            f"{grid['contrastive', batch, c]['ratio']:.2f}, {grid['DoLa', batch, c]['ratio']:.2f}" for c in contexts
+        ]
+        lines.append(f"| batch {batch} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def with_performance(page: str) -> str:
+    head, rest = page.split(FAST)
+    return f"{head}{FAST}\n{performance()}\n{SLOW}{rest.split(SLOW)[1]}"
+
+
+def sweep_figure() -> Figure:
+    """The README's figure of speed: the ratios of the sweep over the context, a panel for each batch."""
+    import pandas as pd
+
+    from cdlearn.bench import plot_sweep
+
+    return plot_sweep(pd.DataFrame(measured("sweep")[0]["rows"]))
+
+
 def written(notebook: dict) -> str:
     return json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
 
@@ -168,6 +252,9 @@ def main() -> None:
             picture.thumbnail((WIDTH, WIDTH))
             picture.quantize(32).save(FOLDER / "thumbnails" / f"{path.name[:2]}.png", optimize=True)
     results().savefig(FOLDER / "thumbnails" / "results.png", dpi=110, metadata={"Software": None})
+    sweep_figure().savefig(FOLDER / "thumbnails" / "bench.png", dpi=80, metadata={"Software": None})
+    front = FOLDER.parent / "README.md"
+    front.write_text(with_performance(front.read_text(encoding="utf-8")), encoding="utf-8")
     page = FOLDER / "README.md"
     page.write_text(with_index(page.read_text(encoding="utf-8")), encoding="utf-8")
     (FOLDER / "gallery.md").write_text(gallery(), encoding="utf-8")

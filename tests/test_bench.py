@@ -8,6 +8,7 @@ import torch
 from tiny import tiny_model
 
 from cdlearn import bench, cli
+from cdlearn.timing import Forwards, Stopwatch
 
 RATIOS = [
     "contrastive, no trace",
@@ -45,8 +46,8 @@ def test_the_stopwatch_changes_no_token_and_times_every_step(pair):
 
     prompt = torch.tensor([[1, 5, 9]])
     plain = generate(Contrast(*pair), prompt, max_new_tokens=9, eos_token_ids=(), progress=False)
-    forwards = bench.Forwards(dict(zip(("expert", "amateur"), pair)))
-    watch = bench.Stopwatch(Contrast(*pair), forwards)
+    forwards = Forwards(dict(zip(("expert", "amateur"), pair)))
+    watch = Stopwatch(Contrast(*pair), forwards)
     timed = generate(watch, prompt, max_new_tokens=9, progress=False)
     assert timed.token_ids == plain.token_ids and timed.trace is not None
     # the first call is the prompt: it is no step, neither for the loop nor for the bare forwards
@@ -57,13 +58,13 @@ def test_the_stopwatch_changes_no_token_and_times_every_step(pair):
 def test_the_bare_forwards_do_not_count_as_the_loops_time(pair):
     import time
 
-    class Slow(bench.Forwards):
+    class Slow(Forwards):
         def step(self, ids):
             time.sleep(0.02)
 
     from cdlearn import CachedLM, generate
 
-    watch = bench.Stopwatch(CachedLM(pair[0]), Slow({}))
+    watch = Stopwatch(CachedLM(pair[0]), Slow({}))
     started = time.perf_counter()
     generate(watch, torch.tensor([[1, 5, 9]]), max_new_tokens=6, progress=False)
     assert time.perf_counter() - started - sum(watch.times) > 6 * 0.02
