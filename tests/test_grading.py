@@ -47,22 +47,27 @@ def test_a_planted_mistake_is_caught_and_named(assignment, grade_id, name, sourc
         assert name in message
 
 
-@pytest.mark.parametrize("broken", ["scores", "mask", "step", "loop"])
-def test_a_mistake_in_one_part_costs_that_part_only(broken, monkeypatch):
+SOLVED = [(path.stem, name) for path in MASTERS for name, *_ in parts(master(path.stem))]
+
+
+@pytest.mark.parametrize("assignment, broken", SOLVED, ids=[f"{name[:2]}-{part}" for name, part in SOLVED])
+def test_a_mistake_in_one_part_costs_that_part_only(assignment, broken, monkeypatch):
+    """A wrong function, and none at all: the other parts keep their points."""
     monkeypatch.setenv("CDLEARN_GRADING_SEED", "3")
-    sources = [source for name, part, _, source in PLANTED if (name, part) == ("01_loop_and_score", broken)]
+    sources = [source for name, part, _, source in PLANTED if (name, part) == (assignment, broken)][:1]
     for source in [*sources, "def nothing():\n    pass"]:
-        session, failed = Session(), []
-        notebook = with_solution(master("01_loop_and_score"), broken, source)
-        for cell in [cell for cell in notebook.cells if cell.cell_type == "code"]:
-            if cell is notebook.cells[1] or role(cell, "solution"):
+        session, failed = Session(), {}
+        notebook = with_solution(master(assignment), broken, source)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        for cell in code:
+            if cell is code[0] or role(cell, "solution"):
                 session.run(cell.source)
             if role(cell, "grade"):
                 try:
                     session.run(cell.source)
-                except (AssertionError, NameError):
-                    failed.append(role(cell, "grade").split("_")[1])
-        assert failed == [broken]
+                except (AssertionError, NameError) as error:
+                    failed[role(cell, "grade").split("_", 1)[1]] = str(error)
+        assert list(failed) == [broken], failed
 
 
 def test_most_of_the_planted_mistakes_have_a_name():
