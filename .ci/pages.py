@@ -12,15 +12,17 @@ import base64
 import contextlib
 import io
 import json
-import os
 import re
+import tomllib
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
 
-REPOSITORY = os.environ.get("CDLEARN_REPOSITORY", "cdlearn/cdlearn")  # owner/name on GitHub, for the links alone
 FOLDER = Path(__file__).parent.parent / "notebooks"
+PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+HOME = PROJECT["urls"]["Repository"]
+REPOSITORY = HOME.removeprefix("https://github.com/")  # owner/name, for Colab's and Binder's links
 BENCH = Path(__file__).parent / "bench"
 FAST, SLOW = "<!-- performance: make bench -->", "<!-- end of performance -->"
 START, END = "<!-- index: make pages -->", "<!-- end of index -->"
@@ -32,7 +34,7 @@ SETUP = f"""\
 import importlib.util
 
 if importlib.util.find_spec("cdlearn") is None:
-    %pip install --quiet git+https://github.com/{REPOSITORY}"""
+    %pip install --quiet git+{HOME}"""
 
 
 def notebooks() -> list[Path]:

@@ -46,6 +46,16 @@ def _walk(old, new):
 
 
 PLANTED = [
+    (  # right on every visible case: the hidden test meets it and must say more than an AttributeError
+        "mask",
+        "gives None",
+        _function(
+            _MASK,
+            "if alpha < 0.02:",
+            "    return None",
+            "return expert_logits >= expert_logits.max(-1, keepdim=True).values + math.log(alpha)",
+        ),
+    ),
     (
         "scores",
         "probabilities where log-probabilities belong",

@@ -1,15 +1,27 @@
-"""The README's method table: every line runs on the embedded pair and gives text."""
+"""The README is what a newcomer copies from: its lines, blocks, commands, tables and links are run and compared."""
 
+import io
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
+from test_notebooks import broken_links
+from test_pages import pages
 
 import cdlearn
+from cdlearn.cli import main
 from cdlearn.hf import as_causal_lm
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| ([^|]+) \| `((?:generate|beam_search|speculate|as_causal_lm)\(.*\))` \|$", README, re.MULTILINE)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line for kind, text in BLOCKS if not kind for line in text.splitlines() if re.match(r"cdlearn |echo ", line)
+]
+SHORTER = {"eval": "-n 2", "bench": "--steps 2 --repetitions 1 --context 4"}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +35,7 @@ def names():
 
 
 def test_the_table_is_there():
-    assert len(ROWS) >= 16
+    assert len(ROWS) >= 16 and len(COMMANDS) >= 8 and len(BLOCKS) >= 8
 
 
 @pytest.mark.parametrize("method, line", ROWS, ids=[method.strip() for method, _ in ROWS])
@@ -33,3 +45,55 @@ def test_each_line_runs(names, method, line):
         assert made.shape[1] > names["tokenizer"](names["prompt"], return_tensors="pt")["input_ids"].shape[1]
     else:
         assert made.text and made.finish_reason in ("eos", "length")
+
+
+def test_the_python_blocks_run_one_after_the_other(monkeypatch, tmp_path, capsys):
+    load = cdlearn.load_pair
+    hub = []
+
+    def load_pair(*models):  # a hub id is out of reach: the embedded pair stands in for it
+        hub.extend(models)
+        return load()
+
+    monkeypatch.setattr(cdlearn, "load_pair", load_pair)
+    monkeypatch.chdir(tmp_path)
+    known, blocks = {}, [text for kind, text in BLOCKS if kind == "python"]
+    for text in blocks:
+        exec(text, known)
+    assert len(blocks) >= 3 and len(hub) == 2 and all(name.startswith("Qwen/") for name in hub)
+    assert capsys.readouterr().out.lstrip().startswith("The capital of Turkey is Ankara.")
+    assert (tmp_path / "handout.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_each_command_runs(line, tmp_path, monkeypatch, capsys):
+    """As a shell would run it; what takes minutes is made shorter."""
+    text, _, command = line.rpartition(" | ")
+    words = shlex.split(command, comments=True)
+    assert words.pop(0) == "cdlearn"
+    words += shlex.split(SHORTER.get(words[0], ""))
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "What is 2 + 2?", "answer": "4"}\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    typed = shlex.split(text)[1] if text else ""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
+    assert main(words) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_texts_of_the_demo_are_what_compare_prints(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "112")
+    (shown,) = [text for kind, text in BLOCKS if text.startswith("> ")]
+    (command,) = re.findall(r"`cdlearn (compare .*) PROMPT\.\.\.`", README)
+    assert main([*shlex.split(command), *re.findall("^> (.*)$", shown, re.MULTILINE)]) == 0
+    assert capsys.readouterr().out.strip() == shown.strip()
+
+
+def test_the_tables_of_speed_are_the_measured_ones():
+    assert pages.with_performance(README) == README, "run `make pages`"
+
+
+def test_every_make_target_exists_and_every_link_leads_somewhere():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
+    assert {"lab", "test", "demo", "bench"} <= named <= targets
+    assert broken_links(README, ROOT) == []

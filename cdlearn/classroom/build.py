@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from importlib.metadata import metadata
 from pathlib import Path
 
 from cdlearn.classroom.submissions import Notebook, marks
@@ -47,14 +48,16 @@ def build(
     *,
     source: str | os.PathLike | None = None,
     names: Sequence[str] | None = None,
-    install: str = "cdlearn",
+    install: str | None = None,
 ) -> list[Path]:
     """Write `out/NAME/NAME.ipynb` and `out/NAME.zip` for every assignment; returns the notebooks.
 
-    names: only these. install: what pip installs on Colab (a name, a URL, a wheel). Raises RuntimeError without
+    names: only these. install: what pip installs on Colab (a name, a URL, a wheel); None: the repository that
+    the package's own metadata names. Raises RuntimeError without
     nbgrader, or if something of a solution or a hidden test would have been left in.
     """
     masters = pick(find_masters(source), names)
+    install = install or f"git+{repository()}"
     out = Path(out)
     written = []
     with tempfile.TemporaryDirectory(prefix="cdlearn-build-") as course:
@@ -78,6 +81,12 @@ def build(
                     archive.write(file, file.relative_to(out))
             written.append(path)
     return written
+
+
+def repository() -> str:
+    """Where the package says that it lives."""
+    urls = metadata("cdlearn").get_all("Project-URL") or []
+    return dict(line.split(", ", 1) for line in urls)["Repository"]
 
 
 def pick(masters: dict[str, Path], names: Sequence[str] | None) -> dict[str, Path]:

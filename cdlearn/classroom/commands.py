@@ -24,7 +24,7 @@ def assignments(argv: list[str]) -> int:
     parser.add_argument("--source", metavar="FOLDER", help="the masters (default: notebooks/assignments/source)")
     parser.add_argument("--assignment", metavar="NAME", action="append", help="only this one (may be repeated)")
     parser.add_argument(
-        "--install", metavar="SPEC", default="cdlearn", help="what pip installs on Colab: a name, URL or wheel"
+        "--install", metavar="SPEC", help="what pip installs on Colab: a name, URL or wheel (default: the repository)"
     )
     args = parser.parse_args(argv)
     for path in build(args.out, source=args.source, names=args.assignment, install=args.install):
