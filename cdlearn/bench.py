@@ -7,7 +7,6 @@ in turn. Nothing here is a test: times depend on the machine.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from cdlearn import options
 from cdlearn.costs import step_rows, text_rows
 from cdlearn.loading import pick_device
 from cdlearn.pairs import load_pair
@@ -199,7 +199,7 @@ def _name(row: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     """`cdlearn bench`."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="cdlearn bench",
         description="Cost of decoding as ratios to the bare forward passes timed beside it; speculation: the speed-up.",
         epilog="example: cdlearn bench --size 25m --threads 2 --markdown",
@@ -207,11 +207,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--size", choices=SIZES, default="embedded", help="25m, 100m: random pairs of 34M/7M, 98M/20M")
     parser.add_argument("--expert", metavar="MODEL", help="hub id or folder instead of --size; needs --amateur")
     parser.add_argument("--amateur", metavar="MODEL")
-    parser.add_argument("--batch", type=int, default=1, help="rows decoded at once (default: 1)")
-    parser.add_argument("--context", type=int, default=32, help="tokens before the first step (default: 32)")
-    parser.add_argument("--steps", type=int, default=64, help="tokens per repetition (default: 64)")
-    parser.add_argument("--repetitions", type=int, default=5, help="default: 5")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    count = options.number(int, 1)
+    parser.add_argument("--batch", type=count, default=1, help="rows decoded at once (default: 1)")
+    parser.add_argument("--context", type=count, default=32, help="tokens before the first step (default: 32)")
+    parser.add_argument("--steps", type=options.number(int, 2), default=64, help="tokens per repetition (default: 64)")
+    parser.add_argument("--repetitions", type=count, default=5, help="default: 5")
+    parser.add_argument("--threads", type=count, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="auto", help="default: auto")
     parser.add_argument("--sweep", action="store_true", help="batches 1, 4, 16 and contexts 32, 256, 1024, as they fit")
     parser.add_argument("--figure", metavar="FILE", help="with --sweep: ratios over the context, as PNG or SVG")
@@ -238,10 +239,12 @@ def main(argv: list[str]) -> int:
         print("\n" + as_markdown(table))
         return 0
     width = 50 if args.sweep else 25
-    print(f"\n{'method':{width}}{'ms':>9}{'ratio':>8}  {'range':15}against")
+    print("\nratio: time over what stands behind it, in pairs; of a whole text the speed-up (more is faster)\n")
+    print(f"{'method':{width}}{'ms':>9}{'ratio':>8}  {'range':15}against")
     for row in table.astype(object).where(table.notna(), None).to_dict("records"):
         span = f"{row['low']:.3f}-{row['high']:.3f}" if row["against"] else ""
-        ratio = f"{row['ratio']:8.3f}  {span:15}{row['against']}" if row["against"] else ""
+        base = ("speed-up over " if row["against"].endswith("text") else "") + row["against"]
+        ratio = f"{row['ratio']:8.3f}  {span:15}{base}" if base else ""
         more = [f"predicted {row['predicted']:.2f}"] if row.get("predicted") is not None else []
         more += [f"aim {row['aim']}"] if row["aim"] else []
         print(f"{_name(row):{width}}{row['ms']:9.3f}{ratio}" + (f"  ({'; '.join(more)})" if more else ""))

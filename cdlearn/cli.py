@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -37,13 +38,11 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:11} {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="cdlearn",
         usage="cdlearn [COMMAND] [--prompt TEXT] [--method METHOD] [options]",
         description="Contrastive decoding: an expert, an amateur, and the text their difference writes.",
         epilog=EXAMPLES.format(commands=commands),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"cdlearn {cdlearn.__version__}")
     parser.add_argument("--prompt", metavar="TEXT", help="the prompt (default: standard input)")
@@ -115,10 +114,14 @@ def _continue(argv: list[str]) -> int:
     """One prompt, one continuation."""
     parser = build_parser()
     if argv and not argv[0].startswith("-"):
-        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}); a text goes after --prompt")
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        guess = f"; did you mean {close[0]}?" if close else "; a text goes after --prompt"
+        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}){guess}")
     args = parser.parse_args(argv)
     options.check_flags(parser, args)
     prompt = args.prompt if args.prompt is not None else _read_prompt(parser)
+    if not prompt:
+        parser.error("--prompt is empty: give the text that is to be continued")
     pair = options.open_pair(args, (args.method,))
 
     stream = not (args.no_stream or args.json)

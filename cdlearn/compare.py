@@ -9,7 +9,6 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -25,7 +24,7 @@ DEMO_PROMPTS = (
     "Tell a story about Ben and a blue boat.",
 )
 BATCH = 16
-NARROWEST = 26  # a column with fewer characters is harder to read than a list
+NARROWEST = 22  # a column with fewer characters is harder to read than a list
 
 
 def compare(pair: Pair, prompts: list[str], methods: tuple[str, ...], args: argparse.Namespace, bar=None) -> list[dict]:
@@ -141,11 +140,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 def read_prompts(path: str) -> list[str]:
     """Read prompts: one a line, or with the ending .jsonl one JSON object with a "prompt" (or a string) a line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompts-file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    prompts = []
+    prompts, lines = [], options.read_lines(path)
     for at, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -164,17 +159,19 @@ def read_prompts(path: str) -> list[str]:
 
 
 def _parser(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"cdlearn {command}",
-        description=description,
-        epilog=textwrap.dedent(epilog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options.Parser(prog=f"cdlearn {command}", description=description, epilog=textwrap.dedent(epilog))
     options.add_models(parser)
     options.add_contrast(parser)
     options.add_generation(parser)
     return parser
+
+
+def _method(text: str) -> str:
+    if text not in METHODS:
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} is no method ({', '.join(METHODS)}); prompts go before --methods"
+        )
+    return text
 
 
 def main(argv: list[str]) -> int:
@@ -191,7 +188,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: the lines of standard input)")
     parser.add_argument("--prompts-file", metavar="FILE", help='.txt: one a line; .jsonl: objects with a "prompt"')
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS[:4]), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", type=_method, default=list(METHODS[:4]), metavar="METHOD")
     parser.add_argument(
         "--top-p", dest="nucleus", type=options.number(float, 0, 1, above=True), default=0.95, help="default: 0.95"
     )

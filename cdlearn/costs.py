@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers.utils import logging as hf_logging
 
 from cdlearn.beams import beam_search
 from cdlearn.decode import generate
@@ -94,7 +96,8 @@ def text_rows(expert, amateur, stories: list[torch.Tensor], steps: int, repetiti
     def assisted(ids: torch.Tensor) -> None:
         ids, never = ids.to(expert.device), expert.config.get_text_config().vocab_size
         numbers = dict(max_new_tokens=steps, do_sample=False, eos_token_id=never, pad_token_id=0)
-        expert.generate(ids, attention_mask=torch.ones_like(ids), assistant_model=amateur, **numbers)
+        with _quiet():  # this loop warns of its own inner calls
+            expert.generate(ids, attention_mask=torch.ones_like(ids), assistant_model=amateur, **numbers)
 
     methods: dict[str, Callable[[torch.Tensor], Any]] = {
         "contrastive text": lambda ids: generate(Contrast(expert, shared, beta=0.5), ids, **options),
@@ -147,6 +150,17 @@ def text_rows(expert, amateur, stories: list[torch.Tensor], steps: int, repetiti
             row |= {"predicted": tokens * plain / spend, "accepted": a}
         rows.append(row)
     return rows
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Let transformers warn of nothing for a moment."""
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
 
 
 @torch.no_grad()

@@ -65,8 +65,8 @@ def new_settings(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
     for name in changes:
         if name not in CHANGEABLE[method]:
             raise ValueError(
-                f"{name} is {changes[name]!r}, but the trace's method is {method!r}: "
-                f"what can change there is {' and '.join(CHANGEABLE[method])}."
+                f"{name}={changes[name]!r} cannot change in a trace of {method!r}: "
+                f"what can is {', '.join(CHANGEABLE[method])}."
             )
     new = dict(settings) | {name: value for name, value in changes.items() if name != "layer"}
     if new["alpha"] is not None and not isinstance(new["alpha"], bool) and new["alpha"] == 0:

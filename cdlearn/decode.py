@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,8 @@ def generate(
     source: a source or a transformers model. prompt: text, a list of texts, ids [B, T] (tensor, or lists of any
     lengths) with an optional attention_mask, or a tokenizer's output. One text, one list of ids or a tensor with one
     row gives a `Generation`; anything else a list of them.
-    temperature: 0 is greedy. top_k, top_p: see `sampling_probs`. repetition_penalty: see `penalize_repetition`.
+    temperature: 0 is greedy, where top_k and top_p change nothing (a warning says so). top_k, top_p: see
+    `sampling_probs`. repetition_penalty: see `penalize_repetition`.
     stop: strings that end the text and are left out of it. seed: row r draws what a single call with seed + r draws.
     stream: a callable taking text pieces (pieces and the row number, for several rows), or a transformers streamer.
     trace: record every step. eos_token_ids: instead of the source's own; () never ends. num_return_sequences: that
@@ -76,7 +78,7 @@ def generate(
     notebook when it takes long.
     An interrupt returns what is there. Raises TypeError or ValueError naming the argument, before any work.
     """
-    source = as_source(source)
+    source = as_source(source, "source")
     law = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     run = Run(
         source,
@@ -356,6 +358,12 @@ def _check_numbers(max_new_tokens: int, law: dict[str, Any], repetition_penalty:
         raise ValueError(f"seed is {seed}: pass a whole number from 0 to 2**63 - 1.")
     row = torch.zeros(1, 2)  # the pure functions know their limits best
     sampling_probs(row, **law)
+    if law["temperature"] == 0 and (law["top_k"] or law["top_p"] < 1):
+        warnings.warn(
+            f"top_k={law['top_k']} and top_p={law['top_p']} change nothing at temperature 0, which is greedy: pass "
+            "temperature=1.0 to sample.",
+            stacklevel=4,
+        )
     try:
         penalize_repetition(row, torch.zeros(1, 1, dtype=torch.long), penalty=repetition_penalty)
     except (TypeError, ValueError) as error:

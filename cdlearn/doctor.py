@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -16,6 +15,7 @@ from huggingface_hub import constants as hub
 from packaging.requirements import Requirement
 
 import cdlearn
+from cdlearn import options
 from cdlearn.loading import EMBEDDED, pick_device, pick_dtype
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
@@ -112,7 +112,7 @@ CHECKS = (check_versions, check_device, check_cache, check_notebooks, check_pair
 
 def main(argv: list[str]) -> int:
     """`cdlearn doctor`: print the findings; 1 if something is broken."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="cdlearn doctor", description="Check the installation: one line each, with a fix where one is needed."
     )
     parser.parse_args(argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants as hub
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_session, hf_hub_download, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -66,7 +67,10 @@ def _parse_device(value: Any) -> torch.device | str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f'device={str(value)!r} cannot be used here ({reason}). Try "auto" or "cpu".') from error
+        reason = "no such kind of device" if reason.startswith("Expected one of") else reason
+        raise ValueError(
+            f'device={str(value)!r} cannot be used here ({reason}). Try "auto", "cpu", "cuda", "cuda:1" or "mps".'
+        ) from error
     return device
 
 
@@ -83,7 +87,7 @@ def _parse_dtype(value: Any) -> torch.dtype | str:
     return found
 
 
-def _where(role: str, source: Any) -> tuple[str, bool]:
+def where(role: str, source: Any) -> tuple[str, bool]:
     """Return what `from_pretrained` needs, and whether it is a local folder; complain early about what it is not."""
     if is_embedded(source):
         folder = EMBEDDED / source
@@ -135,30 +139,38 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any = None):
         causes = {type(e).__name__ for e in (error, error.__cause__, error.__context__) if e is not None}
         if not local and causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}:
             raise OSError(
-                f"{role}={name!r}: {what} is not in the cache {cache or hub.HF_HUB_CACHE} and the hub cannot be "
-                f"reached. Fetch it once while online with `hf download {name}`, or give a local folder; "
+                f"{role}={name!r}{_meant(name)}: {what} is not in the cache {cache or hub.HF_HUB_CACHE} and the hub "
+                f"cannot be reached. Fetch it once while online with `hf download {name}`, or give a local folder; "
                 "load_pair() without arguments needs no download."
             ) from error
         if "Unrecognized configuration class" in reason:
             raise ValueError(f"{role}={name!r} is not a causal language model ({reason[:120]}).") from error
         kind = ValueError if isinstance(error, (ValueError, TypeError, KeyError)) else OSError
-        raise kind(f"{role}={name!r}: {what} could not be loaded ({reason}).") from error
+        raise kind(f"{role}={name!r}{'' if local else _meant(name)}: {what} could not be loaded ({reason}).") from error
+
+
+def _meant(name: str) -> str:
+    """A question for those who mistyped the name of an embedded model."""
+    close = difflib.get_close_matches(name, EMBEDDED_NAMES, n=1, cutoff=0.7)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def tokenizer_of(role: str, source: Any, given: Any, hub_options: dict) -> PreTrainedTokenizerBase | None:
     if isinstance(given, PreTrainedTokenizerBase):
         return given
     if given is not None:
-        argument, (name, local) = "tokenizer", _where("tokenizer", given)
+        argument, (name, local) = "tokenizer", where("tokenizer", given)
     elif isinstance(source, PreTrainedModel):
         argument, name, local = role, source.name_or_path, os.path.isdir(source.name_or_path)
         if not name:
             return None
     else:
-        argument, (name, local) = role, _where(role, source)
+        argument, (name, local) = role, where(role, source)
     cache = hub_options.get("cache_dir")
     if not local and given is None and not isinstance(source, PreTrainedModel):
         with _explained(argument, name, local, "config.json", cache):  # one file tells at once whether the hub answers
+            if not isinstance(try_to_load_from_cache(name, "config.json", cache_dir=cache), str):
+                _ask_hub()
             hf_hub_download(name, "config.json", **hub_options)
     try:
         with _explained(argument, name, local, "tokenizer.json", cache):
@@ -174,8 +186,18 @@ def tokenizer_of(role: str, source: Any, given: Any, hub_options: dict) -> PreTr
         raise
 
 
+def _ask_hub() -> None:
+    """Raise ConnectionError at once where the hub does not answer: its own library would try for half a minute."""
+    if hub.HF_HUB_OFFLINE:
+        raise ConnectionError("offline mode")
+    try:
+        get_session().head(hub.ENDPOINT, timeout=10)
+    except Exception as error:  # whichever HTTP library the hub's uses this year
+        raise ConnectionError(str(error)) from error
+
+
 def model_of(role: str, source: Any, device: Any, dtype: Any, progress: bool | None, options: dict) -> PreTrainedModel:
-    name, local = _where(role, source)
+    name, local = where(role, source)
     if device == "auto":
         # a million parameters gain nothing on a GPU, and the CPU gives everybody the same tokens
         device = torch.device("cpu") if is_embedded(source) else pick_device()

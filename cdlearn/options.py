@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import unicodedata
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from cdlearn.decode import generate
+from cdlearn.loading import where
 from cdlearn.pairs import Pair, load_expert, load_pair
 from cdlearn.sources import CachedLM, Contrast, DoLa, Source
 from cdlearn.speculative import speculate
@@ -26,6 +29,22 @@ FLAGS_OF = {
     "top_p": tuple(method for method in METHODS if method != "greedy"),
     "gamma": ("speculative", "speculative-contrastive"),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line and a guess at what was meant."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        for word in message.split("unrecognized arguments: ")[-1].split() if "unrecognized" in message else ():
+            close = difflib.get_close_matches(word, known, n=1)
+            if close:
+                message += f" (did you mean {close[0]}?)"
+                break
+        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help shows what there is\n")
 
 
 def number(kind: type, low: float, high: float | None = None, *, above: bool = False):
@@ -100,6 +119,12 @@ def open_pair(args: argparse.Namespace, methods: tuple[str, ...] = ("contrastive
     options = {"device": args.device, "dtype": args.dtype}
     if args.amateur is None and not set(methods) & set(NEEDS_AMATEUR):
         return load_expert(args.expert, **options)
+    if args.amateur is None and args.expert is not None:
+        where("--expert", args.expert)
+        raise ValueError(
+            f"--expert {args.expert} needs an amateur: add --amateur MODEL, a smaller one of the family, or choose "
+            "a method that works with one model: greedy, sample, dola."
+        )
     return load_pair(args.expert, args.amateur, **options)
 
 
@@ -138,6 +163,18 @@ def run_method(method: str, pair: Pair, prompts: list[str], args: argparse.Names
         return generate(source, rendered, **settings, **draw, **options), source.settings | draw
     draw["gamma"] = getattr(args, "gamma", None) or 4
     return speculate(source, draft, rendered, **settings, **draw, **options), source.settings | draw
+
+
+def read_lines(
+    path: str | Path, form: str = 'one prompt a line, or JSON lines like {"prompt": "2 + 2 ="}'
+) -> list[str]:
+    """The lines of a prompts file; `form` is what a message says they look like."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts-file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--prompts-file {path}: there is no such file. It holds {form}.") from error
 
 
 def clean(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cdlearn.loading import for_each_role, label, model_of, tokenizer_of
+from cdlearn.loading import for_each_role, label, model_of, tokenizer_of, where
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "force_download")
 
@@ -93,6 +93,8 @@ def load_pair(
     else (`revision`, `device_map`, ...) goes to `from_pretrained`. Raises ValueError where the vocabularies disagree.
     """
     if expert is not None and amateur is None:
+        if not isinstance(expert, PreTrainedModel):
+            where("expert", expert)  # a folder that is not there comes first
         raise ValueError(
             f"amateur is missing for expert={label(expert)!r}: name a smaller model of the same family (the same "
             "tokenizer), or use DoLa(model), which contrasts a model with its own layers."

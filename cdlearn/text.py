@@ -115,8 +115,16 @@ def _behind(done: str, decoded: str) -> str:
     return decoded[len(done) if decoded.startswith(done) else len(os.path.commonprefix([done, decoded])) :]
 
 
+def check_tokenizer(value: Any, name: str = "tokenizer") -> None:
+    """Raise TypeError for what cannot turn text to ids and back."""
+    if not hasattr(value, "decode") or not callable(value):
+        raise TypeError(f"{name} is {short(value)}: pass a transformers tokenizer, a pair's `.tokenizer` for instance.")
+
+
 def read_prompt(prompt: Any, attention_mask: Any, tokenizer: Any) -> tuple[Tensor, Tensor, bool]:
     """ids [B, T] and mask [B, T] (bool), padded on the left, and whether the caller gave a single prompt."""
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     if isinstance(prompt, Mapping) or hasattr(prompt, "input_ids"):
         attention_mask = prompt.get("attention_mask") if attention_mask is None else attention_mask
         prompt = prompt["input_ids"]

@@ -77,6 +77,17 @@ def test_differences_are_paired():
     assert rows[1]["minus_greedy"] == {"value": 0, "low": 0, "high": 0}
 
 
+def test_a_metric_that_a_strategy_never_had_is_no_zero():
+    """A text that names no animal has no share of right animals, and nothing can be compared to it."""
+    items = [Item("", None, str(k)) for k in range(4)]
+    silent = [{"animal right": (0, 0), "ends": (1, 1)}] * 4
+    speaks = [{"animal right": (k, k), "ends": (1, 1)} for k in (0, 0, 1, 2)]
+    rows = report.rows_of(TASKS["stories"], items, {"greedy": silent, "s": speaks})
+    assert [(r["strategy"], r["metric"]) for r in rows] == [("greedy", "ends"), ("s", "animal right"), ("s", "ends")]
+    assert rows[1]["value"] == rows[1]["low"] == 100 and rows[1]["items"] == 2 and "minus_greedy" not in rows[1]
+    assert "(4 items)" in report.table(rows) and report.table(rows).count("(2 items)") == 1
+
+
 def test_several_runs_are_one_score_with_its_lowest_and_highest_run():
     items = [Item("", None, str(k)) for k in range(4)]
     base = [{"m": (1, 1), "never": (0, 0)}] * 4

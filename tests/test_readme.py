@@ -18,9 +18,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| ([^|]+) \| `((?:generate|beam_search|speculate|as_causal_lm)\(.*\))` \|$", README, re.MULTILINE)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line for kind, text in BLOCKS if not kind for line in text.splitlines() if re.match(r"cdlearn |echo ", line)
-]
+LINES = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
+COMMANDS = [line for line in LINES if re.match(r"cdlearn |echo .*\| cdlearn ", line)]
 SHORTER = {"eval": "-n 2", "bench": "--steps 2 --repetitions 1 --context 4"}
 
 
@@ -29,7 +28,7 @@ def names():
     pair = cdlearn.load_pair()
     known = {name: getattr(cdlearn, name) for name in cdlearn.__all__} | {"as_causal_lm": as_causal_lm}
     known |= {"expert": pair.expert, "amateur": pair.amateur, "tokenizer": pair.tokenizer}
-    known["prompt"] = re.search(r'`prompt = "([^"]+)"`', README).group(1)
+    known["prompt"] = re.search(r'^prompt = "([^"]+)"$', README, re.MULTILINE).group(1)
     return known | {"base": cdlearn.load_pair(amateur="early").amateur, "other": pair.amateur,
                     "other_tokenizer": pair.tokenizer}  # fmt: skip
 
@@ -51,16 +50,16 @@ def test_the_python_blocks_run_one_after_the_other(monkeypatch, tmp_path, capsys
     load = cdlearn.load_pair
     hub = []
 
-    def load_pair(*models):  # a hub id is out of reach: the embedded pair stands in for it
+    def load_pair(*models, **options):  # a hub id is out of reach: the embedded pair stands in for it
         hub.extend(models)
-        return load()
+        return load(**options)
 
     monkeypatch.setattr(cdlearn, "load_pair", load_pair)
     monkeypatch.chdir(tmp_path)
     known, blocks = {}, [text for kind, text in BLOCKS if kind == "python"]
     for text in blocks:
         exec(text, known)
-    assert len(blocks) >= 3 and len(hub) == 2 and all(name.startswith("Qwen/") for name in hub)
+    assert len(blocks) >= 4 and len(hub) == 2 and all(name.startswith("Qwen/") for name in hub)
     assert capsys.readouterr().out.lstrip().startswith("The capital of Turkey is Ankara.")
     assert (tmp_path / "handout.html").stat().st_size > 10_000
 
@@ -72,7 +71,8 @@ def test_each_command_runs(line, tmp_path, monkeypatch, capsys):
     words = shlex.split(command, comments=True)
     assert words.pop(0) == "cdlearn"
     words += shlex.split(SHORTER.get(words[0], ""))
-    (tmp_path / "questions.jsonl").write_text('{"prompt": "What is 2 + 2?", "answer": "4"}\n', encoding="utf-8")
+    (question,) = re.findall("^echo '(.*)' > questions.jsonl$", README, re.MULTILINE)
+    (tmp_path / "questions.jsonl").write_text(question + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     typed = shlex.split(text)[1] if text else ""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
@@ -81,10 +81,11 @@ def test_each_command_runs(line, tmp_path, monkeypatch, capsys):
 
 
 def test_the_texts_of_the_demo_are_what_compare_prints(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "112")
     (shown,) = [text for kind, text in BLOCKS if text.startswith("> ")]
-    (command,) = re.findall(r"`cdlearn (compare .*) PROMPT\.\.\.`", README)
-    assert main([*shlex.split(command), *re.findall("^> (.*)$", shown, re.MULTILINE)]) == 0
+    (command,) = re.findall(r"`cdlearn (compare .*) < FILE`", README)
+    lines = "\n".join(re.findall("^> (.*)$", shown, re.MULTILINE))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert main(shlex.split(command)) == 0
     assert capsys.readouterr().out.strip() == shown.strip()
 
 

@@ -43,12 +43,10 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="cdlearn eval",
         description="Strategies x tasks: percentages, 95% bootstrap intervals, paired difference to greedy.",
         epilog=EXAMPLES.format(format=textwrap.fill(FORMAT, 100), forms=textwrap.fill(FORMS, 100)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     options.add_models(parser)
     what = parser.add_argument_group("what is compared")

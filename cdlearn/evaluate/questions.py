@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdlearn import options
 from cdlearn.metrics import ngram_counts
 from cdlearn.toyworld.tasks import Item, Task
 
@@ -36,11 +37,7 @@ def read_questions(
     Raises ValueError naming file, line and key; OSError for a file that cannot be read.
     """
     found: dict[str, list[Item]] = {"choices": [], "text": []}
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompts-file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(options.read_lines(path, FORMAT), start=1):
         if not line.strip():
             continue
         if n is not None and sum(map(len, found.values())) == n:

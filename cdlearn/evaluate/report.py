@@ -20,7 +20,8 @@ COLUMNS += ("minus_greedy_high", "items", "runs", "lowest_run", "highest_run")
 def bootstrap(grades: list[dict], groups: list[str], metric: str, *, seed: int = 0) -> np.ndarray:
     """[1 + RESAMPLES] values of a metric in percent: as measured, then with the groups drawn anew with replacement.
 
-    The same groups in the same order give the same draws, so that two strategies can be compared item by item.
+    The same groups in the same order give the same draws, so that two strategies can be compared item by item. NaN
+    where nothing that was drawn has the metric.
     """
     place = {group: k for k, group in enumerate(sorted(set(groups)))}
     sums = np.zeros((len(place), 2))
@@ -28,12 +29,12 @@ def bootstrap(grades: list[dict], groups: list[str], metric: str, *, seed: int =
         sums[place[group]] += grade[metric]
     draws = np.random.default_rng(seed).integers(len(place), size=(RESAMPLES, len(place)))
     totals = np.concatenate([sums.sum(0)[None], sums[draws].sum(1)])  # (1 + RESAMPLES, 2)
-    return 100 * np.divide(totals[:, 0], totals[:, 1], out=np.zeros(len(totals)), where=totals[:, 1] > 0)
+    return 100 * np.divide(totals[:, 0], totals[:, 1], out=np.full(len(totals), np.nan), where=totals[:, 1] > 0)
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
     """The value and its 95% percentile interval, of what `bootstrap` returns."""
-    low, high = np.percentile(values[1:], [2.5, 97.5])
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
     return {"value": round(float(values[0]), 1), "low": round(float(low), 1), "high": round(float(high), 1)}
 
 
@@ -41,7 +42,7 @@ def rows_of(task: Task, items: list[Item], graded: dict[str, list[dict]], name: 
     """One row per strategy and metric, with the paired difference to the expert's greedy decoding.
 
     graded: strategy -> a grade for every item; several runs follow one another, and the bootstrap draws an item with
-    all its runs. Metrics that no item has (denominators all 0) are left out.
+    all its runs. "items" counts those that have the metric (a denominator above 0); a strategy without any has no row.
     """
     groups = [item.group for item in items]
 
@@ -49,17 +50,19 @@ def rows_of(task: Task, items: list[Item], graded: dict[str, list[dict]], name: 
         return bootstrap(grades, groups * (len(grades) // len(items)), metric)
 
     base = graded.get(BASELINE, [])
-    greedy = {metric: values_of(base, metric) for metric in base[0]} if base else {}
+    greedy = {metric: values_of(base, metric) for metric in (base[0] if base else ())}
+    greedy = {metric: values for metric, values in greedy.items() if not np.isnan(values[0])}
     rows = []
     for strategy, grades in graded.items():
         for metric in grades[0]:
-            if not any(grade[metric][1] for some in graded.values() for grade in some):
+            having = {k % len(items) for k, grade in enumerate(grades) if grade[metric][1]}
+            if not having:
                 continue
             values = greedy[metric] if strategy == BASELINE else values_of(grades, metric)
             row = {"task": name or task.name, "strategy": strategy, "metric": metric, **interval(values)}
-            if greedy and strategy != BASELINE:
+            if strategy != BASELINE and metric in greedy:
                 row["minus_greedy"] = interval(values - greedy[metric])
-            rows.append(row | {"items": len(items)} | _by_run(grades, len(items), metric))
+            rows.append(row | {"items": len(having)} | _by_run(grades, len(items), metric))
     return rows
 
 
@@ -68,7 +71,8 @@ def _by_run(grades: list[dict], count: int, metric: str) -> dict[str, float]:
     if len(grades) == count:
         return {}
     runs = [bootstrap(grades[k : k + count], [""] * count, metric)[0] for k in range(0, len(grades), count)]
-    return {"runs": len(runs), "lowest_run": round(float(min(runs)), 1), "highest_run": round(float(max(runs)), 1)}
+    return {"runs": len(runs), "lowest_run": round(float(np.nanmin(runs)), 1),
+            "highest_run": round(float(np.nanmax(runs)), 1)}  # fmt: skip
 
 
 def text_rows(task: str, items: list[Item], written: dict[str, list[str]]) -> list[dict]:
@@ -103,7 +107,8 @@ def _diversity(texts: list[str], items: list[Item]) -> np.ndarray:
     left = np.ones(1 + RESAMPLES)
     for n in (2, 3, 4):
         counts = [ngram_counts(text, n) for text in texts]
-        left *= 1 - bootstrap([{"rep": (of - distinct, of)} for distinct, of in counts], groups, "rep") / 100
+        repeated = bootstrap([{"rep": (of - distinct, of)} for distinct, of in counts], groups, "rep")
+        left *= 1 - np.nan_to_num(repeated) / 100  # texts too short for an n-gram repeat none
     return 100 * left
 
 
@@ -116,12 +121,15 @@ def table(rows: list[dict]) -> str:
             last = row["task"]
             counted = [r for r in rows if r["task"] == last]
             whole = [r["items"] for r in counted if "low" in r]
-            lines += ["", f"{last} ({whole[0]} items)" if whole else f"{last} ({counted[0]['items']} tokens)"]
+            most = max(whole, default=0)
+            lines += ["", f"{last} ({most} items)" if whole else f"{last} ({counted[0]['items']} tokens)"]
         span = f"[{row['low']:5.1f}, {row['high']:5.1f}]" if "low" in row else ""
         against = row.get("minus_greedy")
         against = f"{against['value']:+6.1f} [{against['low']:+.1f}, {against['high']:+.1f}]" if against else ""
         if "runs" in row:
             against += f"  {row['runs']} runs: {row['lowest_run']:.1f} to {row['highest_run']:.1f}"
+        if "low" in row and row["items"] < most:
+            against += f"  ({row['items']} items)"
         lines.append(f"  {row['strategy']:{wide}} {row['metric']:22} {row['value']:6.1f} {span:16} {against}".rstrip())
     return "\n".join(lines[1:])
 

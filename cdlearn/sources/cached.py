@@ -16,21 +16,29 @@ from cdlearn.sources.base import Source, float32
 _NOTHING = torch.zeros(0, 0, dtype=torch.long)
 
 
-def as_source(model: Any) -> Source:
-    """A source as it is; a transformers model wrapped in `CachedLM`. Anything else is a TypeError."""
-    return model if isinstance(model, Source) else CachedLM(model)
+def as_source(model: Any, name: str = "model") -> Source:
+    """A source as it is; a transformers model wrapped in `CachedLM`. Anything else is a TypeError that says `name`."""
+    if isinstance(model, Source):
+        return model
+    check_model(model, name)
+    return CachedLM(model)
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, name: str = "model") -> None:
     """Raise TypeError or ValueError for what is not a causal language model ready to be asked."""
     if isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder:
         raise TypeError(
-            f"model is a {type(model).__name__}, an encoder-decoder: pass a decoder-only causal language model."
+            f"{name} is a {type(model).__name__}, an encoder-decoder: pass a decoder-only causal language model."
         )
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
-        raise TypeError(f"model is a {type(model).__name__}: pass a source or a transformers causal language model.")
+        advice = "pass a source or a transformers causal language model"
+        if hasattr(model, "expert") and hasattr(model, "amateur"):
+            advice = "it holds two models: pass its .expert, or Contrast(pair.expert, pair.amateur)"
+        if isinstance(model, str):
+            advice += f", for instance cdlearn.load_expert({model!r}).expert"
+        raise TypeError(f"{name} is a {type(model).__name__}: {advice}.")
     if model.training:
-        raise ValueError("model is in training mode, so dropout would change its scores: call model.eval() first.")
+        raise ValueError(f"{name} is in training mode, so dropout would change its scores: call model.eval() first.")
 
 
 class CachedLM(Source):

@@ -36,7 +36,7 @@ class Contrast(Source):
     ) -> None:
         super().__init__()
         self._formula, self._numbers = contrast_form(alpha, strength, beta, amateur_temperature, top_k)
-        self.expert, self.amateur = as_source(expert), as_source(amateur)
+        self.expert, self.amateur = as_source(expert, "expert"), as_source(amateur, "amateur")
         self.settings = {"method": "contrastive"} | self._numbers
         self.unnormalised = beta is not None
         _compose(self, [self.expert, self.amateur])

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from cdlearn.scores import NEVER
 from cdlearn.sources.base import Source
 from cdlearn.sources.cached import as_source
+from cdlearn.text import check_tokenizer
 
 _CHUNK = 64  # candidate texts in one forward pass
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -29,9 +30,8 @@ class TextSpace(Source):
 
     def __init__(self, model: Source | PreTrainedModel, tokenizer: Any, expert_tokenizer: Any) -> None:
         super().__init__()
-        for name, value in (("tokenizer", tokenizer), ("expert_tokenizer", expert_tokenizer)):
-            if not hasattr(value, "decode") or not callable(value):
-                raise TypeError(f"{name} is a {type(value).__name__}: pass a transformers tokenizer.")
+        check_tokenizer(tokenizer)
+        check_tokenizer(expert_tokenizer, "expert_tokenizer")
         self.source = as_source(model).fork()
         self.tokenizer, self.expert_tokenizer = tokenizer, expert_tokenizer
         self.vocab_size = len(expert_tokenizer)
