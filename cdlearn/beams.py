@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.decode import Generation, Run, check_count
+from cdlearn.run import Generation, Run, check_count
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
 

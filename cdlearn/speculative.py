@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.decode import Generation, Run, best_scores, check_count, check_fits
+from cdlearn.decode import best_scores
+from cdlearn.run import Generation, Run, check_count, check_fits
 from cdlearn.scores import accept_probability, draw, residual, sampling_probs, verify_draft
 from cdlearn.sources import Source, as_source
 

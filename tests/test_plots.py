@@ -196,7 +196,7 @@ def test_the_trajectory_has_the_ranks_and_leaves_unknown_ones_out(monkeypatch):
     assert {line.get_marker() for line in lines} == {"o", "s"} and lines[0].get_linestyle() != lines[1].get_linestyle()
     ax = plot_trajectory(trace, ax=new_axes())
     assert ax.get_yscale() == "log" and ax.get_ylim()[0] > ax.get_ylim()[1]  # rank 1 on top
-    monkeypatch.setattr("cdlearn.decode.Recorder", functools.partial(Recorder, candidates=4))
+    monkeypatch.setattr("cdlearn.run.Recorder", functools.partial(Recorder, candidates=4))
     few = generate(Contrast(*models(), strength=1.0, alpha=0.3), [5], **OPTIONS).trace.rescore(strength=0.0)
     unknown = few.ranks["amateur"] == 0
     drawn = torch.tensor(plot_trajectory(few, ax=new_axes()).lines[1].get_ydata())

@@ -92,9 +92,9 @@ def test_every_public_name_exists():
 def test_imports_run_one_way():
     """A module imports only modules below it, so that a reader can start at the bottom; also inside a package."""
     order = ["scores", "text", "sources", "counterfactual", "tables", "flips", "tracefile", "trace", "figures", "plots"]
-    order += ["render", "strips", "handout", "decode", "speculative", "beams", "widgets", "hf", "loading", "pairs"]
-    order += ["likelihood", "metrics", "toyworld", "grading", "options", "timing", "costs", "bench", "evaluate"]
-    order += ["harness", "classroom", "compare", "doctor", "cli"]
+    order += ["render", "strips", "handout", "run", "decode", "speculative", "beams", "widgets", "hf", "loading"]
+    order += ["pairs", "likelihood", "metrics", "toyworld", "grading", "options", "timing", "costs", "bench"]
+    order += ["evaluate", "harness", "classroom", "compare", "doctor", "cli"]
     checks = ["speech", "forbidden", "models", "core", "step", "loop", "cachelm", "columns", "cache"]
     checks += ["contrast", "forms", "lens", "dola", "verify", "speculation", "project"]
     packages = {

@@ -165,7 +165,7 @@ def test_nothing_recorded_is_an_empty_table():
 
 @torch.no_grad()
 def test_entropy_distance_and_ranks_are_those_of_the_whole_vocabulary(monkeypatch):
-    monkeypatch.setattr("cdlearn.decode.Recorder", functools.partial(Recorder, candidates=4))
+    monkeypatch.setattr("cdlearn.run.Recorder", functools.partial(Recorder, candidates=4))
     got, expert, amateur = recorded()
     trace, ids = got.trace, torch.tensor([[5, 6, 7, *got.token_ids[:-1]]])
     rows = {"expert": expert(ids).logits[0, 2:], "amateur": amateur(ids).logits[0, 2:]}

@@ -20,7 +20,7 @@ from cdlearn.evaluate.answers import asked, fingerprint, task_rows
 from cdlearn.evaluate.figures import write_figures
 from cdlearn.evaluate.folder import Records, RunFolder
 from cdlearn.evaluate.questions import FORMAT, read_questions
-from cdlearn.evaluate.report import table, write_csv
+from cdlearn.evaluate.report import legend, table, write_csv
 from cdlearn.evaluate.strategies import DEFAULT, FORMS, build, needs_amateur, parse
 from cdlearn.pairs import Pair, load_expert
 from cdlearn.toyworld.evaluate import BATCH, evaluate
@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     tasks = _tasks(args, pair)
     try:
         with _records(args, pair, early, tasks, batch) as records:
+            known = len(records)
             settings: dict[str, Any] = {"seed": args.seed, "runs": args.seeds, "batch": batch, "records": records}
             settings["texts"] = any((args.strategies, args.prompts_file, args.out, args.csv, args.figures))
             if whole:
@@ -100,6 +101,11 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\nstopped; the same command goes on with what is in {args.out}", file=sys.stderr)
         raise
     print(table(rows))
+    print("\npercent, [95% bootstrap interval], difference to greedy with its interval\n" + legend(rows))
+    if args.out:
+        print(
+            f"\nevery answer: {args.out / 'answers.jsonl'} ({known} were there already); numbers: {args.out / 'results.csv'}"
+        )
     print(f"\n{time.time() - start:.0f} s on {torch.get_num_threads()} threads, seed {args.seed}")
     _write(args, rows, {name: task.headline for name, (task, _) in tasks.items()}, time.time() - start)
     return 0

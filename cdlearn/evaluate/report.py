@@ -13,6 +13,29 @@ from cdlearn.metrics import distinct_n, ngram_counts, self_bleu
 from cdlearn.toyworld.tasks import Item, Task
 
 RESAMPLES = 2000
+LEGEND = {
+    "right": "the known answer (puzzles: the name; arithmetic: the number; choices: the right one is likeliest)",
+    "right, per character": "the same with log-probabilities divided by the length of the choice",
+    "share of the right one": "its probability among the choices",
+    "lazy": 'answers with "I think"',
+    "steps right": "every written step as it should be",
+    "true": "names the capital",
+    "true, unseen phrasing": "the same, asked as training never asked about that place",
+    "myth": "names the largest city instead",
+    "rep-2": "word pairs that the same text has said before; less is better",
+    "consistent": "stories that contradict their prompt nowhere, be it that they say nothing",
+    "mentions right": "mentions of colour, object, animal, place and hero that agree with the prompt",
+    "named": "of these five, what the story names rightly",
+    "ends": 'stories that reach "The end."',
+    "contains the answer": "the answer stands somewhere in the text, as whole words",
+    "is the answer": "the text is the answer and nothing else",
+    "diversity": "(1 - rep-2)(1 - rep-3)(1 - rep-4)",
+    "distinct-2": "different word pairs of all word pairs in all texts",
+    "self-BLEU": "how alike the texts are; less is more varied",
+    "words": "a mean, no percentage",
+    "1 - TV": "the acceptance rate of that draft in speculative sampling",
+    "amateur's greedy choice": "tokens that the amateur alone would have chosen, too",
+}
 COLUMNS = ("strategy", "task", "metric", "value", "low", "high", "minus_greedy", "minus_greedy_low")
 COLUMNS += ("minus_greedy_high", "items", "runs", "lowest_run", "highest_run")
 
@@ -132,6 +155,12 @@ def table(rows: list[dict]) -> str:
             against += f"  ({row['items']} items)"
         lines.append(f"  {row['strategy']:{wide}} {row['metric']:22} {row['value']:6.1f} {span:16} {against}".rstrip())
     return "\n".join(lines[1:])
+
+
+def legend(rows: list[dict]) -> str:
+    """What the metrics of these rows mean, one line each."""
+    used = dict.fromkeys(row["metric"] for row in rows)
+    return "\n".join(f"  {metric:23} {LEGEND[metric]}" for metric in used if metric in LEGEND)
 
 
 def write_csv(rows: list[dict], path: str | Path) -> None:
