@@ -103,9 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table(rows))
     print("\npercent, [95% bootstrap interval], difference to greedy with its interval\n" + legend(rows))
     if args.out:
-        print(
-            f"\nevery answer: {args.out / 'answers.jsonl'} ({known} were there already); numbers: {args.out / 'results.csv'}"
-        )
+        print(f"\nanswers ({known} were there already) and numbers: answers.jsonl and results.csv in {args.out}")
     print(f"\n{time.time() - start:.0f} s on {torch.get_num_threads()} threads, seed {args.seed}")
     _write(args, rows, {name: task.headline for name, (task, _) in tasks.items()}, time.time() - start)
     return 0
