@@ -127,18 +127,20 @@ def _load(size: str, device: str) -> tuple[PreTrainedModel, PreTrainedModel, lis
 def sweep(
     *models: PreTrainedModel,
     batches: Sequence[int] = (1, 4, 16),
-    contexts: Sequence[int] = (32, 256, 1024),
+    contexts: Sequence[int] = (32, 128, 512),
+    most: int = 2048,
     progress: bool | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """`run` at every batch and context that the models can read; its rows with two more columns, `batch`, `context`.
 
-    The rows about whole texts depend on neither and are measured once. Other arguments as in `run`.
+    most: settings with more tokens than this (batch times context) are left out: reading such prompts takes far longer
+    than the steps that are measured. The rows about whole texts depend on neither and are measured once. Other arguments as in `run`.
     """
     tables, facts = [], {}
     limits = [model.config.get_text_config().max_position_embeddings for model in models]
     limit = min(limits, default=512 if options.get("size", "embedded") == "embedded" else 4096)
-    settings = [(b, c) for b in batches for c in contexts if c + options.get("steps", 64) <= limit]
+    settings = [(b, c) for b in batches for c in contexts if c + options.get("steps", 64) <= limit and b * c <= most]
     if not settings:
         raise ValueError(f"contexts={tuple(contexts)!r} do not fit: the models read at most {limit} tokens.")
     for batch, context in settings:
@@ -214,7 +216,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repetitions", type=count, default=5, help="default: 5")
     parser.add_argument("--threads", type=count, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="auto", help="default: auto")
-    parser.add_argument("--sweep", action="store_true", help="batches 1, 4, 16 and contexts 32, 256, 1024, as they fit")
+    parser.add_argument("--sweep", action="store_true", help="batches 1, 4, 16 and contexts 32, 128, 512, as they fit")
     parser.add_argument("--figure", metavar="FILE", help="with --sweep: ratios over the context, as PNG or SVG")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--markdown", action="store_true", help="print a markdown table")
