@@ -135,7 +135,8 @@ def sweep(
     """`run` at every batch and context that the models can read; its rows with two more columns, `batch`, `context`.
 
     most: settings with more tokens than this (batch times context) are left out: reading such prompts takes far longer
-    than the steps that are measured. The rows about whole texts depend on neither and are measured once. Other arguments as in `run`.
+    than the steps that are measured. The rows about whole texts depend on neither and are measured once. Other
+    arguments as in `run`.
     """
     tables, facts = [], {}
     limits = [model.config.get_text_config().max_position_embeddings for model in models]
