@@ -216,14 +216,16 @@ def performance() -> str:
         exit_layer = row["method"].rsplit(" ", 1)[-1]
         guess = f"{row['predicted']:.2f} | {row['accepted']:.2f}" if row.get("predicted") else " | "
         lines.append(f"| {label.format(exit=exit_layer)} | {spread(row)} | {guess} |")
-    contexts = sorted({context for _, _, context in grid if context is not None})
-    lines += ["", f"| random, {swept['setting']['expert']} / {swept['setting']['amateur']}: contrastive step, DoLa | "
-              + " | ".join(f"context {c}" for c in contexts) + " |", "|---|" + "---|" * len(contexts)]  # fmt: skip
+    contexts = sorted({context for _, _, context in grid})
+    sizes = f"{swept['setting']['expert']} / {swept['setting']['amateur']}"
+    heads = [f"random, {sizes}: contrastive step, DoLa", *(f"context {c}" for c in contexts)]
+    lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for batch in sorted({batch for _, batch, _ in grid}):
-        cells = [
-            f"{grid['contrastive', batch, c]['ratio']:.2f}, {grid['DoLa', batch, c]['ratio']:.2f}" for c in contexts
-        ]
-        lines.append(f"| batch {batch} | " + " | ".join(cells) + " |")
+        cells = [f"batch {batch}"]
+        for place in [(batch, context) for context in contexts]:
+            pair = [grid[method, *place]["ratio"] for method in ("contrastive", "DoLa") if (method, *place) in grid]
+            cells.append(", ".join(f"{ratio:.2f}" for ratio in pair))
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

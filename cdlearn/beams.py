@@ -51,7 +51,7 @@ def beam_search(
     score in nats. Prompts and the other arguments as in `generate`; an interrupt returns the best so far.
     Raises TypeError or ValueError naming the argument, before any work.
     """
-    source = as_source(source)
+    source = as_source(source, "source")
     check_count(num_beams, "num_beams")
     check_count(num_return_sequences, "num_return_sequences")
     if num_return_sequences > num_beams:

@@ -109,7 +109,7 @@ def as_causal_lm(source: Source | PreTrainedModel) -> SourceForCausalLM:
     The log-softmax that beam search and sampling take is that of the source's scores. `assistant_model=` works where
     the source can be rewound. Raises TypeError for anything that is no source and no model.
     """
-    source = as_source(source)
+    source = as_source(source, "source")
     config = SourceConfig(source.vocab_size, source.max_positions)
     model = SourceForCausalLM(config, source).eval()
     eos = list(source.eos_token_ids)
@@ -140,7 +140,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         attention_mask: Tensor | None = None,
     ) -> None:
         self._formula, self._numbers = contrast_form(alpha, strength, beta, amateur_temperature, top_k)
-        self.amateur, self.attention_mask = as_source(amateur), attention_mask
+        self.amateur, self.attention_mask = as_source(amateur, "amateur"), attention_mask
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids: [B, T] so far; scores: [B, V] the expert's. Returns [B, V], -inf where not kept."""

@@ -53,7 +53,7 @@ def token_log_probs(
     for k, (prompt, _) in enumerate(rows):
         if not len(prompt):
             raise ValueError(f"rows[{k}] has a prompt without a token: start it with the tokenizer's BOS.")
-    source = as_source(source)
+    source = as_source(source, "source")
     found = [torch.zeros(0)] * len(rows)
     # neighbours in length share a batch: the least padding
     order = sorted((k for k, row in enumerate(rows) if len(row[1])), key=lambda k: len(rows[k][0]) + len(rows[k][1]))

@@ -61,7 +61,7 @@ def speculate(
     Raises TypeError or ValueError naming the argument, before any work; ValueError for sources that cannot be rewound.
     arXiv 2302.01318, algorithm 2; 2211.17192, algorithm 1; with a contrast as the target 2311.08981.
     """
-    target, draft = as_source(target), as_source(draft)
+    target, draft = as_source(target, "target"), as_source(draft, "draft")
     check_count(gamma, "gamma")
     accept_probability(torch.ones(1), torch.ones(1), lenience=lenience)
     for name, source in (("target", target), ("draft", draft)):

@@ -128,7 +128,7 @@ def test_one_model_is_enough_where_no_amateur_is_needed(run, models):
     code, out, _ = run("--prompt", "Hi", "--method", "greedy", *models[:2], "--max-new-tokens", "3", with_models=False)
     assert code == 0 and out.strip("\n")
     code, _, err = run("--prompt", "Hi", *models[:2], with_models=False)
-    assert code == 1 and "amateur is missing" in err
+    assert code == 1 and "needs an amateur: add --amateur MODEL" in err
 
 
 @pytest.mark.parametrize(

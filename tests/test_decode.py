@@ -1,6 +1,8 @@
 """The loop: the same tokens as a naive one, and text, stops, seeds and streams that never disagree."""
 
 import math
+import types
+import warnings
 
 import pytest
 import torch
@@ -414,7 +416,9 @@ def test_progress_shows_when_asked_and_nothing_is_printed_otherwise(capsys, monk
 
 MODEL = tiny_model("llama", vocab_size=262)
 BAD_CALLS = [
-    (lambda: generate("gpt2", "a"), TypeError, "model is a str"),
+    (lambda: generate("gpt2", "a"), TypeError, r"source is a str: .*load_expert\('gpt2'\).expert"),
+    (lambda: generate(types.SimpleNamespace(expert=1, amateur=2), "a"), TypeError, "pass its .expert, or Contrast"),
+    (lambda: generate(MODEL, "a", tokenizer="gpt2"), TypeError, "tokenizer is 'gpt2': pass a transformers tokenizer"),
     (lambda: generate(MODEL, "a"), TypeError, "tokenizer"),
     (lambda: generate(MODEL, 5), TypeError, "prompt"),
     (lambda: generate(MODEL, []), TypeError, "prompt"),
@@ -442,6 +446,14 @@ BAD_CALLS = [
     (lambda: generate(MODEL, torch.tensor([[5, 6]]), attention_mask=[[1]]), ValueError, "attention_mask"),
     (lambda: pick(torch.zeros(1, 3), None, temperature=1.0), ValueError, "uniforms"),
 ]
+
+
+def test_a_setting_that_changes_nothing_is_said():
+    with pytest.warns(UserWarning, match="top_k=5 and top_p=1.0 change nothing at temperature 0"):
+        generate(MODEL, [5], top_k=5, max_new_tokens=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(MODEL, [5], top_k=5, temperature=1.0, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("call, kind, message", BAD_CALLS, ids=range(len(BAD_CALLS)))

@@ -180,7 +180,7 @@ def test_eos_comes_from_the_source():
 
 
 BAD_CALLS = [
-    (lambda: as_causal_lm("gpt2"), TypeError, "model is a str"),
+    (lambda: as_causal_lm("gpt2"), TypeError, "source is a str"),
     (lambda: ContrastiveLogitsProcessor(AMATEUR, alpha=2), ValueError, "alpha is 2"),
     (lambda: ContrastiveLogitsProcessor(AMATEUR, strength=1, beta=1), ValueError, "choose one"),
     (lambda: ContrastiveLogitsProcessor(AMATEUR, beta=1, amateur_temperature=2), ValueError, "amateur_temperature"),

@@ -399,7 +399,7 @@ BAD_CALLS = [
     (lambda: speculate(BIG, SMALL, [5], gamma=2.5), TypeError, "gamma is 2.5"),
     (lambda: speculate(BIG, SMALL, [5], lenience=0), ValueError, "lenience is 0"),
     (lambda: speculate(BIG, SMALL, [5], lenience=1.5), ValueError, "lenience is 1.5"),
-    (lambda: speculate(BIG, "gpt2", [5]), TypeError, "model is a str"),
+    (lambda: speculate(BIG, "gpt2", [5]), TypeError, "draft is a str"),
     (lambda: speculate(BIG, mamba(), [5]), ValueError, "draft is .* cannot take tokens back"),
     (lambda: speculate(mamba(), BIG, [5]), ValueError, "target is .* cannot take tokens back"),
     (lambda: speculate(BIG, model(max_position_embeddings=16), [5], max_new_tokens=20), ValueError, "context of 16"),

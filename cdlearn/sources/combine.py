@@ -135,7 +135,7 @@ class Prompted(Source):
             raise TypeError(f"prefix is {short(prefix)}: pass text with tokenizer=, or a list of token ids.")
         if not prefix:
             raise ValueError("prefix has no tokens: use the source as it is, or give at least one token.")
-        self.source, self.prefix = as_source(source).fork(), [int(token) for token in prefix]
+        self.source, self.prefix = as_source(source, "source").fork(), [int(token) for token in prefix]
         self.vocab_size, self.eos_token_ids = self.source.vocab_size, self.source.eos_token_ids
         if not all(0 <= token < self.vocab_size for token in self.prefix):
             raise ValueError(f"prefix holds a token outside the source's vocabulary of {self.vocab_size}.")
