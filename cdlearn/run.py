@@ -253,7 +253,7 @@ def _check_numbers(max_new_tokens: int, law: dict[str, Any], repetition_penalty:
         raise ValueError(f"seed is {seed}: pass a whole number from 0 to 2**63 - 1.")
     row = torch.zeros(1, 2)  # the pure functions know their limits best
     sampling_probs(row, **law)
-    if law["temperature"] == 0 and (law["top_k"] or law["top_p"] < 1):
+    if law.get("temperature") == 0 and (law["top_k"] or law["top_p"] < 1):
         warnings.warn(
             f"top_k={law['top_k']} and top_p={law['top_p']} change nothing at temperature 0, which is greedy: pass "
             "temperature=1.0 to sample.",
