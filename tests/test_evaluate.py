@@ -88,6 +88,17 @@ def test_a_metric_that_a_strategy_never_had_is_no_zero():
     assert "(4 items)" in report.table(rows) and report.table(rows).count("(2 items)") == 1
 
 
+def test_every_metric_is_explained():
+    graded = {
+        metric for task in TASKS.values() for item in task.items(3)[:3] for metric in task.grade(item, "The end.")
+    }
+    assert {metric for metric in graded if not metric.endswith(" right") or metric == "steps right"} <= set(
+        report.LEGEND
+    )
+    rows = [{"metric": "rep-2"}, {"metric": "named"}, {"metric": "rep-2"}, {"metric": "hero right"}]
+    assert [line.split()[0] for line in report.legend(rows).splitlines()] == ["rep-2", "named"]
+
+
 def test_several_runs_are_one_score_with_its_lowest_and_highest_run():
     items = [Item("", None, str(k)) for k in range(4)]
     base = [{"m": (1, 1), "never": (0, 0)}] * 4

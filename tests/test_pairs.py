@@ -304,9 +304,27 @@ def test_models_that_are_not_causal_are_refused(tmp_path):
         load_expert(bert)
 
 
+def test_an_unreachable_hub_is_said_at_the_first_try(monkeypatch):
+    """The hub's own library would try six times: half a minute for a mistyped name."""
+    asked = []
+
+    class Nobody:
+        def head(self, url, timeout):
+            asked.append(url)
+            raise RuntimeError("name resolution failed")
+
+    monkeypatch.setattr("cdlearn.loading.hub.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("cdlearn.loading.get_session", Nobody)
+    monkeypatch.setattr("cdlearn.loading.hf_hub_download", lambda *args, **options: asked.append("download"))
+    with pytest.raises(OSError, match="some/model.*the hub cannot be reached.*needs no download"):
+        load_expert("some/model")
+    assert len(asked) == 1 and asked[0].startswith("http")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
+        (dict(expert="./no-such-folder"), FileNotFoundError, "no such folder"),
         (dict(expert="./no-such-folder", amateur="amateur"), FileNotFoundError, "no such folder"),
         (dict(expert="", amateur="amateur"), ValueError, "expert='' is empty"),
         (dict(expert=__file__, amateur="amateur"), ValueError, "is a file"),
