@@ -45,7 +45,7 @@ def notebook_of(release, name):
 
 
 def releases_of(release, *names):
-    return {name: json.loads(nbformat.writes(notebook_of(release, name))) | {} for name in names}
+    return {name: json.loads(json.dumps(notebook_of(release, name))) for name in names}
 
 
 # ---- the release
@@ -228,7 +228,7 @@ def record(release, *cells):
         events.append({"event": "start", "cell": number, "kind": "code", "at": now})
         now += seconds
         parts = points_of(release)
-        told = {"ename": error, "evalue": "", "points": None if error else parts.get(grade_id), "replaced": instead}
+        told = {"ename": error, "evalue": "", "points": 0.0 if error else parts.get(grade_id), "replaced": instead}
         events.append({"event": "end", "cell": number, "grade_id": grade_id, "at": now} | told)
     return events
 
@@ -248,7 +248,7 @@ def test_a_part_pays_for_its_own_cells_and_says_what_was_replaced_or_missing(rel
     assert rows["part2_mask"].status == "not written"
     assert rows["part2_mask"].hint == "the solution cell was missing"
     assert rows["part3_step"].hint.startswith("SyntaxError")
-    assert rows["part3_step"].hint.endswith("graded with a right my_scores and a right my_mask in place of yours")
+    assert rows["part3_step"].hint.endswith("graded with a right my_scores, my_mask in place of yours")
     assert rows["part4_loop"].status == "ok" and rows["part4_loop"].hint.startswith("graded with a right my_step in")
     assert [rows[part].status for part in list(rows)[4:]] == ["died", "not run"]
     assert {row.file for row in rows.values()} == {"mona/01.ipynb"}
@@ -330,7 +330,7 @@ def test_nothing_of_a_student_runs_on_the_page(release):
     ]
     text = run_of(release, {"cell_type": "markdown", "source": EVIL, "metadata": {}}, code(EVIL, *outputs))
     assert text.count(html.escape(EVIL)) == 6
-    assert not re.findall(r"<(?:script|iframe|link|i|b>Ada)", text)
+    assert not re.findall(r"<(?:script|iframe|link|i>|b>Ada)", text)
     assert all(src.startswith("data:image/") for src in re.findall(r"<[^>]*\bsrc=\W?([^\s>]+)", text))
     assert "default-src 'none'" in text
 
@@ -351,9 +351,9 @@ def test_the_page_says_who_what_and_every_thing_once(release):
 @pytest.mark.parametrize("path", MASTERS, ids=lambda path: path.stem)
 def test_formulas_need_no_network(path):
     text = "\n".join(to_html(c.source) for c in master(path.stem).cells if c.cell_type == "markdown")
-    assert "$" not in re.sub(r"<(code|img)\b.*?(</code>|>)", "", text, flags=re.S)
+    assert "$" not in re.sub(r"<code>.*?</code>|<img[^>]*>", "", text, flags=re.S)
     assert re.findall(r'src="(.{10})', text) == ["data:image"] * text.count("<img")
-    assert list(titles(json.loads(nbformat.writes(master(path.stem)))).values())[0].startswith("Part 1 · ")
+    assert list(titles(master(path.stem)).values())[0].startswith("Part 1 · ")
 
 
 def test_an_unknown_command_in_a_formula_stays_readable():

@@ -72,11 +72,15 @@ def _overview(rows: Sequence[Row], names: dict[str, str], reason: str) -> str:
     """The parts, their points and what was said of them."""
     lines = []
     for row in rows:
-        hint = "" if row.hint in (reason, row.status, "not written yet") else f": {row.hint}"
-        said = f"{SIGNS.get(row.status, '·')} {row.status}{hint}"
+        said = f"{SIGNS.get(row.status, '·')} {_result(row, reason)}"
         name = f'<a href="#{_text(row.part)}">{_text(names.get(row.part, row.part))}</a>'
         lines.append(f"<tr><td>{name}</td><td>{_points(row)}</td><td>{_text(said)}</td></tr>")
     return f"<table><tr><th>part</th><th>points</th><th>result</th></tr>{''.join(lines)}</table>"
+
+
+def _result(row: Row, reason: str) -> str:
+    """The status, and the hint where that says more than the status and the page's first lines."""
+    return row.status if row.hint in ("", reason, "not written yet") else f"{row.status}: {row.hint}"
 
 
 def _points(row: Row) -> str:
@@ -109,10 +113,8 @@ def _cells(notebook: Notebook, release: Notebook, rows: dict[str, Row], names: d
 
 def _band(row: Row, names: dict[str, str], reason: str) -> str:
     kind = "hand" if row.points is None else "ok" if row.points >= row.max else "bad"
-    hint = f" · {row.hint}" if row.hint and row.hint not in (reason, row.status, "not written yet") else ""
-    said = f"{names.get(row.part, row.part)}: {_points(row)} points"
-    rest = f"{row.status}{hint}"
-    return f'<div class="part {kind}" id="{_text(row.part)}"><b>{_text(said)}</b> · {_text(rest)}</div>'
+    said = f"<b>{_text(names.get(row.part, row.part))}: {_points(row)} points</b> · {_text(_result(row, reason))}"
+    return f'<div class="part {kind}" id="{_text(row.part)}">{said}</div>'
 
 
 def _output(out: dict) -> tuple[str, str]:

@@ -41,7 +41,11 @@ class RecordingExecute(Execute):
 
     progress: Path
     most: int  # characters that one cell may show
-    slow = False  # a cell has timed out
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.slow = False  # a cell has timed out
+        self.instead: set[str] = set()  # functions replaced so far
 
     def note(self, **what: Any) -> None:
         with open(self.progress, "a", encoding="utf-8") as file:
@@ -93,7 +97,9 @@ class RecordingExecute(Execute):
             return error
         points = determine_grade(cell, self.log)[0]
         points = 0.0 if error["ename"] and points is not None else points
-        return error | {"points": points, "replaced": replaced(printed)}
+        self.instead |= set(replaced(printed))  # they stay: a later cell finds a right one
+        names = INSTEAD.findall(cell.source)
+        return error | {"points": points, "replaced": [name for name in names if name in self.instead]}
 
     async def _back(self) -> bool:
         """Whether the interrupted cell's own reply comes."""

@@ -61,7 +61,7 @@ def _graded(row: partial, part: str, run: list[Event], grades: dict | None, subm
     if part in submission.restored:
         hints.append("the graded cell was missing and was put back")
     if end.get("replaced"):
-        hints.append(SAYS.format(" and a right ".join(end["replaced"])))
+        hints.append(SAYS.format(", ".join(end["replaced"])))
     seconds = round(sum(event["seconds"] for event in run), 1)
     return row(points, seconds=seconds, status=status, hint="; ".join(hints))
 
