@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cdlearn.classroom.prose import to_html
 from cdlearn.classroom.report import SAYS, Row, plain
@@ -21,6 +22,7 @@ pre, .own { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3em 0; padd
 pre { font: 14px/1.4 monospace } .code { background: #f5f5f5 } .own { border-left: 3px solid #bbb }
 .part { border: 1px solid #bbb; border-left-width: 6px; padding: .4em .8em; margin: .8em 0 }
 .ok { border-left: 6px solid #009e73 } .bad { border-left: 6px solid #d55e00 } .hand { border-left: 6px solid #0072b2 }
+.said { margin: .3em 0; padding: .3em .8em } .said table { margin: .3em 0 } .said td { border: 0; padding-bottom: 0 }
 small { color: #666 } img { max-width: 100% }
 """
 # no script, no style sheet, no image from elsewhere, should anything slip through
@@ -89,32 +91,36 @@ def _points(row: Row) -> str:
 
 def _cells(notebook: Notebook, release: Notebook, rows: dict[str, Row], names: dict[str, str], reason: str) -> str:
     """The notebook. The assignment's own text is set; a student's text, code and output stand as they were written."""
-    theirs = {unlink("".join(cell["source"])).strip() for cell in release["cells"] if cell["cell_type"] == "markdown"}
-    shown, above = [], ""
+    title, *texts = [_plain_source(cell) for cell in release["cells"] if cell["cell_type"] == "markdown"]
+    shown, above = [], ""  # above: what this part's outputs have said so far
     for number, cell in enumerate(notebook["cells"], start=1):
         part = marks(cell).get("grade_id") if marks(cell).get("grade") else None
-        source = "".join(cell["source"])
-        if cell["cell_type"] != "code":
-            own = f'<div class="own">{_text(source[:MOST])}</div>'
-            shown.append(to_html(source) if unlink(source).strip() in theirs else own)
-        elif part is None and source.strip():
+        source, outputs = _plain_source(cell), [_output(out) for out in cell.get("outputs", ())]
+        if cell["cell_type"] == "code" and part is None and source:
             shown.append(f'<small>cell {number}</small><pre class="code">{_text(source[:MOST])}</pre>')
-        if part in rows:
-            shown.append(_band(rows[part], names, reason))
-        outputs = [_output(out) for out in cell.get("outputs", ())]
-        if part is None:
-            shown += [_framed(said, picture) for said, picture in outputs]
-            above = " ".join(said for said, _ in outputs) or above
-        else:  # what the check above or the frame has said already is not said again
+        elif cell["cell_type"] != "code" and source != title:
+            shown.append(to_html(source) if source in texts else f'<div class="own">{_text(source[:MOST])}</div>')
+        if part in rows:  # what was said above is not said again
             outputs = [(_REPLACED.sub("", said).strip("\n"), picture) for said, picture in outputs]
-            shown += [_framed(said, picture) for said, picture in outputs if said not in above or picture]
+            outputs = [(said, picture) for said, picture in outputs if said not in above or picture]
+            above += "".join(said for said, _ in outputs)
+            shown.append(_band(rows[part], names, reason, above))
+        shown += [_framed(said, picture) for said, picture in outputs]
+        above = "" if part in rows else above + "".join(said for said, _ in outputs)
     return "".join(shown)
 
 
-def _band(row: Row, names: dict[str, str], reason: str) -> str:
+def _plain_source(cell: dict) -> str:
+    return unlink("".join(cell["source"])).strip()
+
+
+def _band(row: Row, names: dict[str, str], reason: str, said: str) -> str:
+    """The frame of a part: its points, its status, and of the hint what the messages do not say."""
     kind = "hand" if row.points is None else "ok" if row.points >= row.max else "bad"
-    said = f"<b>{_text(names.get(row.part, row.part))}: {_points(row)} points</b> · {_text(_result(row, reason))}"
-    return f'<div class="part {kind}" id="{_text(row.part)}">{said}</div>'
+    pieces = [piece for piece in row.hint.split("; ") if piece.removeprefix("this looks like: ") not in said]
+    result = _result(replace(row, hint="; ".join(pieces)), reason)
+    head = f"<b>{_text(names.get(row.part, row.part))}: {_points(row)} points</b>"
+    return f'<div class="part {kind}" id="{_text(row.part)}">{head} · {_text(result)}</div>'
 
 
 def _output(out: dict) -> tuple[str, str]:
@@ -123,7 +129,7 @@ def _output(out: dict) -> tuple[str, str]:
         return plain("".join(out["text"]))[:MOST].strip("\n"), ""
     if out.get("output_type") == "error":
         said = plain(out["evalue"]).strip()
-        return (said if out["ename"] == "AssertionError" and said else f"{out['ename']}: {said}")[:MOST], ""
+        return (said if out["ename"] == "AssertionError" and said else f"✗ {out['ename']}: {said}")[:MOST], ""
     data = out.get("data", {})
     picture = "".join(data.get("image/png", "")).strip()
     if re.fullmatch(r"[A-Za-z0-9+/=\s]+", picture):
@@ -135,4 +141,9 @@ def _framed(said: str, picture: str) -> str:
     if picture:
         return picture
     kind = {"✓": "ok", "✗": "bad"}.get(said[:1], "")
+    head, *lines = said.split("\n")
+    pairs = [re.fullmatch(r"  ([A-Z][a-z ]+): +(.*)", line) for line in lines]
+    if kind == "bad" and lines and all(pairs):  # a check's message
+        table = "".join(f"<tr><td><b>{_text(pair[1])}</b></td><td>{_text(pair[2])}</td></tr>" for pair in pairs)
+        return f'<div class="said {kind}">{_text(head)}<table>{table}</table></div>'
     return f'<pre class="{kind}">{_text(said)}</pre>' if said else ""

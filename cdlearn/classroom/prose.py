@@ -12,6 +12,13 @@ from cdlearn.classroom.submissions import unlink
 
 _SPANS = re.compile(r"(`+).+?\1|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.S)
 
+# what TeX reads and matplotlib wants otherwise
+_OTHERWISE = {
+    r"\\tfrac\s*(\w)\s*(\w)": r"\\frac{\1}{\2}",
+    r"\\sqrt\s+(\w)": r"\\sqrt{\1}",
+    r"\\(ge|le)\b": r"\\\1q",
+}
+
 
 @cache
 def to_html(text: str) -> str:
@@ -36,7 +43,9 @@ def _formula(tex: str, block: bool) -> str:
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image
 
-    known = re.sub(r"\\tfrac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}", tex).replace("\n", " ")
+    known = tex.replace("\n", " ")
+    for written, wanted in _OTHERWISE.items():
+        known = re.sub(written, wanted, known)
     image = io.BytesIO()
     try:
         depth = math_to_image(f"${known}$", image, FontProperties(size=12, math_fontfamily="cm"), format="svg")
