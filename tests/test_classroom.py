@@ -192,6 +192,8 @@ def test_a_hint_is_one_line():
         "\n✗ my_mask: not yet.\n  Broke:           a tie stays\n  This looks like: more than\n  Look at:         it"
     )
     assert hint_of("AssertionError", message) == "a tie stays; this looks like: more than"
+    unnamed = message.replace("This looks like: more than\n", "")
+    assert hint_of("AssertionError", unnamed) == "a tie stays; look at: it"
     assert hint_of("NameError", "name 'x' is\nnot defined") == "NameError: name 'x' is not defined"
     assert status_of("AssertionError", message, 0.0, 3.0) == "wrong"
     assert status_of("", "", 3.0, 3.0) == "ok" and status_of("", "", None, 3.0) == "by hand"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cdlearn.classroom.prose import to_html
-from cdlearn.classroom.report import SAYS, Row, plain
+from cdlearn.classroom.report import Row, plain
 from cdlearn.classroom.submissions import Notebook, Submission, marks, titles, unlink
 
 MOST = 20_000  # characters of a cell or an output
@@ -27,8 +27,6 @@ small { color: #666 } img { max-width: 100% }
 """
 # no script, no style sheet, no image from elsewhere, should anything slip through
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-_REPLACED = re.compile(rf"^{SAYS.format('.*')}$\n?", re.M)
 
 
 def page(
@@ -95,14 +93,15 @@ def _cells(notebook: Notebook, release: Notebook, rows: dict[str, Row], names: d
     shown, above = [], ""  # above: what this part's outputs have said so far
     for number, cell in enumerate(notebook["cells"], start=1):
         part = marks(cell).get("grade_id") if marks(cell).get("grade") else None
-        source, outputs = _plain_source(cell), [_output(out) for out in cell.get("outputs", ())]
+        source = _plain_source(cell)
+        counts = [out for out in cell.get("outputs", ()) if part is None or out.get("output_type") == "error"]
+        outputs = [_output(out) for out in counts]  # what a function prints while it is graded is left out
         if cell["cell_type"] == "code" and part is None and source:
             shown.append(f'<small>cell {number}</small><pre class="code">{_text(source[:MOST])}</pre>')
         elif cell["cell_type"] != "code" and source != title:
             shown.append(to_html(source) if source in texts else f'<div class="own">{_text(source[:MOST])}</div>')
         if part in rows:  # what was said above is not said again
-            outputs = [(_REPLACED.sub("", said).strip("\n"), picture) for said, picture in outputs]
-            outputs = [(said, picture) for said, picture in outputs if said not in above or picture]
+            outputs = [(said, picture) for said, picture in outputs if said not in above]
             above += "".join(said for said, _ in outputs)
             shown.append(_band(rows[part], names, reason, above))
         shown += [_framed(said, picture) for said, picture in outputs]
@@ -117,7 +116,7 @@ def _plain_source(cell: dict) -> str:
 def _band(row: Row, names: dict[str, str], reason: str, said: str) -> str:
     """The frame of a part: its points, its status, and of the hint what the messages do not say."""
     kind = "hand" if row.points is None else "ok" if row.points >= row.max else "bad"
-    pieces = [piece for piece in row.hint.split("; ") if piece.removeprefix("this looks like: ") not in said]
+    pieces = [piece for piece in row.hint.split("; ") if re.sub(r"^(this looks like|look at): ", "", piece) not in said]
     result = _result(replace(row, hint="; ".join(pieces)), reason)
     head = f"<b>{_text(names.get(row.part, row.part))}: {_points(row)} points</b>"
     return f'<div class="part {kind}" id="{_text(row.part)}">{head} · {_text(result)}</div>'

@@ -30,7 +30,8 @@ def hint_of(ename: str, evalue: str) -> str:
     text = plain(evalue)
     said = dict(re.findall(r"^  (Broke|This looks like|Look at): +(.*)$", text, re.M))
     if "Broke" in said:
-        looks = f"; this looks like: {said['This looks like']}" if "This looks like" in said else ""
+        label = next((label for label in ("This looks like", "Look at") if label in said), None)
+        looks = f"; {label.lower()}: {said[label]}" if label else ""
         if "not written yet" in text:
             return "not written yet"
         return f"{said['Broke']}{looks}"[:300]

@@ -60,7 +60,7 @@ def _graded(row: partial, part: str, run: list[Event], grades: dict | None, subm
         hints = ["the solution cell was missing"] if status == "not written" else hints
     if part in submission.restored:
         hints.append("the graded cell was missing and was put back")
-    if end.get("replaced"):
+    if end.get("replaced") and status != "not written":
         hints.append(SAYS.format(", ".join(end["replaced"])))
     seconds = round(sum(event["seconds"] for event in run), 1)
     return row(points, seconds=seconds, status=status, hint="; ".join(hints))
