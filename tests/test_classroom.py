@@ -20,7 +20,7 @@ from masters import HOSTILE, MASTERS, handed_in, hidden_lines, master, planted, 
 
 import cdlearn
 from cdlearn.classroom import build, commands, find_masters
-from cdlearn.classroom.build import use_own_programs
+from cdlearn.classroom.build import SETUP, use_own_programs
 from cdlearn.classroom.gradebook import Gradebook
 from cdlearn.classroom.page import page
 from cdlearn.classroom.prose import to_html
@@ -192,7 +192,7 @@ def test_a_hint_is_one_line():
         "\n✗ my_mask: not yet.\n  Broke:           a tie stays\n  This looks like: more than\n  Look at:         it"
     )
     assert hint_of("AssertionError", message) == "a tie stays; this looks like: more than"
-    unnamed = message.replace("This looks like: more than\n", "")
+    unnamed = message.replace("  This looks like: more than\n", "")
     assert hint_of("AssertionError", unnamed) == "a tie stays; look at: it"
     assert hint_of("NameError", "name 'x' is\nnot defined") == "NameError: name 'x' is not defined"
     assert status_of("AssertionError", message, 0.0, 3.0) == "wrong"
@@ -342,13 +342,10 @@ def test_the_page_says_who_what_and_every_thing_once(release):
     instead = {"output_type": "stream", "name": "stdout", "text": "graded with a right my_mask in place of yours\n"}
     error = {"output_type": "error", "ename": "AssertionError", "evalue": f"\n{said}", "traceback": []}
     check = code("check()", {"output_type": "execute_result", "data": {"text/plain": said}})
-    text = run_of(release, check, code("hidden = 1", instead, error, grade=True, grade_id="part1_scores"))
-    assert (
-        text.count("Broke") == 1
-        and text.count("a tie") == 1
-        and "AssertionError" not in text
-        and "hidden = 1" not in text
-    )
+    graded = code("hidden = 1", instead, error, grade=True, grade_id="part1_scores")
+    text = run_of(release, code(SETUP), check, graded)
+    assert text.count("Broke") == text.count("a tie") == text.count("<h1>") == 1
+    assert not any(word in text for word in ("AssertionError", "hidden = 1", "%pip"))
     assert "&lt;b&gt;Ada&lt;/b&gt;" in text and "Assignment 01 · The loop" in text and "0 of 3 points" in text
     assert text.count("Part 1 · The score") >= 2 and text.count("in place of yours") == 2  # the table and the part
     other = error | {"evalue": said.replace("a tie", "new numbers")}

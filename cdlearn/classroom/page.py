@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cdlearn.classroom.build import SETUP
 from cdlearn.classroom.prose import to_html
 from cdlearn.classroom.report import Row, plain
 from cdlearn.classroom.submissions import Notebook, Submission, marks, titles, unlink
@@ -96,7 +97,7 @@ def _cells(notebook: Notebook, release: Notebook, rows: dict[str, Row], names: d
         source = _plain_source(cell)
         counts = [out for out in cell.get("outputs", ()) if part is None or out.get("output_type") == "error"]
         outputs = [_output(out) for out in counts]  # what a function prints while it is graded is left out
-        if cell["cell_type"] == "code" and part is None and source:
+        if cell["cell_type"] == "code" and part is None and source and not source.startswith(SETUP[:40]):
             shown.append(f'<small>cell {number}</small><pre class="code">{_text(source[:MOST])}</pre>')
         elif cell["cell_type"] != "code" and source != title:
             shown.append(to_html(source) if source in texts else f'<div class="own">{_text(source[:MOST])}</div>')
