@@ -74,5 +74,6 @@ def grades(argv: list[str]) -> int:
         return 130
     finally:
         print(options.clean("\n".join(notes)), end="\n" if notes else "")
-    print(f"{len(done)} submissions in {time.perf_counter() - start:.0f} s: {out / 'grades.csv'}, {out / 'feedback'}")
+    count = f"{len(done)} submission{'s' * (len(done) != 1)}"
+    print(f"{count} in {time.perf_counter() - start:.0f} s: {out / 'grades.csv'}, {out / 'feedback'}")
     return 0
