@@ -1,11 +1,11 @@
-# make lab   open the course in JupyterLab
-# make demo  expert, amateur and contrastive text side by side, in the terminal
-# make test  everything CI checks
-# make assignments          the students' notebooks and zips, in build/assignments
-# make harness  the tests that need lm-evaluation-harness (0.5 GB more), in an environment of their own
-# make grade FOLDER=...     grade a folder of submissions; ARGS="--seed 1" for more
-# make bench     the numbers of the README's section on speed, again: 20 minutes on a quiet machine
-# Each makes .venv first if it is missing. Another Python: make PYTHON=python3.12 test
+## make lab                open the course in JupyterLab
+## make demo               expert, amateur and contrastive text side by side, in the terminal
+## make test               everything CI checks
+## make assignments        the students' notebooks and zips, in build/assignments
+## make harness            the tests that need lm-evaluation-harness (0.5 GB more), in an environment of their own
+## make grade FOLDER=...   grade a folder of submissions; ARGS="--seed 1" for more
+## make bench              the numbers of the README's section on speed, again: 20 minutes on a quiet machine
+## Each makes .venv first if it is missing. Another Python: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,10 +15,10 @@ NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' -not -path
 # one thread a worker: two workers on two cores do not fight
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test harness lint format unit notebooks pages bench wheel assignments grade clean
+.PHONY: help install lab demo test harness lint format unit notebooks pages bench wheel assignments grade folder clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^## //p' Makefile
 
 install: $(STAMP)
 
@@ -89,9 +89,13 @@ harness: $(HARNESS)/.installed
 assignments: $(STAMP)
 	$(BIN)/python -m cdlearn assignments build/assignments $(ARGS)
 
-grade: $(STAMP)
-	@test -n "$(FOLDER)" || { echo "which folder? make grade FOLDER=submissions"; exit 2; }
+grade: folder $(STAMP)
 	$(BIN)/python -m cdlearn grade "$(FOLDER)" $(ARGS)
+
+# asked before the installation, which takes minutes
+folder:
+	@test -n "$(FOLDER)" || { echo "which folder? make grade FOLDER=submissions"; exit 2; }
+	@test -d "$(FOLDER)" || { echo "no folder $(FOLDER): give the folder that holds the submissions"; exit 2; }
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

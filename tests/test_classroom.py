@@ -1,9 +1,14 @@
 """The classroom: what students get holds no answer, and what they hand in is graded whatever it does."""
 
 import csv
+import html
 import json
+import os
 import re
+import shutil
+import subprocess
 import zipfile
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -14,13 +19,18 @@ pytest.importorskip("nbgrader")
 from masters import HOSTILE, MASTERS, handed_in, hidden_lines, master, planted, reference, role
 
 import cdlearn
-from cdlearn.classroom import build, find_masters
-from cdlearn.classroom.build import use_own_programs
-from cdlearn.classroom.report import Row, hint_of, own_feedback, status_of, write_csv
-from cdlearn.classroom.submissions import Submission, find_submissions, points_of, restore, slug
+from cdlearn.classroom import build, commands, find_masters
+from cdlearn.classroom.build import SETUP, use_own_programs
+from cdlearn.classroom.gradebook import Gradebook
+from cdlearn.classroom.page import page
+from cdlearn.classroom.prose import to_html
+from cdlearn.classroom.recording import SHORT, RecordingExecute, announce, replaced
+from cdlearn.classroom.report import Row, hint_of, status_of, summary
+from cdlearn.classroom.rows import rows_of
+from cdlearn.classroom.submissions import Submission, choose, doubts, find_submissions, points_of, restore, slug, titles
 from cdlearn.cli import main
 
-FIRST = "01_loop_and_score"
+FIRST, THIRD = "01_loop_and_score", "03_mask_and_temperature"
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +42,10 @@ def release(tmp_path_factory):
 
 def notebook_of(release, name):
     return nbformat.read(release / name / f"{name}.ipynb", as_version=4)
+
+
+def releases_of(release, *names):
+    return {name: json.loads(json.dumps(notebook_of(release, name))) for name in names}
 
 
 # ---- the release
@@ -102,26 +116,59 @@ def test_submissions_are_found_in_any_layout_and_recognised_by_their_cells(relea
     found = {one.student: one for one in find_submissions(tmp_path, releases)}
     assert {name: one.assignment for name, one in found.items()} == {
         "ada": FIRST, "ben": FIRST, "cleo": FIRST, "eve": None, "fay": FIRST}  # fmt: skip
-    assert "not a notebook" in found["fay"].problem and "no assignment" in found["eve"].problem
+    assert "damaged at line 1, column 2" in found["fay"].problem and "No part" in found["eve"].problem
     assert not found["ben"].problem
 
 
-def test_deleted_and_unmarked_cells_come_back(release, tmp_path):
-    releases = {FIRST: json.loads((release / FIRST / f"{FIRST}.ipynb").read_text(encoding="utf-8"))}
-    for cell in releases[FIRST]["cells"]:
-        cell["source"] = "".join(cell["source"])
-    notebook = handed_in(release / FIRST / f"{FIRST}.ipynb", reference(FIRST), drop={"part1_scores", "step"})
+def found_in(folder, release, *names):
+    return list(find_submissions(folder, releases_of(release, *names)))
+
+
+def test_of_two_copies_the_newest_that_can_be_read_is_graded(release, tmp_path):
+    blank = notebook_of(release, FIRST)
+    for name, time in {"b.ipynb": 2000, "a.ipynb": 3000, "a (2).ipynb": 3000, "a (10).ipynb": 3000}.items():
+        write(blank, tmp_path / "nico" / name)
+        os.utime(tmp_path / "nico" / name, (time, time))
+    (tmp_path / "nico" / FIRST).mkdir()
+    (tmp_path / "nico" / FIRST / "new.ipynb").write_text("{", encoding="utf-8")
+    write(blank, tmp_path / f"carl_{FIRST}.ipynb")
+    write(blank, tmp_path / f"carl_{FIRST} (1).ipynb")
+    chosen, notes = choose(found_in(tmp_path, release, FIRST))
+    assert {one.student: one.file for one in chosen} == {"nico": "nico/a (10).ipynb", "carl": f"carl_{FIRST} (1).ipynb"}
+    (nico,) = [note for note in notes if note.startswith("nico")]
+    assert nico.endswith(f"skipped nico/{FIRST}/new.ipynb (damaged), nico/b.ipynb, nico/a.ipynb, nico/a (2).ipynb")
+
+
+def test_a_notebook_of_another_assignment_is_skipped_and_counted(release, tmp_path):
+    write(notebook_of(release, FIRST), tmp_path / "ada" / "one.ipynb")
+    write(notebook_of(release, THIRD), tmp_path / "ada" / "three.ipynb")
+    chosen, notes = choose(found_in(tmp_path, release, FIRST, THIRD), FIRST)
+    assert [one.file for one in chosen] == ["ada/one.ipynb"] and notes == ["1 of another assignment skipped"]
+
+
+def test_students_without_notebooks_and_notebooks_without_students_are_named(release, tmp_path):
+    write(notebook_of(release, FIRST), tmp_path / "Kopie von 01 (3).ipynb")
+    write(notebook_of(release, FIRST), tmp_path / f"kurt_{FIRST}.ipynb")
+    (tmp_path / "paul").mkdir()
+    (tmp_path / "paul" / "notes.txt").write_text("later", encoding="utf-8")
+    empty, nameless = doubts(tmp_path, found_in(tmp_path, release, FIRST))
+    assert empty == "no notebook from: paul" and "in: Kopie von 01 (3).ipynb (" in nameless
+
+
+def test_deleted_and_unmarked_cells_come_back_where_they_stood(release, tmp_path):
+    releases = releases_of(release, FIRST)
+    notebook = handed_in(release / FIRST / f"{FIRST}.ipynb", reference(FIRST), drop={"part1_scores", "step", "loop"})
     for cell in notebook.cells:
         if role(cell, "solution") == "mask":
             cell.metadata = {}
     write(notebook, tmp_path / "ada.ipynb")
     (one,) = find_submissions(tmp_path, releases)
     cells = restore(one, releases[FIRST])["cells"]
-    marks = [cell["metadata"]["nbgrader"]["grade_id"] for cell in cells if "nbgrader" in cell["metadata"]]
-    assert marks == [
-        c["metadata"]["nbgrader"]["grade_id"] for c in releases[FIRST]["cells"] if "nbgrader" in c["metadata"]
-    ]
-    assert one.restored == ["part1_scores", "step"]
+    wanted = releases[FIRST]["cells"]
+    for here in (cells, wanted):
+        names = [c["metadata"].get("nbgrader", {}).get("grade_id") or c["source"][:30] for c in here]
+        assert names == [c["metadata"].get("nbgrader", {}).get("grade_id") or c["source"][:30] for c in wanted]
+    assert one.restored == ["part1_scores", "step", "loop"]
     mask = next(c for c in cells if c["metadata"].get("nbgrader", {}).get("grade_id") == "mask")
     assert "NotImplementedError" not in mask["source"]
 
@@ -145,19 +192,226 @@ def test_a_hint_is_one_line():
         "\n✗ my_mask: not yet.\n  Broke:           a tie stays\n  This looks like: more than\n  Look at:         it"
     )
     assert hint_of("AssertionError", message) == "a tie stays; this looks like: more than"
+    unnamed = message.replace("  This looks like: more than\n", "")
+    assert hint_of("AssertionError", unnamed) == "a tie stays; look at: it"
     assert hint_of("NameError", "name 'x' is\nnot defined") == "NameError: name 'x' is not defined"
     assert status_of("AssertionError", message, 0.0, 3.0) == "wrong"
     assert status_of("", "", 3.0, 3.0) == "ok" and status_of("", "", None, 3.0) == "by hand"
 
 
-def test_the_csv_holds_no_formula_and_our_page_no_script(tmp_path):
-    row = Row("=cmd()", FIRST, "part1", 0.0, 3.0, 1.5, "wrong", "@SUM(1)")
-    write_csv([row], tmp_path / "grades.csv")
-    (read,) = csv.DictReader((tmp_path / "grades.csv").open(encoding="utf-8"))
+def test_a_hint_names_the_line_and_the_limit_but_no_file_of_the_kernel():
+    assert hint_of("SyntaxError", "expected ':' (2245281623.py, line 1)") == "SyntaxError: expected ':' (line 1)"
+    assert hint_of("CellTimeoutError", "it ran longer than 60 seconds and was stopped").split()[4] == "60"
+
+
+def test_once_a_cell_has_timed_out_a_cell_without_points_gets_little_time():
+    runner = RecordingExecute(timeout=60)
+    plain, graded = ({"metadata": {"nbgrader": {"grade": grade}}} for grade in (False, True))
+    assert runner.timeout_func(plain) == runner.timeout_func(graded) == 60
+    runner.slow = True
+    assert runner.timeout_func(plain) == SHORT and runner.timeout_func(graded) == 60
+
+
+def test_a_graded_cell_says_which_functions_it_replaces(capsys):
+    whole = "\n".join(cell.source for path in MASTERS for cell in master(path.stem).cells)
+    assert whole.count("if not checks.") == announce(whole).count("builtins")
+    source = 'if not checks.check_f(globals().get("my_f")):\n\n    def my_f():\n        return 2\n'
+    for right in (True, False):
+        names = {"checks": type("Checks", (), {"check_f": lambda f, right=right: right}), "print": None}
+        exec(announce(source), names)
+        assert ("my_f" in names) is not right
+        assert replaced(capsys.readouterr().out) == ([] if right else ["my_f"])
+
+
+def record(release, *cells):
+    """Events of (grade_id, seconds, error, replaced): one cell after the other."""
+    events, now = [], 0.0
+    for number, (grade_id, seconds, error, *instead) in enumerate(cells):
+        events.append({"event": "start", "cell": number, "kind": "code", "at": now})
+        now += seconds
+        parts = points_of(release)
+        told = {"ename": error, "evalue": "", "points": 0.0 if error else parts.get(grade_id), "replaced": instead}
+        events.append({"event": "end", "cell": number, "grade_id": grade_id, "at": now} | told)
+    return events
+
+
+def test_a_part_pays_for_its_own_cells_and_says_what_was_replaced_or_missing(release):
+    made = releases_of(release, FIRST)[FIRST]
+    one = Submission("mona", Path(), FIRST, restored=["mask"], file="mona/01.ipynb")
+    events = record(
+        made,
+        *[("scores", 1, ""), (None, 2, ""), ("part1_scores", 4, "")],
+        *[("mask", 1, ""), ("part2_mask", 1, "NotImplementedError")],
+        *[("step", 1, "SyntaxError"), ("part3_step", 1, "NameError", "my_scores", "my_mask")],
+        *[(None, 60, "CellTimeoutError"), ("loop", 0.5, ""), ("part4_loop", 0.2, "", "my_step"), (None, 60, "")],
+    )
+    rows = {row.part: row for row in rows_of(one, made, events, None, "the kernel died")}
+    assert rows["part1_scores"].seconds == 7 and rows["part4_loop"].seconds == 0.7
+    assert rows["part2_mask"].status == "not written"
+    assert rows["part2_mask"].hint == "the solution cell was missing"
+    assert rows["part3_step"].hint.startswith("SyntaxError")
+    assert rows["part3_step"].hint.endswith("graded with a right my_scores, my_mask in place of yours")
+    assert rows["part4_loop"].status == "ok" and rows["part4_loop"].hint.startswith("graded with a right my_step in")
+    assert [rows[part].status for part in list(rows)[4:]] == ["died", "not run"]
+    assert {row.file for row in rows.values()} == {"mona/01.ipynb"}
+
+
+ROW = Row("ada", FIRST, "part1_scores", 0.0, 3.0, 1.5, "wrong", "no", "ada/01.ipynb")
+
+
+def lines_of(out):
+    return list(csv.DictReader((out / "grades.csv").open(encoding="utf-8")))
+
+
+def test_the_csv_holds_no_formula(tmp_path):
+    Gradebook(tmp_path).add([replace(ROW, student="=cmd()", hint="@SUM(1)")], "page", "x.html")
+    (read,) = lines_of(tmp_path)
     assert read["student"] == "'=cmd()" and read["hint"] == "'@SUM(1)" and read["points"] == "0"
-    cells = [{"cell_type": "code", "source": "<script>alert(1)</script>", "metadata": {}}]
-    page = own_feedback(Submission("<b>", tmp_path, FIRST, {"cells": cells}), [row], "<i>died</i>")
-    assert "<script>" not in page and "<i>" not in page and "0 of 3 points" in page
+
+
+def test_results_are_on_disk_at_once_and_sorted(tmp_path):
+    book = Gradebook(tmp_path)
+    assert (tmp_path / "seed.txt").read_text(encoding="utf-8").strip() == book.seed and len(book.seed) == 32
+    for number, student in enumerate(["zoe", "ada", "ben"], start=1):
+        book.add([replace(ROW, student=student)], "a \ud800 page", f"{student}.html")
+        assert [line["student"] for line in lines_of(tmp_path)] == sorted(["zoe", "ada", "ben"][:number])
+
+
+def test_grading_again_into_the_same_folder_replaces_what_was_graded_again(tmp_path):
+    hand = replace(ROW, part="part2", points=None, status="by hand")
+    first = Gradebook(tmp_path, "seven")
+    first.add([ROW, hand], "old", "ada.html")
+    first.add([replace(ROW, student="ben")], "old", "ben.html")
+    text = (tmp_path / "grades.csv").read_text(encoding="utf-8")
+    text = text.replace("part2,,", "part2,2.5,").replace("hint,file", "hint,file,mine").replace(".ipynb", ".ipynb,late")
+    (tmp_path / "grades.csv").write_text("\ufeff" + text, encoding="utf-8")
+    again = Gradebook(tmp_path)
+    again.add([replace(ROW, points=3.0, status="ok"), hand], "new", "ada.html")
+    assert again.seed == "seven" and Gradebook(tmp_path, "8").seed == "8"
+    lines = {(line["student"], line["part"]): line for line in lines_of(tmp_path)}
+    assert [line["points"] for line in lines.values()] == ["3", "2.5", "0"]
+    assert {line["mine"] for line in lines.values()} == {"late"}
+    assert "earlier" in lines["ada", "part2"]["hint"]
+    assert [(tmp_path / "feedback" / f"{name}.html").read_text() for name in ("ada", "ben")] == ["new", "old"]
+
+
+def test_a_table_that_is_none_of_ours_is_not_overwritten(tmp_path):
+    (tmp_path / "grades.csv").write_bytes("Schüler;Punkte\n".encode("cp1252"))
+    with pytest.raises(ValueError, match="another --out"):
+        Gradebook(tmp_path)
+
+
+def test_the_table_is_in_line_and_cut_between_words():
+    long = replace(ROW, student="bert", assignment=THIRD, points=3.0, status="partly", hint="word " * 60)
+    above, below = summary([ROW, long]).splitlines()
+    assert above.index("[0]") == below.index("[3]") and above.index("ada") == below.index("bert")
+    assert below.endswith("word …") and above.endswith("wrong: no")
+
+
+def run_of(release, *cells):
+    """A page of a notebook with these cells put behind the first assignment's first part."""
+    made = releases_of(release, FIRST)[FIRST]
+    notebook = {"cells": [*made["cells"][:4], *cells]}
+    rows = [replace(ROW, student="<b>Ada</b>", hint="the best token; graded with a right my_mask in place of yours")]
+    return page(Submission("<b>Ada</b>", Path(), FIRST, file="<i>.ipynb"), rows, made, notebook)
+
+
+def code(source, *outputs, **marks):
+    return {"cell_type": "code", "source": source, "metadata": {"nbgrader": marks}, "outputs": list(outputs)}
+
+
+EVIL = "<script>alert(1)</script><img src=http://example.org/x onerror=alert(1)>"
+
+
+def test_nothing_of_a_student_runs_on_the_page(release):
+    rich = {"text/html": EVIL, "text/plain": EVIL, "image/png": '"><script>', "application/javascript": "alert(1)"}
+    outputs = [
+        {"output_type": "display_data", "data": rich},
+        {"output_type": "stream", "name": "stdout", "text": EVIL},
+        {"output_type": "error", "ename": EVIL, "evalue": EVIL, "traceback": [EVIL]},
+    ]
+    text = run_of(release, {"cell_type": "markdown", "source": EVIL, "metadata": {}}, code(EVIL, *outputs))
+    assert text.count(html.escape(EVIL)) == 6
+    assert not re.findall(r"<(?:script|iframe|link|i>|b>Ada)", text)
+    assert all(src.startswith("data:image/") for src in re.findall(r"<[^>]*\bsrc=\W?([^\s>]+)", text))
+    assert "default-src 'none'" in text
+
+
+def test_the_page_says_who_what_and_every_thing_once(release):
+    said = "✗ my_scores: not yet.\n  Broke:           a tie"
+    instead = {"output_type": "stream", "name": "stdout", "text": "graded with a right my_mask in place of yours\n"}
+    error = {"output_type": "error", "ename": "AssertionError", "evalue": f"\n{said}", "traceback": []}
+    check = code("check()", {"output_type": "execute_result", "data": {"text/plain": said}})
+    graded = code("hidden = 1", instead, error, grade=True, grade_id="part1_scores")
+    text = run_of(release, code(SETUP), check, graded)
+    assert text.count("Broke") == text.count("a tie") == text.count("<h1>") == 1
+    assert not any(word in text for word in ("AssertionError", "hidden = 1", "%pip"))
+    assert "&lt;b&gt;Ada&lt;/b&gt;" in text and "Assignment 01 · The loop" in text and "0 of 3 points" in text
+    assert text.count("Part 1 · The score") >= 2 and text.count("in place of yours") == 2  # the table and the part
+    other = error | {"evalue": said.replace("a tie", "new numbers")}
+    assert run_of(release, check, code("", other, grade=True, grade_id="part1_scores")).count("Broke") == 2
+
+
+@pytest.mark.parametrize("path", MASTERS, ids=lambda path: path.stem)
+def test_formulas_need_no_network(path):
+    source = "\n".join(c.source for c in master(path.stem).cells if c.cell_type == "markdown")
+    text = to_html(source)
+    assert text.count("<img") == re.sub(r"(`+).+?\1", "", source.replace("$$", "$"), flags=re.S).count("$") / 2
+    assert "$" not in re.sub(r"<code>.*?</code>|<img[^>]*>", "", text, flags=re.S)
+    assert re.findall(r'src="(.{10})', text) == ["data:image"] * text.count("<img")
+    assert list(titles(master(path.stem)).values())[0].startswith("Part 1 · ")
+
+
+def test_an_unknown_command_in_a_formula_stays_readable():
+    assert to_html(r"so $\nosuchcommand{x}$") == "<p>so <code>\\nosuchcommand{x}</code></p>\n"
+
+
+def test_a_damaged_file_is_explained_once(tmp_path, capsys):
+    for student in ("ivan", "jana"):
+        (tmp_path / "in" / student).mkdir(parents=True)
+        (tmp_path / "in" / student / "x.ipynb").write_text('{\n "cells": [', encoding="utf-8")
+    (tmp_path / "in" / "paul").mkdir()
+    assert main(["grade", str(tmp_path / "in")]) == 0
+    out = capsys.readouterr()
+    assert "no notebook from: paul" in out.out and "2 of 2: jana, unknown: 0 / 0" in out.err
+    text = (tmp_path / "in-graded" / "feedback" / "ivan_unknown.html").read_text(encoding="utf-8")
+    assert text.count("damaged at line 2, column 12. Save it in Jupyter and hand it in again.") == 1
+    assert "handed in</h2>" not in text and "{" not in text.split("</style>")[1]
+
+
+def test_an_interrupt_leaves_what_is_graded(tmp_path, capsys, monkeypatch):
+    for student in ("ivan", "jana"):
+        (tmp_path / student).mkdir()
+        (tmp_path / student / "x.ipynb").write_text("{", encoding="utf-8")
+
+    def interrupted(*args, tell, real=commands.grade, **options):
+        def stop(line):
+            raise KeyboardInterrupt
+
+        return real(*args, tell=stop, **options)
+
+    monkeypatch.setattr(commands, "grade", interrupted)
+    assert main(["grade", str(tmp_path), "--out", str(tmp_path / "out")]) == 130
+    assert "same seed" in capsys.readouterr().out and (tmp_path / "out" / "seed.txt").exists()
+    assert [line["student"] for line in lines_of(tmp_path / "out")] == ["ivan"]
+
+
+def test_nothing_to_grade_leaves_nothing_behind(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    assert main(["grade", str(tmp_path / "in")]) == 1
+    assert "no notebook" in capsys.readouterr().err and not (tmp_path / "in-graded").exists()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_make_asks_for_the_folder_before_it_installs(tmp_path):
+    def make(*arguments):
+        here = {"cwd": Path(cdlearn.__file__).parents[1], "capture_output": True, "text": True}
+        return subprocess.run(["make", *arguments, f"VENV={tmp_path / 'venv'}"], **here)
+
+    assert "which folder?" in make("grade").stdout
+    assert "no folder /nowhere" in make("grade", "FOLDER=/nowhere").stdout
+    assert not (tmp_path / "venv").exists()
+    assert all(line.startswith(("make ", "Each makes")) for line in make("help").stdout.splitlines())
 
 
 def test_the_commands_say_where_the_masters_are(tmp_path, capsys):
@@ -170,7 +424,6 @@ def test_the_commands_say_where_the_masters_are(tmp_path, capsys):
 
 
 def test_own_programs_come_first(monkeypatch):
-    import os
     import sys
 
     monkeypatch.setenv("PATH", "/usr/bin")
@@ -243,8 +496,10 @@ def test_round_trip(release, tmp_path, capsys, record_property):
         name: sum(float(r["points"] or 0) for r in rs) / sum(float(r["max"]) for r in rs) for name, rs in rows.items()
     }
     for student, parts in rows.items():
-        pages = list((tmp_path / "out" / "feedback").glob(f"{slug(student)}_*.html"))
-        assert pages and parts, student
+        (feedback,) = (tmp_path / "out" / "feedback").glob(f"{slug(student)}*.html")
+        text = feedback.read_text(encoding="utf-8")
+        assert f"<b>{student}</b>" in text and parts[0]["file"] in text, student
+        assert "<script" not in text and not re.search(r"(src|href)=.http", text), student
     for path in MASTERS:
         mine = [r for r in rows[f"reference-{path.stem[:2]}"] if r["status"] != "by hand"]
         assert all(r["points"] == r["max"] for r in mine), path.stem
@@ -252,8 +507,8 @@ def test_round_trip(release, tmp_path, capsys, record_property):
     assert {r["status"] for r in rows["blank"]} == {"not written"}
     for student, (_, mistake) in made.items():
         assert share[student] < 1, student
-        (page,) = (tmp_path / "out" / "feedback").glob(f"{student}_*.html")
-        text = page.read_text(encoding="utf-8").replace("&#39;", "'")
+        (feedback,) = (tmp_path / "out" / "feedback").glob(f"{student}*.html")
+        text = html.unescape(feedback.read_text(encoding="utf-8"))
         assert mistake in text and "HIDDEN TESTS" not in text and "CDLEARN_GRADING_SEED" not in text
         assert any(mistake in row["hint"] for row in rows[student])
     wanted = {"hangs": "timeout", "prints-without-end": "timeout", "eats-memory": "memory"}
@@ -262,3 +517,8 @@ def test_round_trip(release, tmp_path, capsys, record_property):
         parts = {row["part"]: row for row in rows[student]}
         assert parts["part4_loop"]["status"] == status and parts["part4_loop"]["points"] == "0", student
         assert all(parts[part]["points"] == "3" for part in ("part1_scores", "part2_mask", "part3_step")), student
+    assert {row["part"]: row for row in rows["hangs"]}["part4_loop"]["hint"].split()[
+        :5
+    ] == "it ran longer than 20".split()
+    assert any("graded with a right my_" in row["hint"] for name in made for row in rows[name] if row["status"] == "ok")
+    assert float(rows["hangs"][4]["seconds"]) < 20 < float(rows["hangs"][3]["seconds"])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import metadata
 from pathlib import Path
 
-from cdlearn.classroom.submissions import Notebook, marks
+from cdlearn.classroom.submissions import Notebook, marks, unlink
 
 SETUP = """# Does nothing where cdlearn is installed (your machine, Binder), and installs it on Colab.
 import importlib.util
@@ -52,9 +52,9 @@ def build(
 ) -> list[Path]:
     """Write `out/NAME/NAME.ipynb` and `out/NAME.zip` for every assignment; returns the notebooks.
 
-    names: only these. install: what pip installs on Colab (a name, a URL, a wheel); None: the repository that
-    the package's own metadata names. Raises RuntimeError without
-    nbgrader, or if something of a solution or a hidden test would have been left in.
+    names: only these. install: what pip installs on Colab (a name, a URL, a wheel); None: the repository that the
+    package's own metadata names. Raises RuntimeError without nbgrader, or if something of a solution or a hidden test
+    would have been left in.
     """
     masters = pick(find_masters(source), names)
     install = install or f"git+{repository()}"
@@ -64,7 +64,7 @@ def build(
         for name, notebook in releases(masters, Path(course)).items():
             _check_clean(name, notebook)
             for cell in notebook["cells"]:
-                cell["source"] = _unlink(cell["source"]) if cell["cell_type"] == "markdown" else cell["source"]
+                cell["source"] = unlink(cell["source"]) if cell["cell_type"] == "markdown" else cell["source"]
             setup = {"cell_type": "code", "id": "setup", "metadata": {}, "execution_count": None, "outputs": []}
             notebook["cells"].insert(1, setup | {"source": SETUP.format(install=install)})
             path = out / name / f"{name}.ipynb"
@@ -135,11 +135,6 @@ def use_own_programs() -> None:
     path = os.environ.get("PATH", "").split(os.pathsep)
     if path[0] != programs:
         os.environ["PATH"] = os.pathsep.join([programs, *path])
-
-
-def _unlink(text: str) -> str:
-    """Links to the course's notebooks lead nowhere from a student's folder: keep their words."""
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+[^)]*\)", r"\1", text)
 
 
 def _check_clean(name: str, notebook: Notebook) -> None:

@@ -44,7 +44,9 @@ def grades(argv: list[str]) -> int:
     parser.add_argument("folder", help="the submissions")
     parser.add_argument("--assignment", metavar="NAME", help="only this one")
     parser.add_argument("--source", metavar="FOLDER", help="the masters (default: notebooks/assignments/source)")
-    parser.add_argument("--seed", help="what the hidden tests draw from (default: a fresh secret; kept in seed.txt)")
+    parser.add_argument(
+        "--seed", help="what the hidden tests draw from (default: seed.txt of DIR, else a fresh secret)"
+    )
     parser.add_argument("--jobs", type=options.number(int, 1), help="submissions at once (default: one per core)")
     seconds = options.number(int, 1)
     parser.add_argument("--cell-timeout", type=seconds, default=60, metavar="S", help="seconds per cell (default: 60)")
@@ -52,24 +54,26 @@ def grades(argv: list[str]) -> int:
     parser.add_argument(
         "--memory", type=options.number(float, 0), default=4.0, metavar="GB", help="address space (4); 0: no limit"
     )
-    parser.add_argument("--out", metavar="DIR", help="where to (default: FOLDER-graded)")
+    parser.add_argument("--out", metavar="DIR", help="where to (default: FOLDER-graded); an earlier grading is updated")
     args = parser.parse_args(argv)
     folder = Path(args.folder)
     out = Path(args.out) if args.out else folder.resolve().parent / f"{folder.resolve().name}-graded"
-    start = time.perf_counter()
-    rows = grade(
-        folder,
-        out,
-        source=args.source,
-        assignment=args.assignment,
-        seed=args.seed,
-        jobs=args.jobs,
-        cell_timeout=args.cell_timeout,
-        timeout=args.timeout,
-        memory=args.memory,
-        tell=lambda line: print(options.clean(line), file=sys.stderr, flush=True),
-    )
-    print(options.clean(summary(rows)))
-    count = len({(row.student, row.assignment) for row in rows})
-    print(f"{count} submissions in {time.perf_counter() - start:.0f} s: {out / 'grades.csv'}, {out / 'feedback'}")
+    start, done, notes = time.perf_counter(), [], []
+
+    def tell(text: str) -> None:
+        done.append(text)
+        print(options.clean(text), file=sys.stderr, flush=True)
+
+    limits = {"cell_timeout": args.cell_timeout, "timeout": args.timeout, "memory": args.memory, "jobs": args.jobs}
+    which = {"source": args.source, "assignment": args.assignment, "seed": args.seed}
+    try:
+        rows = grade(folder, out, **which, **limits, tell=tell, note=notes.append)
+        print(options.clean(summary(rows)))
+    except KeyboardInterrupt:
+        print(f"stopped: what is graded is in {out}; the same command grades all again, with the same seed.")
+        return 130
+    finally:
+        print(options.clean("\n".join(notes)), end="\n" if notes else "")
+    count = f"{len(done)} submission{'s' * (len(done) != 1)}"
+    print(f"{count} in {time.perf_counter() - start:.0f} s: {out / 'grades.csv'}, {out / 'feedback'}")
     return 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -17,8 +17,20 @@ from typing import Any
 
 from cdlearn.classroom import worker
 from cdlearn.classroom.build import find_masters, pick, releases
-from cdlearn.classroom.report import Row, hint_of, own_feedback, status_of, write_csv
-from cdlearn.classroom.submissions import Notebook, Submission, by_hand, find_submissions, points_of, restore, slug
+from cdlearn.classroom.gradebook import Gradebook
+from cdlearn.classroom.page import page
+from cdlearn.classroom.report import Row, progress
+from cdlearn.classroom.rows import reason_of, rows_of, unreadable
+from cdlearn.classroom.submissions import (
+    LARGEST,
+    Notebook,
+    Submission,
+    choose,
+    doubts,
+    find_submissions,
+    restore,
+    slug,
+)
 
 
 @dataclass
@@ -42,38 +54,50 @@ def grade(
     timeout: int = 600,
     memory: float = 4.0,
     tell: Callable[[str], None] = lambda line: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """Grade every submission below `folder`; writes `out/grades.csv` and `out/feedback/*.html`, returns the rows.
+    """Grade every submission below `folder`; keeps `out/grades.csv` and `out/feedback/*.html` up to date meanwhile.
 
-    seed: what the hidden tests draw their instances from (None: a fresh secret). jobs: processes at once (None: one per
-    core). `tell` gets one line per finished submission. Raises ValueError if there is nothing to grade.
+    seed: what the hidden tests draw their instances from (None: that of an earlier grading in `out`, else a fresh
+    secret). jobs: processes at once (None: one per core). `tell` gets one line per finished submission, `note` what was
+    left out. Returns the rows of this grading, in order. Raises ValueError if there is nothing to grade.
     """
-    masters = pick(find_masters(source), [assignment] if assignment else None)
-    folder, out = Path(folder), Path(out)
+    masters = find_masters(source)
+    pick(masters, [assignment] if assignment else None)
+    folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: give the folder that holds the submissions.")
-    limits = Limits(cell_timeout, timeout, memory)
-    (out / "feedback").mkdir(parents=True, exist_ok=True)
+    found = _to_grade(folder, masters, assignment, note)
+    book, limits = Gradebook(Path(out), seed), Limits(cell_timeout, timeout, memory)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="cdlearn-grade-", ignore_cleanup_errors=True) as place:
         course = Path(place) / "course"
         course.mkdir()
-        made = releases(masters, course)
-        found = list(find_submissions(folder, made))
-        if assignment:
-            found = [one for one in found if one.assignment in (assignment, None)]
-        if not found:
-            raise ValueError(f"no notebook below {folder}: expected STUDENT/ASSIGNMENT.ipynb or the like.")
-        seed = secrets.token_hex(16) if seed is None else str(seed)
-        rows: dict[int, list[Row]] = {}
+        made = releases(
+            {name: masters[name] for name in masters if any(one.assignment == name for one in found)}, course
+        )
         names = _file_names(found)
-        for index, job in _run_all(found, made, course, Path(place), seed, limits, jobs or _cores()):
-            rows[index], page = _conclude(found[index], made, job)
-            (out / "feedback" / names[index]).write_text(page, encoding="utf-8")
-            tell(_line(found[index], rows[index]))
-    ordered = [row for index in sorted(rows, key=lambda k: (found[k].student, found[k].path)) for row in rows[index]]
-    write_csv(ordered, out / "grades.csv")
-    (out / "seed.txt").write_text(seed + "\n", encoding="utf-8")
-    return ordered
+        for done, (index, job) in enumerate(
+            _run_all(found, made, course, Path(place), book.seed, limits, jobs or _cores()), start=1
+        ):
+            new, feedback = _conclude(found[index], made, job)
+            book.add(new, feedback, names[index])
+            rows += new
+            tell(f"{done} of {len(found)}: {progress(new)}")
+    return sorted(rows, key=lambda row: (row.student, row.assignment, row.file))
+
+
+def _to_grade(folder: Path, masters: dict[str, Path], assignment: str | None, note: Callable) -> list[Submission]:
+    """The submissions that count; `note` hears of what does not."""
+    read = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in masters.items()}
+    everything = list(find_submissions(folder, read))
+    found, notes = choose(everything, assignment)
+    for text in (*notes, *doubts(folder, everything)):
+        note(text)
+    if not found:
+        which = f" of {assignment}" if assignment else ""
+        raise ValueError(f"no notebook{which} below {folder}: expected STUDENT/ASSIGNMENT.ipynb or the like.")
+    return found
 
 
 def _cores() -> int:
@@ -81,10 +105,13 @@ def _cores() -> int:
 
 
 def _file_names(found: list[Submission]) -> list[str]:
-    """One HTML name per submission, readable and never twice the same."""
+    """One HTML name per submission, readable, the same the next time, and never twice the same."""
     names: list[str] = []
     for one in found:
-        name = base = f"{slug(one.student)}_{one.assignment or 'unknown'}"
+        student = slug(one.student)
+        if one.student not in (student, student.replace("-", " ")):  # two names may look alike without their accents
+            student += "-" + hashlib.sha256(one.student.encode(errors="replace")).hexdigest()[:4]
+        name = base = f"{student}_{one.assignment or 'unknown'}"
         number = 1
         while f"{name}.html" in names:
             number += 1
@@ -95,11 +122,12 @@ def _file_names(found: list[Submission]) -> list[str]:
 
 @dataclass
 class Job:
-    """A submission on its way: its folder, its process, and why it was stopped."""
+    """A submission on its way: its folder, its process, the notebook that is run, and why it was stopped."""
 
     folder: Path | None = None
     id: str = ""
     process: Any = None
+    notebook: Notebook | None = None
     started: float = 0.0
     stopped: str = ""
 
@@ -152,9 +180,8 @@ def _start(
     handed_in.mkdir(parents=True)
     shutil.copy(course / "gradebook.db", folder / "gradebook.db")
     shutil.copytree(course / "source" / name, folder / "source" / name)
-    notebook = restore(submission, made[name])
-    (handed_in / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    job = Job(folder, uuid.uuid4().hex, started=time.monotonic())
+    job = Job(folder, uuid.uuid4().hex, notebook=restore(submission, made[name]), started=time.monotonic())
+    (handed_in / f"{name}.ipynb").write_text(json.dumps(job.notebook), encoding="utf-8")
     settings = {"folder": str(folder), "id": job.id, "assignment": name, "seed": seed, "one_thread": jobs > 1}
     settings |= {"cell_timeout": limits.cell, "total": limits.total, "memory": limits.memory}
     job.process = context.Process(target=worker.run, args=(settings,), daemon=False)
@@ -182,84 +209,20 @@ def _kill(job: Job) -> None:
 
 
 def _conclude(submission: Submission, made: dict[str, Notebook], job: Job) -> tuple[list[Row], str]:
-    """The rows of a submission and its feedback page: nbgrader's where it came to its end, else ours."""
+    """The rows of a submission and its feedback page."""
+    release = made.get(submission.assignment)
     if submission.problem:
-        parts = points_of(made[submission.assignment]) if submission.assignment in made else {"": 0.0}
-        name = submission.assignment or "unknown"
-        rows = [Row(submission.student, name, p, 0.0, most, 0.0, "unreadable", submission.problem)
-                for p, most in parts.items()]  # fmt: skip
-        return rows, own_feedback(submission, rows, submission.problem)
+        rows = unreadable(submission, release)
+        return rows, page(submission, rows, release, None, submission.problem)
     events = _lines(job.folder / "progress.jsonl")
     result = _json(job.folder / "result.json")
-    reason = job.stopped or ("" if "grades" in result else _reason(events, result))
-    rows = _rows(submission, made[submission.assignment], events, result.get("grades"), reason)
-    page = job.folder / "feedback" / "student" / submission.assignment / f"{submission.assignment}.html"
-    if not reason and page.exists():
-        return rows, page.read_text(encoding="utf-8")
-    return rows, own_feedback(submission, rows, reason or "nbgrader wrote no feedback; the points stand.")
-
-
-def _rows(submission: Submission, release: Notebook, events: list, grades: dict | None, reason: str) -> list[Row]:
-    """One row per part: what the gradebook and the record made while it ran agree on, else the smaller."""
-    parts, in_words = points_of(release), by_hand(release)
-    ends = {event["grade_id"]: event for event in events if event["event"] == "end" and event["grade_id"] in parts}
-    errors = _errors_before(events, set(parts))
-    rows, before, died = [], events[0]["at"] if events else 0.0, False
-    for part, most in parts.items():
-        end = ends.get(part)
-        if part in in_words:
-            rows.append(Row(submission.student, submission.assignment, part, None, most, 0.0, "by hand", ""))
-            continue
-        if end is None:
-            status = ("stopped" if "stopped" in reason else "died") if not died else "not run"
-            rows.append(Row(submission.student, submission.assignment, part, 0.0, most, 0.0, status, reason))
-            died = True
-            continue
-        points = end["points"]
-        if grades is not None and points is not None:
-            points = min(points, grades.get(part) or 0.0)
-        told = errors.get(part, end) if end["ename"] == "NameError" else end
-        hint = hint_of(told["ename"], told["evalue"]) if told["ename"] else ""
-        if part in submission.restored:
-            hint = f"the graded cell was missing and was put back. {hint}".strip()
-        status = status_of(told["ename"], told["evalue"], points, most)
-        seconds = round(end["at"] - before, 1)
-        rows.append(Row(submission.student, submission.assignment, part, points, most, seconds, status, hint))
-        before = end["at"]
-    return rows
-
-
-def _errors_before(events: list[dict], parts: set[str]) -> dict[str, dict]:
-    """For every part, the first error since the part before: why a name is missing in its graded cell."""
-    found, first = {}, None
-    for event in events:
-        if event["event"] != "end":
-            continue
-        if event["grade_id"] in parts:
-            if first:
-                found[event["grade_id"]] = first
-            first = None
-        elif event["ename"] and first is None:
-            first = event
-    return found
-
-
-def _reason(events: list[dict], result: dict) -> str:
-    """Why a grading did not come to its end, in words for the student."""
-    started = [event["cell"] + 1 for event in events if event["event"] == "start" and event["kind"] == "code"]
-    where = f" while cell {started[-1]} ran" if started else " before the first cell"
-    error = result.get("error", "the grading process itself was killed")
-    if "ignored the interrupt" in error:
-        return f"the kernel did not come back from a timeout and was stopped{where}"
-    if "DeadKernelError" in error or "Kernel died" in error:
-        return f"the kernel died{where}: a crash, an exit, or more memory than allowed"
-    return f"grading ended{where}: {' '.join(error.split())[-200:]}"
-
-
-def _line(submission: Submission, rows: list[Row]) -> str:
-    points, most = sum(row.points or 0 for row in rows), sum(row.max for row in rows)
-    bad = next((row for row in rows if row.status not in ("ok", "wrong", "not written", "partly", "by hand")), None)
-    return f"{submission.student}: {points:g} / {most:g}" + (f"  ({bad.hint})" if bad else "")
+    reason = job.stopped or ("" if "grades" in result else reason_of(events, result))
+    rows = rows_of(submission, release, events, result.get("grades"), reason)
+    run = _json(job.folder / "autograded" / "student" / submission.assignment / f"{submission.assignment}.ipynb")
+    try:
+        return rows, page(submission, rows, release, run if "cells" in run else job.notebook, reason)
+    except Exception:  # the student's code can write into this file
+        return rows, page(submission, rows, release, job.notebook, reason)
 
 
 def _lines(path: Path) -> list[dict]:
@@ -275,6 +238,7 @@ def _lines(path: Path) -> list[dict]:
 
 def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= LARGEST else {}
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}

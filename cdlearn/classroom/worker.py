@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from cdlearn.classroom.build import course_api, use_own_programs
-from cdlearn.classroom.submissions import marks
 
-GRACE = 10  # seconds an interrupted kernel has to come back
 PRINTED = 100_000  # characters of output of one cell
-SHOWN = 4000  # characters of an error that are kept
 FILES = 1 << 30  # bytes a student's code may write into one file
 _PRIVATE = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 
@@ -73,10 +68,8 @@ def run(job: dict[str, Any]) -> None:
         graded = api.autograde(job["assignment"], "student")
         if graded["success"]:
             result["grades"] = _grades(api, job["assignment"])
-            _tidy(folder / "autograded" / "student" / job["assignment"] / f"{job['assignment']}.ipynb")
-            api.generate_feedback(job["assignment"], "student")
         else:
-            result["error"] = f"{graded.get('log', '')}\n{graded.get('error', '')}".strip()[-SHOWN:]
+            result["error"] = f"{graded.get('log', '')}\n{graded.get('error', '')}".strip()[-4000:]
     except MemoryError:
         result["error"] = "MemoryError in the grader"
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -120,79 +113,18 @@ def _limit(memory: float) -> None:
 def _options(job: dict[str, Any], folder: Path) -> dict[str, dict]:
     from nbgrader.converters.autograde import Autograde
 
+    from cdlearn.classroom.recording import RecordingExecute
+
     steps = Autograde.autograde_preprocessors.default_args[0]
-    recording = recording_execute(folder / "progress.jsonl")
+
+    class Recording(RecordingExecute):
+        progress, most = folder / "progress.jsonl", 10 * PRINTED
+
     return {
-        "Autograde": {"autograde_preprocessors": [recording if s.__name__ == "Execute" else s for s in steps]},
+        "Autograde": {"autograde_preprocessors": [Recording if s.__name__ == "Execute" else s for s in steps]},
         "Execute": {"timeout": job["cell_timeout"], "startup_timeout": 180, "raise_on_iopub_timeout": False},
         "LimitOutput": {"max_lines": 200, "max_traceback": 60},
     }
-
-
-def recording_execute(progress: Path) -> type:
-    """nbgrader's Execute that notes every cell's end, and gives up on a kernel that ignores an interrupt."""
-    from nbclient.exceptions import DeadKernelError
-    from nbclient.util import ensure_async
-    from nbgrader.preprocessors import Execute
-    from nbgrader.utils import determine_grade, is_grade
-
-    class RecordingExecute(Execute):
-        def note(self, **what: Any) -> None:
-            with open(progress, "a", encoding="utf-8") as file:
-                file.write(json.dumps(what | {"at": time.time()}) + "\n")
-
-        def output(self, outs, msg, display_id, cell_index):
-            """Drop what a cell shows beyond the limit."""
-            size = sum(len(str(out)) for out in outs) if len(outs) < 500 else PRINTED
-            if size + len(str(msg["content"])) > 10 * PRINTED and msg["msg_type"] != "error":
-                return None
-            return super().output(outs, msg, display_id, cell_index)
-
-        async def on_cell_start(self, cell, cell_index):
-            self.note(event="start", cell=cell_index, kind=cell.cell_type)
-
-        async def on_cell_executed(self, **kwargs):
-            super().on_cell_executed(**kwargs)
-            cell, reply = kwargs["cell"], kwargs["execute_reply"]["content"]
-            error = {"ename": "", "evalue": ""}
-            for out in cell.outputs:
-                if out.output_type == "stream":
-                    out.name = "stdout"  # nbgrader takes a warning on stderr for a failed test
-                if out.output_type == "error":
-                    error = {"ename": out.ename, "evalue": out.evalue[:SHOWN]}
-            points = determine_grade(cell, self.log)[0] if is_grade(cell) else None
-            points = 0.0 if error["ename"] and points is not None else points
-            grade_id = cell.metadata.get("nbgrader", {}).get("grade_id")
-            self.note(event="end", cell=kwargs["cell_index"], grade_id=grade_id, points=points, **error)
-            if reply.get("ename") == "CellTimeoutError" and not await self.back():
-                await ensure_async(self.km.shutdown_kernel(now=True))
-                raise DeadKernelError("the kernel ignored the interrupt")
-
-        async def back(self) -> bool:
-            """Whether the interrupted cell's own reply comes."""
-            try:
-                await ensure_async(self.kc.shell_channel.get_msg(timeout=GRACE))
-            except Exception:  # queue.Empty
-                return False
-            return True
-
-    return RecordingExecute
-
-
-def _tidy(path: Path) -> None:
-    """Leave the message and drop the hidden tests from what the feedback shows: they contain a solution."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
-        if not marks(cell).get("grade") or cell["cell_type"] != "code":
-            continue
-        cell["source"] = re.sub(
-            r"\n?### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", "", "".join(cell["source"]), flags=re.S
-        )
-        for out in cell["outputs"]:
-            if out["output_type"] == "error":
-                out["traceback"] = [f"{out['ename']}: {out['evalue']}"]
-    path.unlink()  # nbgrader made it read-only
-    path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
 def _grades(api: Any, assignment: str) -> dict[str, float | None]:
