@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from cdlearn.classroom.report import summary
 
 def assignments(argv: list[str]) -> int:
     """`cdlearn assignments`: write the student release."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="cdlearn assignments",
         description="Build what students get: a folder and a zip per assignment.",
         epilog="example: cdlearn assignments to_hand_out --assignment 01_loop_and_score",
@@ -34,10 +33,10 @@ def assignments(argv: list[str]) -> int:
 
 def grades(argv: list[str]) -> int:
     """`cdlearn grade`: grade a folder of submissions."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="cdlearn grade",
-        description="Grade a folder of submissions: STUDENT/ASSIGNMENT.ipynb, STUDENT/ASSIGNMENT/ASSIGNMENT.ipynb or "
-        "STUDENT_ASSIGNMENT.ipynb. Writes grades.csv and one feedback page per submission. It runs the students' "
+        description="Grade a folder of submissions: STUDENT/ASSIGNMENT.ipynb, STUDENT/ASSIGNMENT/ASSIGNMENT.ipynb or\n"
+        "STUDENT_ASSIGNMENT.ipynb. Writes grades.csv and one feedback page per submission. It runs the students'\n"
         "code: do it where nothing private lies, best in a container.",
         epilog="example: cdlearn grade submissions --jobs 4 --out graded",
     )
