@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         for word in message.split("unrecognized arguments: ")[-1].split() if "unrecognized" in message else ():
-            close = difflib.get_close_matches(word, known, n=1)
+            close = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
             if close:
                 message += f" (did you mean {close[0]}?)"
                 break
