@@ -95,7 +95,7 @@ def test_imports_run_one_way():
     order += ["render", "strips", "handout", "decode", "speculative", "beams", "widgets", "hf", "loading", "pairs"]
     order += ["likelihood", "metrics", "toyworld", "grading", "timing", "costs", "bench", "options", "evaluate"]
     order += ["harness", "classroom", "compare", "doctor", "cli"]
-    checks = ["speech", "forbidden", "models", "core", "step", "loop", "cachelm", "columns", "cache"]
+    checks = ["speech", "forbidden", "compare", "models", "core", "step", "loop", "cachelm", "columns", "cache"]
     checks += ["contrast", "forms", "lens", "dola", "verify", "speculation", "project"]
     packages = {
         "sources": ["base", "cached", "combine", "layers", "textspace"],
