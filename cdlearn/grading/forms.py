@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cdlearn.grading.contrast import best, bools, check_candidates, check_contrast, log, plausible
+from cdlearn.grading.contrast import EARLIER, best, bools, check_candidates, check_contrast, log, plausible
 from cdlearn.grading.core import Case, Mistake, Result, run_check
 
 __all__ = [
@@ -142,6 +142,11 @@ NUCLEUS = [
     Case("the token that crosses the line comes in", (_N, 0.85), torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95),
     Case("a p below the best token keeps that token", (_N, 0.2), torch.tensor([1.0, 0, 0, 0])),
     Case("p = 1 keeps all", (_N, 1.0), _N),
+    Case(
+        "as soon as the sum is exactly p, the set is complete",
+        (torch.tensor([0.5, 0.25, 0.125, 0.125]), 0.75),
+        torch.tensor([2 / 3, 1 / 3, 0, 0]),
+    ),
     Case("the result has the order of the vocabulary", (_N_MIXED, 0.75), torch.tensor([0, 0.625, 0, 0.375])),
     Case(
         "every row by itself",
@@ -152,15 +157,22 @@ NUCLEUS = [
 
 
 def _nucleus(
-    *, inside: Callable = lambda before, own, p: before < p, back: bool = True, normal: bool = True, down=True
-):
-    """A nucleus with one thing wrong; `inside` reads what stands before a token, its own probability, and p."""
+    *,
+    inside: Callable = lambda before, own, p: before < p,
+    back: Callable = lambda kept, order: kept.scatter(-1, order, kept),
+    normal: bool = True,
+    down: bool = True,
+    ranks: bool = False,
+) -> Callable:
+    """A nucleus with one thing wrong; `inside` reads what stands before a token, its own probability, and p.
+
+    back: how the mask is put back. ranks: the sorted row itself is the result.
+    """
 
     def nucleus(probs, p):
         ranked, order = probs.sort(-1, descending=down)
         kept = inside(ranked.cumsum(-1) - ranked, ranked, p)
-        kept = kept.scatter(-1, order, kept) if back else kept
-        left = probs * kept
+        left = ranked * kept if ranks else probs * back(kept, order)
         return left / left.sum(-1, keepdim=True) if normal else left
 
     return nucleus
@@ -184,8 +196,23 @@ NUCLEUS_MISTAKES = [
     ),
     Mistake(
         "the mask stays in sorted order",
-        _nucleus(back=False),
+        _nucleus(back=lambda kept, order: kept),
         "which token each place of the sorted row stands for: carry the mask back",
+    ),
+    Mistake(
+        "the result stays in sorted order",
+        _nucleus(ranks=True),
+        "which token each place of the sorted row stands for: carry the probabilities back",
+    ),
+    Mistake(
+        "put back with gather",
+        _nucleus(back=lambda kept, order: kept.gather(-1, order)),
+        "the direction: gather reads from the places in `order`, and you want to write to them",
+    ),
+    Mistake(
+        "one token too many where the sum is exactly p",
+        _nucleus(inside=lambda before, own, p: before <= p),
+        "the comparison where both sides are equal: the sum must be at least p, not more",
     ),
     Mistake("not renormalised", _nucleus(normal=False), "the sum of the result"),
     Mistake("the worst tokens first", _nucleus(down=False), "the direction of the sort"),
@@ -236,6 +263,10 @@ def _mix(e, a, beta):
     return (1 + beta) * e - beta * a
 
 
+def _steep(e, a, *, alpha=0.1, beta=0.5):
+    return _mix(e, a, beta).masked_fill(~plausible((1 + beta) * e, alpha), -math.inf)
+
+
 FORM_MISTAKES = [
     Mistake("the expert without its factor", _form(lambda e, a, b: e - b * a), "the factor of the expert: 1 + beta"),
     Mistake("the difference alone", _form(lambda e, a, b: b * (e - a)), "where the walk starts: at the expert"),
@@ -249,6 +280,7 @@ FORM_MISTAKES = [
     ),
     Mistake("the mask on the amateur", _form(_mix, lambda e, a, out: a), "whose logits the mask reads"),
     Mistake("the mask on the mixed logits", _form(_mix, lambda e, a, out: out), "whose logits the mask reads"),
+    Mistake("the mask on the expert times 1 + beta", _steep, "what the mask reads: the expert's logits as they came"),
     Mistake("masked tokens get 0", _form(_mix, fill=0.0), "the value of who is out: 0 is not low"),
     Mistake("the mask is missing", lambda e, a, *, alpha=0.1, beta=0.5: _mix(e, a, beta), "what the absurd tokens get"),
 ]
@@ -256,7 +288,7 @@ FORM_MISTAKES = [
 
 def check_logit_form(function: Callable, *, cases: Sequence[Case] = FORM) -> Result:
     """Check part 5 of assignment 03: the contrast on raw logits with beta."""
-    return run_check("my_logit_form", function, cases, FORM_MISTAKES)
+    return run_check("my_logit_form", function, cases, FORM_MISTAKES, earlier=EARLIER)
 
 
 # ---- part 6: my_translation(beta, temperature=1.0) -> (strength, temperature of the strength form)

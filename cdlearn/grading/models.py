@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-
 MOST = 100  # calls: the checks' texts are short, so whoever asks that often never stops
 
 

@@ -23,6 +23,7 @@ LENGTH = [
     Case("a longer draft pays where drafts are cheap", ([0.9, 0.9, 0.9, 0.9], 0.05, 1.0), 4),
     Case("a bad place early is worse than a bad place late", ([0.2, 0.9, 0.9], 0.1, 1.0), 3),
     Case("of equal speeds the shortest: 1.5 / 1.5", ([0.5], 0.5, 1.0), 0),
+    Case("a longer draft may pay where a shorter one does not: 1.5 / 1.6, 2 / 1.7", ([0.5, 1.0], 0.1, 1.5), 2),
 ]
 
 
@@ -48,7 +49,37 @@ def _best(
     return gives
 
 
+def _first_decline(rates: Sequence[float], cost: float, wide: float) -> int:
+    best, speed = 0, 1.0
+    for n in range(1, len(rates) + 1):
+        new = (1 + sum(_stands(rates, n))) / (n * cost + wide)
+        if new <= speed + 1e-9:
+            return best
+        best, speed = n, new
+    return best
+
+
 LENGTH_MISTAKES = [
+    Mistake(
+        "stops at the first decline",
+        _first_decline,
+        "when to stop looking: the speed may fall and then rise above its old best",
+    ),
+    Mistake(
+        "the wide pass paid for every column",
+        _best(price=lambda n, c, w: n * c + (n + 1) * w),
+        "what `wide` is: the whole pass over all columns",
+    ),
+    Mistake(
+        "the last rate for all drafts",
+        _best(tokens=lambda r, n: 1 + n * r[n - 1]),
+        "how often a draft counts: all before it must stand too, each with a rate of its own",
+    ),
+    Mistake(
+        "one less than the best length",
+        lambda rates, cost, wide: max(0, _best()(rates, cost, wide) - 1),
+        "what n counts: rates[0] belongs to n = 1",
+    ),
     Mistake(
         "the bonus token forgotten",
         _best(tokens=lambda r, n: sum(_stands(r, n))),
@@ -92,7 +123,7 @@ LENGTH_MISTAKES = [
 
 def check_length(function: Callable, *, cases: Sequence[Case] = LENGTH) -> Result:
     """Check part 4 of assignment 05: the draft length by the speed formula."""
-    return run_check("my_length", function, cases, LENGTH_MISTAKES)
+    return run_check("my_length", function, cases, LENGTH_MISTAKES, sure=True)
 
 
 # ---- part 5: my_rewind(drafted, accepted, next_token) -> (target_drops, draft_drops, draft_reads)
@@ -226,6 +257,11 @@ def _wrong_laws(
 
 
 LAWS_MISTAKES = [
+    Mistake(
+        "q and p in the wrong order",
+        lambda *args: _wrong_laws()(*args)[::-1],
+        "the order of the two results: the target's law p comes first",
+    ),
     Mistake(
         "the expert's law as the target", _wrong_laws(contrast=False), "p: the target is the contrast, not the expert"
     ),

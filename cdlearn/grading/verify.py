@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ RULE = [
         (torch.stack([_P, _P2]), torch.stack([_Q, _Q2])),
         (torch.stack([_CHANCE, _CHANCE2]), torch.stack([_REST, _REST2])),
     ),
+    Case(
+        "in a batch, too, p is what is left in the rows where both laws are equal",
+        (torch.stack([_P, _P]), torch.stack([_Q, _P])),
+        (torch.stack([_CHANCE, _ONES]), torch.stack([_REST, _P])),
+    ),
 ]
 
 
@@ -47,7 +53,22 @@ def _rule(chance: Callable = _chance, rest: Callable = _rest) -> Callable:
     return lambda p, q: (chance(p, q), rest(p, q))
 
 
+def _whole(p: Tensor, q: Tensor) -> Tensor:
+    above = (p - q).clamp(min=0)
+    return p if torch.equal(p, q) else above / above.sum(-1, keepdim=True)
+
+
 RULE_MISTAKES = [
+    Mistake(
+        "p = q decided for the whole batch",
+        _rule(rest=_whole),
+        "rows of a batch: in one of them nothing is left, in another one something is",
+    ),
+    Mistake(
+        "p and q exchanged",
+        _rule(lambda p, q: _chance(q, p), lambda p, q: _scaled((q - p).clamp(min=0), p)),
+        "which law is whose: p is the target's, q the draft's",
+    ),
     Mistake(
         "the residual is not renormalised",
         _rule(rest=lambda p, q: torch.where((p > q).any(-1, keepdim=True), (p - q).clamp(min=0), p)),
@@ -123,6 +144,7 @@ def _draft_case(says: str, ids: list[int], temperature: float, uniforms: list[fl
 DRAFT = [
     _draft_case("one token, and the law that it was drawn from", [1, 3], 1.0, [0.7], [1], [_LAW]),
     _draft_case("every draft reads the drafts before it", [1, 3], 1.0, [0.7, 0.7], [1, 2], [_LAW, _LAW.roll(1)]),
+    _draft_case("every draft has a number of its own", [1, 3], 1.0, [0.7, 0.1], [1, 1], [_LAW, _LAW.roll(1)]),
     _draft_case("the law after the temperature", [1, 3], 0.5, [0.9], [1], [_COLD]),
     _draft_case(
         "temperature 0: the best token, and a law that knows only it",
@@ -141,13 +163,21 @@ def draw(law: Tensor, u: float) -> int:
 
 
 def _wrong_draft(
-    *, greedy: str = "right", temper: bool = True, factor: bool = False, column: int = -1, reads: bool = True
+    *,
+    greedy: str = "right",
+    temper: bool = True,
+    factor: bool = False,
+    column: int = -1,
+    reads: bool = True,
+    number: Callable = lambda us, k: us[k],
+    cool: bool = True,
 ) -> Callable:
     """A draft with one thing wrong, for the mistakes below. greedy: when the best token is taken with a soft law."""
 
     def gives(model, ids, gamma, temperature, uniforms):
         tokens, laws = [], []
-        for u in uniforms[:gamma]:
+        for k in range(gamma):
+            u = number(uniforms, k)
             logits = model(ids).logits[0, column]
             cold = temperature == 0 and greedy != "divide"
             scale = (1 / temperature if factor else temperature) if temper and not cold else 1.0
@@ -155,6 +185,7 @@ def _wrong_draft(
             best = greedy == "always" or cold
             token = int(logits.argmax()) if best else draw(law, u)
             one_hot = cold and greedy == "right"
+            law = law if cool else logits.softmax(-1)
             laws.append(torch.eye(len(law))[token] if one_hot else law)
             tokens.append(token)
             ids = torch.cat([ids, torch.tensor([[token]])], dim=1) if reads else ids
@@ -167,6 +198,10 @@ _OTHER_LAW = "q: the law the token was really drawn from; who always takes the b
 DRAFT_MISTAKES = [
     Mistake("argmax draft with q of another law", _wrong_draft(greedy="always"), _OTHER_LAW),
     Mistake("argmax draft with q of another law", _wrong_draft(greedy="cold"), _OTHER_LAW),
+    Mistake("q without the temperature", _wrong_draft(cool=False), "q: the law that the token was really drawn from"),
+    Mistake(
+        "the first number for every draft", _wrong_draft(number=lambda us, k: us[0]), "which number draws the k-th"
+    ),
     Mistake("dividing by temperature zero", _wrong_draft(greedy="divide"), "what the logits become at temperature 0"),
     Mistake("the temperature is ignored", _wrong_draft(temper=False), "where `temperature` is used"),
     Mistake("the temperature multiplies", _wrong_draft(factor=True), "a low temperature makes the law sharper"),
@@ -177,9 +212,17 @@ DRAFT_MISTAKES = [
 ]
 
 
+_COLUMN = {
+    "searchsorted": "the law: one row [V] of numbers. `.logits` is [1, T, V]: which position is about the next token?"
+}
+
+
 def check_draft(function: Callable, *, cases: Sequence[Case] = DRAFT) -> Result:
     """Check part 2 of assignment 05: drafted tokens and the laws they were drawn from."""
-    return run_check("my_draft", function, cases, DRAFT_MISTAKES)
+    result = run_check("my_draft", function, cases, DRAFT_MISTAKES, raised=_COLUMN)
+    if "another answer every time" in result.mistake:
+        return replace(result, look="who draws: the k-th token is draw(law, uniforms[k])")
+    return result
 
 
 # ---- part 3: my_verify(p, q, drafted, uniforms) -> a list of tokens
@@ -216,6 +259,7 @@ def _wrong_verify(
     replaces: bool = True,
     place: int | None = None,
     always_bonus: bool = False,
+    again: bool = False,
 ) -> Callable:
     """A verification with one thing wrong, for the mistakes below."""
 
@@ -226,7 +270,7 @@ def _wrong_verify(
                 out.append(token)
                 continue
             at = k if place is None else place
-            out += [token] * keeps + ([draw(law(p[at], q[at]), uniforms[-1])] if replaces else [])
+            out += [token] * keeps + ([draw(law(p[at], q[at]), uniforms[k if again else -1])] if replaces else [])
             if stops:
                 return out + ([draw(p[-1], uniforms[-1])] if always_bonus else [])
         return out + ([draw(p[bonus_at], uniforms[-1])] if bonus else [])
@@ -266,6 +310,11 @@ VERIFY_MISTAKES = [
         "the law after a rejection: the residual of part 1",
     ),
     Mistake(
+        "the number of the rejected draft used again",
+        _wrong_verify(again=True),
+        "which number draws the new token: the last one, which nobody has looked at",
+    ),
+    Mistake(
         "the absolute difference",
         _wrong_verify(law=lambda p, q: _scaled((p - q).abs(), p)),
         "the law after a rejection",
@@ -285,4 +334,4 @@ VERIFY_MISTAKES = [
 
 def check_verify(function: Callable, *, cases: Sequence[Case] = VERIFY) -> Result:
     """Check part 3 of assignment 05: which tokens a round gives."""
-    return run_check("my_verify", function, cases, VERIFY_MISTAKES)
+    return run_check("my_verify", function, cases, VERIFY_MISTAKES, earlier={"my_rule": (1, check_rule)})
