@@ -96,7 +96,7 @@ def test_imports_run_one_way():
     order += ["likelihood", "metrics", "toyworld", "grading", "timing", "costs", "bench", "options", "evaluate"]
     order += ["harness", "classroom", "compare", "doctor", "cli"]
     checks = ["speech", "forbidden", "compare", "models", "core", "step", "loop", "cachelm", "columns", "cache"]
-    checks += ["contrast", "forms", "lens", "dola", "verify", "speculation", "project"]
+    checks += ["contrast", "laws", "forms", "lens", "dola", "drafts", "verify", "speculation", "project"]
     packages = {
         "sources": ["base", "cached", "combine", "layers", "textspace"],
         "grading": checks,
