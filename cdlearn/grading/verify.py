@@ -190,6 +190,11 @@ LENGTH_MISTAKES = [
         "what n counts: rates[0] belongs to n = 1",
     ),
     Mistake(
+        "one more than the best length",
+        lambda rates, cost, wide: 1 + _best()(rates, cost, wide),
+        "what n counts: without drafts it is 0",
+    ),
+    Mistake(
         "the bonus token forgotten",
         _best(tokens=lambda r, n: sum(_stands(r, n))),
         "the tokens of a round: 1 follows in any case",
