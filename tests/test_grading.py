@@ -50,7 +50,7 @@ def test_a_planted_mistake_is_caught_and_named(assignment, grade_id, name, sourc
 
 # Right on every visible case, wrong in the hidden tests of their own part: they would spoil the parts that call them.
 SECRET = [
-    ("01_loop_and_score", "scores", "strength in (0.3, 0.5)", "amateur_logits"),
+    ("01_loop_and_score", "scores", "expert_logits.shape[-1] == 4", "amateur_logits"),
     ("01_loop_and_score", "mask", "alpha in (0.03, 0.4, 0.5)", "expert_logits > 99"),
     ("01_loop_and_score", "step", "alpha in (0.03, 0.4)", "amateur_logits.argmax(-1)"),
     ("03_mask_and_temperature", "candidates", "alpha in (0.02, 0.05, 0.3)", "expert_logits > 99"),

@@ -123,7 +123,7 @@ def run_check(
     if not wrong:
         return Result(part, cases=len(cases))
     culprit = _earlier_part(part, function, earlier or {})
-    if culprit:
+    if culprit is not None:  # a result with a message is falsy
         return culprit
     found = _problem(function, cases, calls, wrong, raised or {})
     if found is None:
@@ -219,13 +219,13 @@ def name_mistake(
     """Return the known mistake that gives the student's output where it is wrong and on most of the other cases.
 
     A mistake that would have failed where the student was right is none of the student's. Where an answer says little
-    (`sure`, or a mask that keeps nobody), it must give all of the student's outputs, at least two of them wrong.
+    (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several cases.
     """
     value, best, fits = calls[wrong[0]].value, None, 0
     sure = sure or _keeps_nobody(value)
     for mistake in mistakes:
         hits = [same(_outcome(mistake, case), call.value, tolerance=tolerance) for case, call in zip(cases, calls)]
-        if sure and (not all(hits) or len(wrong) < 2):
+        if sure and (not all(hits) or len(cases) < 2):
             continue
         if all(hits[: wrong[0] + 1]) and sum(hits) > fits:
             best, fits = mistake, sum(hits)

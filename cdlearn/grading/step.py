@@ -168,7 +168,7 @@ MASK_MISTAKES = [
         "the dimension of the maximum: one for every row",
     ),
     Mistake(
-        "one best probability for the whole batch",
+        "one best token for the whole batch",
         lambda e, alpha=0.1: e.softmax(-1) >= alpha * e.softmax(-1).max(),
         "the dimension of the maximum: one for every row",
     ),
