@@ -4,7 +4,7 @@ import pytest
 import torch
 from masters import MASTERS, Session, master, parts, planted, reference, role, with_solution
 
-from cdlearn.grading import Case, Mistake, forbid, run_check, same
+from cdlearn.grading import Case, Mistake, cache, dola, forbid, loop, run_check, same, speculation
 from cdlearn.grading.forbidden import forbidden_uses
 
 PLANTED = list(planted())
@@ -273,16 +273,20 @@ def test_where_answers_are_few_a_mistake_must_give_all_of_them():
     )
 
 
+def test_one_number_of_one_case_proves_no_mistake():
+    zero = Mistake("always 0", lambda n: torch.tensor([0]), "")
+    cases = [Case("the number", (n,), torch.tensor([n])) for n in (1, 2)]
+    assert run_check("same", lambda n: torch.tensor([0]), cases, [zero]).mistake == "always 0"
+    assert run_check("same", lambda n: torch.tensor([0]), cases[:1], [zero]).mistake == ""
+
+
 def test_a_loop_that_does_not_end_is_told_so():
-    from cdlearn.grading.loop import check_loop
+    def my_loop(model, *args, **options):
+        while True:
+            model(torch.tensor([[1]]))
 
-    def my_loop(expert, amateur, ids, *, eos_id, max_new_tokens, alpha=0.1, strength=1.0):
-        new = []
-        while len(new) < max_new_tokens:
-            expert(ids)
-        return new, "length"
-
-    assert "asked 100 times: does your loop end?" in str(check_loop(my_loop))
+    for check in (loop.check_loop, cache.check_cached_loop, dola.check_dola, speculation.check_draft):
+        assert "asked 100 times: does your loop end?" in str(check(my_loop)), check
 
 
 @pytest.mark.parametrize(

@@ -219,9 +219,12 @@ def name_mistake(
     """Return the known mistake that gives the student's output where it is wrong and on most of the other cases.
 
     A mistake that would have failed where the student was right is none of the student's. Where an answer says little
-    (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several cases.
+    (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several cases. One number of one
+    case says nothing.
     """
     value, best, fits = calls[wrong[0]].value, None, 0
+    if len(cases) == 1 and _one_number(value):
+        return None
     sure = sure or _keeps_nobody(value)
     for mistake in mistakes:
         hits = [same(_outcome(mistake, case), call.value, tolerance=tolerance) for case, call in zip(cases, calls)]
@@ -230,6 +233,12 @@ def name_mistake(
         if all(hits[: wrong[0] + 1]) and sum(hits) > fits:
             best, fits = mistake, sum(hits)
     return best
+
+
+def _one_number(value: Any) -> bool:
+    """A single whole number: a token or a place that many mistakes would give."""
+    whole = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.numel() == 1
+    return whole or isinstance(value, int)
 
 
 def _keeps_nobody(value: Any) -> bool:
