@@ -41,11 +41,12 @@ def _harmless(value: object) -> object:
 
 
 def hint_of(ename: str, evalue: str) -> str:
-    """One line from an error: the mistake's name, or the property that broke, or the error itself."""
+    """One line from an error: the property that broke and the mistake's name or where to look, or the error itself."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", evalue)
     said = dict(re.findall(r"^  (Broke|This looks like|Look at): +(.*)$", text, re.M))
     if "Broke" in said:
-        looks = f"; this looks like: {said['This looks like']}" if "This looks like" in said else ""
+        more = [label for label in ("This looks like", "Look at") if label in said][:1]
+        looks = "".join(f"; {label.lower()}: {said[label]}" for label in more)
         if "not written yet" in text:
             return "not written yet"
         return f"{said['Broke']}{looks}"[:300]
