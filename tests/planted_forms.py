@@ -44,6 +44,9 @@ _BRANCH = """    if temperature == 0:
 """
 
 
+_NOBODY = ".values[..., -1:] if top_k else keep & False)"
+
+
 def _but(source, *swaps):
     """The right cell with pieces exchanged: every odd one for the one after it."""
     for old, new in zip(swaps[::2], swaps[1::2]):
@@ -53,6 +56,45 @@ def _but(source, *swaps):
 
 
 PLANTED = [
+    ("candidates", "a line above the best token", _but(_CANDIDATES, "+ math.log(alpha)", "- math.log(alpha)")),
+    ("candidates", "top_k=0 keeps nobody", _but(_CANDIDATES, "0 < top_k <", "top_k <", ".values[..., -1:])", _NOBODY)),
+    (
+        "contrast",
+        "the mask before the softmax",
+        _but(
+            _CONTRAST,
+            "    scores",
+            "    keep = my_candidates(expert_logits, alpha=alpha, top_k=top_k)\n"
+            "    expert_logits = expert_logits.masked_fill(~keep, -math.inf)\n    scores",
+            "~my_candidates(expert_logits, alpha=alpha, top_k=top_k)",
+            "~keep",
+        ),
+    ),
+    (
+        "nucleus",
+        "one token too many where the sum is exactly p",
+        _but(_NUCLEUS, "ranked.cumsum(-1) - ranked < p", "~(ranked.cumsum(-1) - ranked > p)"),
+    ),
+    (
+        "nucleus",
+        "the result stays in sorted order",
+        _but(_NUCLEUS, "probs * torch.zeros_like(inside).scatter(-1, order, inside)", "ranked * inside"),
+    ),
+    (
+        "nucleus",
+        "put back with gather",
+        _but(_NUCLEUS, "torch.zeros_like(inside).scatter(-1, order, inside)", "inside.gather(-1, order)"),
+    ),
+    (
+        "logit_form",
+        "the mask on the expert times 1 + beta",
+        _but(_FORM, "my_candidates(expert_logits", "my_candidates((1 + beta) * expert_logits"),
+    ),
+    (
+        "translation",
+        "item 1: float is asked for, this is Tensor",
+        _but(_TRANSLATION, "return", "beta, temperature = torch.tensor(beta), torch.tensor(temperature)\n    return"),
+    ),
     ("candidates", "alpha subtracted without its logarithm", _but(_CANDIDATES, "+ math.log(alpha)", "- alpha")),
     ("candidates", "one of the two rules is enough", _but(_CANDIDATES, "keep & (", "(keep if alpha else ~keep) | (")),
     ("candidates", "the k-th best is left out", _but(_CANDIDATES, "(expert_logits >= ", "(expert_logits > ")),

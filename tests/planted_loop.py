@@ -45,6 +45,21 @@ def _walk(old, new):
     return _function(_DECISIONS, *(line.replace(old, new) for line in _WALK))
 
 
+def _rows(*lines):
+    head = (
+        "scores, keep = my_scores(expert_logits, amateur_logits, strength), my_mask(expert_logits, alpha)",
+        "new = []",
+    )
+    return _function(
+        _STEP, *head, "for s, k in zip(scores, keep):", *("    " + line for line in lines), "return torch.tensor(new)"
+    )
+
+
+def _masked(out="~my_mask(expert_logits, alpha)", first="pass"):
+    scores = "scores = my_scores(expert_logits, amateur_logits, strength)"
+    return _function(_STEP, first, scores, f"return scores.masked_fill({out}, -math.inf).argmax(-1)")
+
+
 PLANTED = [
     (  # right on every visible case: the hidden test meets it and must say more than an AttributeError
         "mask",
@@ -99,6 +114,11 @@ PLANTED = [
             "return give(expert_logits, amateur_logits, alpha=None, strength=strength)",
         ),
     ),
+    (
+        "mask",
+        "a line above the best token: log alpha subtracted",
+        _function(_MASK, "return expert_logits >= expert_logits.max(-1, keepdim=True).values - math.log(alpha)"),
+    ),
     ("mask", "alpha as a probability", _function(_MASK, "return expert_logits.softmax(-1) >= alpha")),
     (
         "mask",
@@ -138,6 +158,34 @@ PLANTED = [
         "the mask is missing",
         _function(_STEP, "return my_scores(expert_logits, amateur_logits, strength).argmax(-1)"),
     ),
+    ("step", "a place among the kept tokens, not in the row", _rows("new.append(int(s[k].argmax()))")),
+    ("step", "masked tokens get the score -1", _rows("s = s.clone()", "s[~k] = -1", "new.append(int(s.argmax()))")),
+    (
+        "step",
+        "the best score starts at 0",
+        _rows(
+            "best, token = 0, 0",
+            "for v in range(len(s)):",
+            "    if k[v] and s[v] > best:",
+            "        best, token = float(s[v]), v",
+            "new.append(token)",
+        ),
+    ),
+    ("step", "the mask upside down", _masked("my_mask(expert_logits, alpha)")),
+    ("step", "the mask is missing, or reads the scores", _masked("~my_mask(scores, alpha)")),
+    (
+        "step",
+        "expert and amateur exchanged",
+        _masked(first="expert_logits, amateur_logits = amateur_logits, expert_logits"),
+    ),
+    ("loop", "expert and amateur exchanged", _loop().replace("my_step(e, a", "my_step(a, e")),
+    ("loop", "the new token is not added to what the models read", _loop().replace("ids = torch", "more = torch")),
+    ("loop", "the column: `.logits` is [1, T, V]", _loop(column=":")),
+    (
+        "loop",
+        "asked 100 times: does your loop end?",
+        _loop(append="more = new + [token.item()]").replace("for _ in range(max_new", "while (len(new) < max_new"),
+    ),
     ("loop", "the end-of-text token in the result", _loop(append=_STOP.replace("new, ", "new + [eos_id], "))),
     ("loop", "no stop at the end of the text", _loop(append="new.append(token.item())")),
     ("loop", "only the last token is fed", _loop(expert="ids[:, -1:]", amateur="ids[:, -1:]")),
@@ -160,5 +208,20 @@ PLANTED = [
     ("decisions", "one position too late", _walk("ids.shape[1] - 1, -1", "ids.shape[1], None")),
     ("decisions", "one position too early", _walk("ids.shape[1] - 1, -1", "ids.shape[1] - 2, -2")),
     ("decisions", "compared with the amateur's best", _walk("e.argmax", "a.argmax")),
+    (
+        "decisions",
+        "its own text instead of the given one",
+        _function(
+            _DECISIONS,
+            "words = []",
+            "for _ in new_ids:",
+            "    e, a = (model(ids).logits[:, -1] for model in (expert, amateur))",
+            "    token = my_step(e, a, alpha, strength)",
+            "    one = my_mask(e, alpha).sum() == 1",
+            "    words.append('sure' if one else 'agree' if token == e.argmax(-1) else 'overruled')",
+            "    ids = torch.cat([ids, token[:, None]], dim=1)",
+            "return words",
+        ),
+    ),
     ("decisions", "nobody is sure", _walk("'sure' if one else word", "word")),
 ]  # fmt: skip

@@ -67,6 +67,16 @@ def _bent(lines, old, new):
 
 PLANTED = [
     ("rule", "the residual is not renormalised", _bent(_RULE, "rest / total", "rest")),
+    (
+        "rule",
+        "p = q decided for the whole batch",
+        _bent(_RULE, "torch.where(total > 0, rest / total, p)", "p if torch.equal(p, q) else rest / total"),
+    ),
+    (
+        "rule",
+        "p and q exchanged",
+        _bent(_RULE, "    chance", "    p, q = q, p\n    chance").replace("total, p)", "total, q)"),
+    ),
     ("rule", "the absolute difference", _bent(_RULE, "(p - q).clamp(min=0)", "(p - q).abs()")),
     ("rule", "q / p instead of p / q", _bent(_RULE, "q > 0, p / q", "p > 0, q / p")),
     ("rule", "0 divided by 0", _bent(_RULE, "torch.where(total > 0, rest / total, p)", "rest / total")),
@@ -90,6 +100,15 @@ PLANTED = [
         "dividing by temperature zero",
         _bent(_DRAFT, "(temperature or 1.0)", "temperature").replace("if temperature == 0", "if False"),
     ),
+    ("draft", "the first number for every draft", _bent(_DRAFT, "draw(law, u)", "draw(law, uniforms[0])")),
+    ("draft", "draw(law, uniforms[k])", _bent(_DRAFT, "draw(law, u)", "int(torch.multinomial(law, 1))")),
+    ("draft", "item 2: a tensor is asked for, this is list", _bent(_DRAFT, "torch.stack(laws)", "laws")),
+    ("draft", "which position is about the next token", _bent(_DRAFT, ".logits[0, -1]", ".logits[0]")),
+    (
+        "draft",
+        "q without the temperature",
+        _bent(_DRAFT, "laws.append(law)", "laws.append(law if temperature == 0 else logits.softmax(-1))"),
+    ),
     ("draft", "the draft does not read its own tokens", _bent(_DRAFT, "ids = torch.cat", "more = torch.cat")),
     ("verify", "the bonus token forgotten", _bent(_VERIFY, "return [*new, draw(p[-1], uniforms[-1])]", "return new")),
     (
@@ -97,9 +116,36 @@ PLANTED = [
         "continuing after the first rejection",
         _bent(_VERIFY, "return [*new, draw(rest[k], uniforms[-1])]", "token = draw(rest[k], uniforms[-1])"),
     ),
+    (
+        "verify",
+        "the number of the rejected draft used again",
+        _bent(_VERIFY, "draw(rest[k], uniforms[-1])", "draw(rest[k], uniforms[k])"),
+    ),
     ("verify", "p again after a rejection", _bent(_VERIFY, "draw(rest[k]", "draw(p[k]")),
     ("verify", "the bonus from the law before the last draft", _bent(_VERIFY, "draw(p[-1]", "draw(p[-2]")),
     ("length", "the bonus token forgotten", _bent(_LENGTH, "1 + sum", "sum")),
+    (
+        "length",
+        "stops at the first decline",
+        "def my_length(rates, cost, wide):\n"
+        "    best, speed, tokens, reach = 0, 1.0, 1.0, 1.0\n"
+        "    for n, rate in enumerate(rates, start=1):\n"
+        "        reach *= rate\n"
+        "        tokens += reach\n"
+        "        if tokens / (n * cost + wide) <= speed + 1e-9:\n"
+        "            return best\n"
+        "        best, speed = n, tokens / (n * cost + wide)\n"
+        "    return best",
+    ),
+    ("length", "the wide pass paid for every column", _bent(_LENGTH, "cost + wide", "cost + (n + 1) * wide")),
+    (
+        "length",
+        "the last rate for all drafts",
+        _bent(_LENGTH, "sum(math.prod(rates[:k]) for k in range(1, n + 1))", "n * rates[n - 1]")
+        .replace("return tokens", "return tokens")
+        .replace("tokens = 1 + n * rates[n - 1]", "tokens = 1 + n * rates[n - 1] if n else 1"),
+    ),
+    ("length", "one more than the best length", _bent(_LENGTH, "return max(", "return 1 + max(")),
     ("length", "the rates are added", _bent(_LENGTH, "math.prod(rates[:k])", "rates[k - 1]")),
     ("length", "plain decoding pays the wide pass", _bent(_LENGTH, " if n else 1.0", "")),
     ("rewind", "off by one: the draft's cache like the target's", _bent(_REWIND, "max(0, gone - 1)", "gone")),
@@ -111,6 +157,7 @@ PLANTED = [
         _bent(_LAWS, "expert_logits >= expert_logits.max", "amateur_logits >= amateur_logits.max"),
     ),
     ("laws", "the expert's law as the target", _bent(_LAWS, " - strength * amateur_logits.log_softmax(-1)", "")),
+    ("laws", "q and p in the wrong order", _bent(_LAWS, "return p, q", "return q, p")),
     ("laws", "q is the contrast", _bent(_LAWS, "in both", "in both[:1] * 2")),
     ("laws", "masked tokens get the score 0", _bent(_LAWS, "-math.inf", "0.0")),
     ("laws", "dividing by temperature zero", _bent(_LAWS, "temperature == 0", "temperature is None")),

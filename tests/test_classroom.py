@@ -214,12 +214,13 @@ def test_once_a_cell_has_timed_out_a_cell_without_points_gets_little_time():
 
 def test_a_graded_cell_says_which_functions_it_replaces(capsys):
     whole = "\n".join(cell.source for path in MASTERS for cell in master(path.stem).cells)
-    assert whole.count("if not checks.") == announce(whole).count("builtins")
-    source = 'if not checks.check_f(globals().get("my_f")):\n\n    def my_f():\n        return 2\n'
+    assert whole.count("def stand_ins():") == announce(whole).count("builtins") > 5
+    head = "def stand_ins():\n    def my_f():\n        return 2\n\n"
+    source = f"{head}    if not right:\n        globals().update(my_f=my_f)\n"
     for right in (True, False):
-        names = {"checks": type("Checks", (), {"check_f": lambda f, right=right: right}), "print": None}
-        exec(announce(source), names)
-        assert ("my_f" in names) is not right
+        names = {"right": right, "print": None, "my_f": len}
+        exec(announce(f"{source}\n\nstand_ins()\n"), names)
+        assert (names["my_f"] is len) is right
         assert replaced(capsys.readouterr().out) == ([] if right else ["my_f"])
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from masters import MASTERS, Session, master, parts, planted, role, with_solution
+from masters import MASTERS, Session, master, parts, planted, reference, role, with_solution
 
-from cdlearn.grading import Case, Mistake, forbid, run_check, same
+from cdlearn.grading import Case, Mistake, cache, dola, forbid, loop, run_check, same, speculation
 from cdlearn.grading.forbidden import forbidden_uses
 
 PLANTED = list(planted())
@@ -45,29 +45,113 @@ def test_a_planted_mistake_is_caught_and_named(assignment, grade_id, name, sourc
     record_property("table", f"{assignment:24}{grade_id:18}caught by: {caught:8} named: {name or '-'}")
     if name is not None:
         assert name in message
+        assert caught == "visible" or name == "gives None", "a student sees a tick and gets no points"
 
 
+# Right on every visible case, wrong in the hidden tests of their own part: they would spoil the parts that call them.
+SECRET = [
+    ("01_loop_and_score", "scores", "expert_logits.shape[-1] == 4", "amateur_logits"),
+    ("01_loop_and_score", "mask", "alpha in (0.03, 0.4, 0.5)", "expert_logits > 99"),
+    ("01_loop_and_score", "step", "alpha in (0.03, 0.4)", "amateur_logits.argmax(-1)"),
+    ("03_mask_and_temperature", "candidates", "alpha in (0.02, 0.05, 0.3)", "expert_logits > 99"),
+    ("04_dola", "lens", "len(hidden_states) in (5, 6)", "torch.stack([head(state) for state in hidden_states]) * 0"),
+    ("04_dola", "jsd", "p_logits.shape[-1] == 5", "q_logits.sum(-1)"),
+    ("04_dola", "layer", "len(logits) == 6", "torch.tensor([candidates[0]] * logits.shape[1])"),
+    ("04_dola", "scores", "alpha == 0.05", "logits[0]"),
+    ("05_speculative", "rule", "p.shape[-1] == 4", "torch.ones_like(p), p"),
+]
 SOLVED = [(path.stem, name) for path in MASTERS for name, *_ in parts(master(path.stem))]
+
+
+def spoilt(assignment, part, condition, wrong):
+    """The reference solution of a part that gives something wrong where a condition holds."""
+    right = reference(assignment)[part]
+    return right.replace("    ### BEGIN SOLUTION", f"    if {condition}:\n        return {wrong}", 1)
+
+
+def failures(notebook, monkeypatch):
+    """All parts of a notebook graded one after the other: part -> message of what failed."""
+    monkeypatch.setenv("CDLEARN_GRADING_SEED", "3")
+    session, failed = Session(), {}
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        if cell is code[0] or role(cell, "solution"):
+            session.run(cell.source)
+        if role(cell, "grade"):
+            try:
+                session.run(cell.source)
+            except (AssertionError, NameError) as error:
+                failed[role(cell, "grade").split("_", 1)[1]] = str(error)
+    return failed
 
 
 @pytest.mark.parametrize("assignment, broken", SOLVED, ids=[f"{name[:2]}-{part}" for name, part in SOLVED])
 def test_a_mistake_in_one_part_costs_that_part_only(assignment, broken, monkeypatch):
-    """A wrong function, and none at all: the other parts keep their points."""
-    monkeypatch.setenv("CDLEARN_GRADING_SEED", "3")
+    """A wrong function, one that only hidden tests find, and none at all: the others keep their points."""
     sources = [source for name, part, _, source in PLANTED if (name, part) == (assignment, broken)][:1]
+    sources += [spoilt(*secret) for secret in SECRET if secret[:2] == (assignment, broken)]
     for source in [*sources, "def nothing():\n    pass"]:
-        session, failed = Session(), {}
-        notebook = with_solution(master(assignment), broken, source)
-        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-        for cell in code:
-            if cell is code[0] or role(cell, "solution"):
-                session.run(cell.source)
-            if role(cell, "grade"):
-                try:
-                    session.run(cell.source)
-                except (AssertionError, NameError) as error:
-                    failed[role(cell, "grade").split("_", 1)[1]] = str(error)
-        assert list(failed) == [broken], failed
+        failed = failures(with_solution(master(assignment), broken, source), monkeypatch)
+        assert list(failed) == [broken], (source, failed)
+
+
+@pytest.mark.parametrize(
+    "assignment, part, condition, wrong", SECRET, ids=[f"{a[:2]}-{part}" for a, part, *_ in SECRET]
+)
+def test_the_secret_mistakes_pass_the_visible_check(assignment, part, condition, wrong, monkeypatch):
+    notebook = with_solution(master(assignment), part, spoilt(assignment, part, condition, wrong))
+    assert judge(notebook, part, 3, monkeypatch)[0] == "hidden"
+
+
+def test_two_mistakes_that_cancel_each_other_cost_the_first_part_only(monkeypatch):
+    """A mask upside down, and a step that reads it so: the step is right with its own mask, the rest with ours."""
+    notebook = master("01_loop_and_score")
+    with_solution(notebook, "mask", reference("01_loop_and_score")["mask"].replace(">=", "<"))
+    with_solution(notebook, "step", reference("01_loop_and_score")["step"].replace("~my_mask", "my_mask"))
+    assert list(failures(notebook, monkeypatch)) == ["mask"]
+
+
+def visible(assignment, grade_id, **solutions):
+    """What the check of a part shows when these solution cells are other ones; None is a cell that was not run."""
+    notebook = master(assignment)
+    for name, _, solution, check, _ in parts(notebook):
+        if name != grade_id:
+            continue
+        session = Session()
+        for cell in [cell for cell in notebook.cells if cell.cell_type == "code"]:
+            source = solutions.get(role(cell, "solution"), cell.source)
+            if source and (role(cell, "solution") or session.count == 0):
+                session.run(source)
+            if cell.source == solution.source:
+                return str(session.run(check.source))
+
+
+STEP = reference("01_loop_and_score")["step"]
+SHORT = STEP.replace("~my_mask(expert_logits, alpha), -math.inf)", "~my_mask(amateur_logits, alpha), -math.inf)")
+
+
+def test_a_later_part_says_which_earlier_function_is_wrong():
+    for part in "loop", "decisions":
+        message = visible("01_loop_and_score", part, step=SHORT)
+        assert f"my_step of part 3, which my_{part} calls" in message and "the mask on the amateur" in message
+    message = visible(
+        "01_loop_and_score",
+        "loop",
+        scores="def my_scores(expert_logits, amateur_logits, strength=1.0):\n    raise NotImplementedError()",
+    )
+    assert "my_scores of part 1, which my_loop calls" in message and "not written yet" in message
+
+
+def test_a_cell_that_was_not_run_is_named():
+    message = visible("01_loop_and_score", "step", scores=None)
+    assert "my_step calls my_scores, and there is no my_scores yet" in message and "part 1: run the cell" in message
+
+
+def test_a_helper_that_is_right_is_not_blamed():
+    message = visible(
+        "01_loop_and_score", "loop", loop=reference("01_loop_and_score")["loop"].replace("[:, -1]", "[:, 0]")
+    )
+    assert "my_step" not in message and "logits of the first position" in message
 
 
 def test_most_of_the_planted_mistakes_have_a_name():
@@ -135,7 +219,74 @@ def test_an_argument_changed_in_place_is_found_even_if_the_answer_is_right():
     def in_place(x):
         return x.mul_(2)
 
-    assert run_check("double", in_place, DOUBLE).mistake == "an in-place edit of the arguments"
+    result = run_check("double", in_place, DOUBLE)
+    assert result.mistake == "an in-place edit of the arguments"
+    assert "before the call: [[1.000, 2.000]]" in result.expected and "after the call: [[2.000, 4.000]]" in result.got
+
+
+def test_an_edit_is_shown_where_it_can_be_seen():
+    def normalised(x):
+        x /= x.sum()
+        return 2 * x
+
+    cases = [Case("a law", (torch.tensor([0.1, 0.9]),), torch.tensor([0.2, 1.8])), *DOUBLE]
+    result = run_check("double", normalised, cases)
+    assert result.mistake == "an in-place edit of the arguments" and "[[1.000, 2.000]]" in result.expected
+
+
+def test_chance_is_told_from_a_mistake():
+    result = run_check("double", lambda x: torch.rand(2), DOUBLE)
+    assert result.mistake == "the same call gives another answer every time"
+
+
+@pytest.mark.parametrize(
+    "got, says",
+    [
+        (([1], [[0.5, 0.5]]), "item 2: a tensor is asked for, this is list"),
+        (([1], torch.tensor([0.5, 0.5])), "the shape of item 2: [1, 2] is asked for, this is [2]"),
+        (([1],), "2 things are asked for, these are 1"),
+        ([[2], torch.tensor([[0.5, 0.5]])], ""),
+    ],
+)
+def test_a_wrong_kind_inside_a_tuple_is_told(got, says):
+    cases = [Case("a pair", (), ([1], torch.tensor([[0.5, 0.5]])))]
+    result = run_check("pair", lambda: got, cases)
+    assert not result and (says in result.look if says else result.look == "")
+
+
+def test_a_mask_that_keeps_nobody_proves_no_mistake():
+    cases = [Case("two", (3,), torch.tensor([True, True])), Case("one", (1,), torch.tensor([True, False]))]
+    nobody = Mistake("never", lambda n: torch.tensor([False, False]), "")
+    once = Mistake("not for three", lambda n: torch.tensor([n < 3, False]), "")
+    assert run_check("keep", lambda n: torch.tensor([False, False]), cases, [once]).mistake == ""
+    assert "not even the best" in run_check("keep", lambda n: torch.tensor([False, False]), cases, [once]).look
+    assert run_check("keep", lambda n: torch.tensor([False, False]), cases, [once, nobody]).mistake == "never"
+
+
+def test_where_answers_are_few_a_mistake_must_give_all_of_them():
+    cases = [Case("none", (0,), 0), Case("one", (1,), 1), Case("two", (2,), 2)]
+    zero = Mistake("always 0", lambda n: 0, "")
+    assert run_check("count", lambda n: 0, cases, [zero], sure=True).mistake == "always 0"
+    assert (
+        run_check("count", lambda n: n % 2, cases, [Mistake("squared", lambda n: 0 if n else 0, "")], sure=True).mistake
+        == ""
+    )
+
+
+def test_one_number_of_one_case_proves_no_mistake():
+    zero = Mistake("always 0", lambda n: torch.tensor([0]), "")
+    cases = [Case("the number", (n,), torch.tensor([n])) for n in (1, 2)]
+    assert run_check("same", lambda n: torch.tensor([0]), cases, [zero]).mistake == "always 0"
+    assert run_check("same", lambda n: torch.tensor([0]), cases[:1], [zero]).mistake == ""
+
+
+def test_a_loop_that_does_not_end_is_told_so():
+    def my_loop(model, *args, **options):
+        while True:
+            model(torch.tensor([[1]]))
+
+    for check in (loop.check_loop, cache.check_cached_loop, dola.check_dola, speculation.check_draft):
+        assert "asked 100 times: does your loop end?" in str(check(my_loop)), check
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,21 @@
-"""Assignments 02 and 03: a mistake is named when a student makes it; the checks' model behaves like a real one."""
+"""Assignments 01, 02, 03, 05: a mistake is named when a student makes it; the checks' model behaves like a real one."""
 
 import pytest
 import torch
 from masters import Session, master, planted, role, with_solution
 from transformers import DynamicCache
 
-from cdlearn.grading import cache, columns, contrast, forms, run_check
+from cdlearn.grading import cache, columns, contrast, drafts, forms, laws, loop, run_check, speculation, step, verify
 from cdlearn.grading.cachelm import TOY, PositionLM, filled
 
 LISTS = [(columns, "HEAD LOOP READ"), (cache, "ENDINGS PAD BATCH"), (contrast, "CANDIDATES CONTRAST")]
-LISTS += [(forms, "LAW NUCLEUS FORM TRANSLATION")]
+LISTS += [
+    (laws, "LAW NUCLEUS"),
+    (forms, "FORM TRANSLATION"),
+    (step, "SCORES MASK STEP"),
+    (loop, "LOOP FIRST DECISIONS"),
+]
+LISTS += [(drafts, "RULE DRAFT"), (verify, "VERIFY LENGTH"), (speculation, "REWIND LAWS")]
 MADE = [
     (name, mistake, getattr(module, name), getattr(module, f"{name}_MISTAKES"))
     for module, names in LISTS

@@ -95,8 +95,8 @@ def test_imports_run_one_way():
     order += ["render", "strips", "handout", "run", "decode", "speculative", "beams", "widgets", "hf", "loading"]
     order += ["pairs", "likelihood", "metrics", "toyworld", "grading", "options", "timing", "costs", "bench"]
     order += ["evaluate", "harness", "classroom", "compare", "doctor", "cli"]
-    checks = ["speech", "forbidden", "models", "core", "step", "loop", "cachelm", "columns", "cache"]
-    checks += ["contrast", "forms", "lens", "dola", "verify", "speculation", "project"]
+    checks = ["speech", "forbidden", "compare", "models", "core", "step", "loop", "cachelm", "columns", "cache"]
+    checks += ["contrast", "laws", "forms", "lens", "dola", "drafts", "verify", "speculation", "project"]
     packages = {
         "sources": ["base", "cached", "combine", "layers", "textspace"],
         "grading": checks,

@@ -21,14 +21,17 @@ GRACE = 10  # seconds an interrupted kernel has to come back
 SHORT = 10  # seconds for a cell without points once a cell has timed out: it often calls what hangs
 SHOWN = 4000  # characters of an error that are kept
 
-# a graded cell's hidden block that puts a right function in the place of a wrong one
-INSTEAD = re.compile(r'^if not checks\.\w+\(globals\(\)\.get\("(\w+)"\)\):\n', re.M)
+# a graded cell's hidden block puts functions of its own in the place of wrong ones, by a call of this form
+STAND_INS = re.compile(r"^stand_ins\(\)\n", re.M)
+TELL = f"""for _name, _one in [*globals().items()]:
+    if hasattr(_one, "__qualname__") and _one.__qualname__ == "stand_ins.<locals>." + _name:
+        __import__("builtins").print({SAYS!r}.format(_name))
+"""
 
 
 def announce(source: str) -> str:
-    """A graded cell's source that says which of the student's earlier functions it replaces by a right one."""
-    say = '    __import__("builtins").print({!r})\n'  # a student may have a variable of that name
-    return INSTEAD.sub(lambda found: found[0] + say.format(SAYS.format(found[1])), source)
+    """A graded cell's source that says which of the student's earlier functions it has replaced by a right one."""
+    return STAND_INS.sub(lambda found: found[0] + TELL, source)
 
 
 def replaced(printed: str) -> list[str]:
@@ -45,7 +48,6 @@ class RecordingExecute(Execute):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.slow = False  # a cell has timed out
-        self.instead: set[str] = set()  # functions replaced so far
 
     def note(self, **what: Any) -> None:
         with open(self.progress, "a", encoding="utf-8") as file:
@@ -97,9 +99,7 @@ class RecordingExecute(Execute):
             return error
         points = determine_grade(cell, self.log)[0]
         points = 0.0 if error["ename"] and points is not None else points
-        self.instead |= set(replaced(printed))  # they stay: a later cell finds a right one
-        names = INSTEAD.findall(cell.source)
-        return error | {"points": points, "replaced": [name for name in names if name in self.instead]}
+        return error | {"points": points, "replaced": replaced(printed)}
 
     async def _back(self) -> bool:
         """Whether the interrupted cell's own reply comes."""

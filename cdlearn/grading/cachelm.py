@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GPT2Config
 
+from cdlearn.grading.models import MOST
+
 
 class PositionLM:
     """Looks at the sum of token * (position + 1) over the columns it may see: token `(sum + k) % V` gets `steps[k]`.
@@ -39,6 +41,8 @@ class PositionLM:
         if n == 0:
             raise ValueError("input_ids has no columns: there is nothing to read, so there are no new logits")
         self.fed.append(input_ids.tolist())
+        if len(self.fed) > MOST:
+            raise RuntimeError(f"the model was asked {MOST} times: does your loop end?")
         cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         start = cache.get_seq_length()
         if position_ids is None:  # as most models do: columns are positions

@@ -57,13 +57,18 @@ CANDIDATES = [
 ]
 
 
-def _candidates(line: Callable, count: Callable = top, join: Callable = torch.logical_and) -> Callable:
-    """A choice of candidates made of a rule for alpha, a rule for k, and how they are joined."""
+def _candidates(
+    line: Callable, count: Callable = top, join: Callable = torch.logical_and, *, zero: bool = True
+) -> Callable:
+    """A choice of candidates made of a rule for alpha, a rule for k, and how they are joined.
+
+    zero: whether top_k=0 switches the count off.
+    """
 
     def candidates(expert_logits, *, alpha=0.1, top_k=0):
         everybody = torch.ones_like(expert_logits, dtype=torch.bool)
         first = everybody if alpha is None else line(expert_logits, alpha)
-        return join(first, count(expert_logits, top_k) if top_k else everybody)
+        return join(first, count(expert_logits, top_k) if top_k else everybody & zero)
 
     return candidates
 
@@ -85,9 +90,14 @@ CANDIDATES_MISTAKES = [
         "a factor of a probability is a summand of its logarithm",
     ),
     Mistake(
-        "alpha times a logarithm",
-        _candidates(lambda e, alpha: e.log_softmax(-1) >= alpha * best(e.log_softmax(-1))),
-        "a factor of a probability is a summand of its logarithm",
+        "a line above the best token: log alpha subtracted, or alpha times a logarithm",
+        _candidates(lambda e, alpha: e >= best(e) - math.log(alpha)),
+        "the sign of log alpha, and that a factor of a probability is a summand of its logarithm",
+    ),
+    Mistake(
+        "top_k=0 keeps nobody",
+        _candidates(plausible, zero=False),
+        "what top_k=0 means: the rule is switched off",
     ),
     Mistake(
         "one of the two rules is enough",
@@ -123,6 +133,8 @@ def check_candidates(function: Callable, *, cases: Sequence[Case] = CANDIDATES) 
     """Check part 1 of assignment 03: which tokens may compete, by alpha and by number."""
     return run_check("my_candidates", function, cases, CANDIDATES_MISTAKES)
 
+
+EARLIER = {"my_candidates": (1, check_candidates)}
 
 # ---- part 2: my_contrast(expert_logits, amateur_logits, *, alpha=0.1, strength=1.0, tau=1.0, top_k=0) -> [..., V]
 
@@ -180,11 +192,24 @@ def _contrast(
     return contrast
 
 
+def _mask_first(both: bool) -> Callable:
+    """Masks the logits and normalises what is left: the expert's alone, or both models'."""
+
+    def contrast(e, a, *, alpha=0.1, strength=1.0, tau=1.0, top_k=0):
+        keep = top(e, top_k) & (plausible(e, alpha) if alpha is not None else True)
+        log_e = e.masked_fill(~keep, -math.inf).log_softmax(-1)
+        log_a = ((a.masked_fill(~keep, -math.inf) if both else a) / tau).log_softmax(-1)
+        return (log_e - strength * log_a).masked_fill(~keep, -math.inf)
+
+    return contrast
+
+
 def _count_scores(expert_logits, amateur_logits, *, top_k=0, **options):
     scores = _contrast()(expert_logits, amateur_logits, **options)
     return scores.masked_fill(~top(scores, top_k), -math.inf)
 
 
+_FIRST = "the order: log p is that of the whole vocabulary, so normalise before anybody is left out"
 CONTRAST_MISTAKES = [
     Mistake(
         "the mask on the amateur",
@@ -221,10 +246,12 @@ CONTRAST_MISTAKES = [
         "the two terms: are they probabilities or their logarithms?",
     ),
     Mistake("the strength is ignored", _contrast(weigh=lambda strength: 1.0), "where `strength` is used"),
+    Mistake("the mask before the softmax", _mask_first(both=True), _FIRST),
+    Mistake("the mask before the softmax", _mask_first(both=False), _FIRST),
     Mistake("top_k on the scores", _count_scores, "whose k best are counted: the expert's"),
 ]
 
 
 def check_contrast(function: Callable, *, cases: Sequence[Case] = CONTRAST) -> Result:
     """Check part 2 of assignment 03: contrastive scores with mask, strength, tau and top_k."""
-    return run_check("my_contrast", function, cases, CONTRAST_MISTAKES)
+    return run_check("my_contrast", function, cases, CONTRAST_MISTAKES, earlier=EARLIER)

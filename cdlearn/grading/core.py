@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import html
+import inspect
 import io
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from cdlearn.grading.forbidden import forbidden_uses
+from cdlearn.grading.compare import TOLERANCE, kind, same
+from cdlearn.grading.forbidden import forbidden_uses, names_used
 from cdlearn.grading.speech import call_text, show
 
-TOLERANCE = 1e-4
 PRINTED = 200  # characters of a function's own printing that a message repeats
+AGAIN = 20  # calls with the same arguments that must give the same answer
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,18 @@ def run_check(
     *,
     forbidden: Sequence[str] = ("cdlearn",),
     tolerance: float = TOLERANCE,
+    earlier: Mapping[str, tuple[int, Callable]] | None = None,
+    raised: Mapping[str, str] | None = None,
+    sure: bool = False,
 ) -> Result:
     """Call `function` on every case and return the first thing that breaks, or a truthy Result.
 
     `forbidden` names packages and functions that the student's own code may not use. The student's arguments are
     copies; a function that changes them is told so. Never raises for anything the function does, and prints nothing.
+
+    earlier: functions of earlier parts that this one may call, `name: (part, its check)`: if one is wrong, say that.
+    raised: pieces of error messages, and where to look then. sure: answers are so few (0, 1, 2) that a mistake is named
+    only if it gives all of them.
     """
     if not callable(function):
         return Result(part, broke="there is no function yet", got=show(function), look="the cell that defines it")
@@ -109,11 +118,20 @@ def run_check(
     if uses:
         look = "write this part yourself, with torch and plain Python" if "cdlearn" in forbidden else ""
         return Result(part, broke=f"{part} may not use {', '.join(forbidden)}", got=", ".join(uses), look=look)
-    got = [_call(function, case) for case in cases]
-    wrong = [k for k, case in enumerate(cases) if not got[k].right(case, tolerance)]
+    calls = [_call(function, case) for case in cases]
+    wrong = [k for k, case in enumerate(cases) if not calls[k].right(case, tolerance)]
     if not wrong:
         return Result(part, cases=len(cases))
-    return _explain(part, wrong[0], cases, got, mistakes, tolerance)
+    culprit = _earlier_part(part, function, earlier or {})
+    if culprit is not None:  # a result with a message is falsy
+        return culprit
+    found = _problem(function, cases, calls, wrong, raised or {})
+    if found is None:
+        mistake = name_mistake(wrong, cases, calls, mistakes, tolerance, sure=sure)
+        found = {"look": _hint(calls[wrong[0]].value, cases[wrong[0]].expected)}
+        found = {"mistake": mistake.name, "look": mistake.look} if mistake else found
+    at = found.pop("at", wrong[0])
+    return Result(part, **_told(part, cases[at], calls[at]) | found)
 
 
 @dataclass
@@ -143,79 +161,95 @@ def _call(function: Callable, case: Case) -> _Call:
     return call
 
 
-def _explain(part: str, at: int, cases: Sequence, calls: Sequence, mistakes: Sequence, tolerance: float) -> Result:
-    """The message for the first case that broke."""
-    case, call = cases[at], calls[at]
-    example = case.example or call_text(part, case.args, case.options)
-    told = {"broke": case.says, "example": example, "expected": show(case.expected), "printed": call.printed}
+def _earlier_part(part: str, function: Callable, earlier: Mapping[str, tuple[int, Callable]]) -> Result | None:
+    """The message about the first function of an earlier part that this one calls and that is wrong itself."""
+    names = names_used(function)
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    for name, (number, check) in earlier.items():
+        if name not in names:
+            continue
+        if name not in known:
+            broke = f"{part} calls {name}, and there is no {name} yet"
+            return Result(part, broke=broke, look=f"part {number}: run the cell that defines it first")
+        found = check(known[name])
+        if not found:
+            return replace(found, part=part, broke=f"{name} of part {number}, which {part} calls: {found.broke}")
+    return None
+
+
+def _told(part: str, case: Case, call: _Call) -> dict[str, Any]:
+    """What a message says about a case in any event."""
+    told = {"broke": case.says, "example": case.example or call_text(part, case.args, case.options)}
+    return told | {"expected": show(case.expected), "got": show(call.value), "printed": call.printed}
+
+
+def _problem(
+    function: Callable, cases: Sequence[Case], calls: Sequence[_Call], wrong: Sequence[int], raised: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """What is wrong with the first call that broke, if it is more than a wrong value: an error, an edit, chance."""
+    case, call = cases[wrong[0]], calls[wrong[0]]
     if call.error is not None:
-        return Result(part, **told | _raised(call.error))
-    told["got"] = show(call.value)
+        return _raised(call.error, raised)
     if not call.unchanged:
-        before = [*case.args, *case.options.values()]
-        told |= {"broke": "the arguments are left as they were", "expected": show(before), "got": show(call.arguments)}
-        told["mistake"] = "an in-place edit of the arguments"
-        told["look"] = "operations that end in _ or assign to a slice: make a new tensor instead"
-        return Result(part, **told)
-    mistake = name_mistake(at, cases, calls, mistakes, tolerance)
-    told |= {"mistake": mistake.name, "look": mistake.look} if mistake else {"look": kind(call.value, case.expected)}
-    return Result(part, **told)
+        edited = [(k, *_edit(cases[k], calls[k])) for k in wrong if not calls[k].unchanged and not calls[k].error]
+        at, before, after = next((edit for edit in edited if edit[1] != edit[2]), edited[0])  # the first one to be seen
+        told = {"at": at, "expected": f"the arguments as before the call: {before}", "got": f"after the call: {after}"}
+        told |= {"broke": "the arguments are left as they were", "mistake": "an in-place edit of the arguments"}
+        return told | {"look": "operations that end in _ or assign to a slice: make a new tensor instead"}
+    if any(not same(_call(function, case).value, call.value) for _ in range(AGAIN)):
+        look = "random numbers that the function draws itself, or something that it keeps between two calls"
+        return {"mistake": "the same call gives another answer every time", "look": look}
+    return None
+
+
+def _edit(case: Case, call: _Call) -> tuple[str, str]:
+    """The arguments before a call, and after it."""
+    return show([*case.args, *case.options.values()]), show(call.arguments)
 
 
 def name_mistake(
-    at: int, cases: Sequence[Case], calls: Sequence[_Call], mistakes: Sequence[Mistake], tolerance: float = TOLERANCE
+    wrong: Sequence[int],
+    cases: Sequence[Case],
+    calls: Sequence[_Call],
+    mistakes: Sequence[Mistake],
+    tolerance: float = TOLERANCE,
+    *,
+    sure: bool = False,
 ) -> Mistake | None:
     """Return the known mistake that gives the student's output where it is wrong and on most of the other cases.
 
-    A mistake that would have failed where the student was right is none of the student's.
+    A mistake that would have failed where the student was right is none of the student's. Where an answer says little
+    (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several cases. One number of one
+    case says nothing.
     """
-    best, fits = None, 0
+    value, best, fits = calls[wrong[0]].value, None, 0
+    if len(cases) == 1 and _one_number(value):
+        return None
+    sure = sure or _keeps_nobody(value)
     for mistake in mistakes:
         hits = [same(_outcome(mistake, case), call.value, tolerance=tolerance) for case, call in zip(cases, calls)]
-        if hits[at] and all(hits[:at]) and sum(hits) > fits:
+        if sure and (not all(hits) or len(cases) < 2):
+            continue
+        if all(hits[: wrong[0] + 1]) and sum(hits) > fits:
             best, fits = mistake, sum(hits)
     return best
 
 
-def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
-    """Whether two values agree: tensors by shape, kind and value (-inf equals -inf), containers item by item."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if a.shape != b.shape or (a.dtype == torch.bool) != (b.dtype == torch.bool):
-            return False
-        a, b = a.detach().cpu().double(), b.detach().cpu().double()
-        return torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y, tolerance=tolerance) for x, y in zip(a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key], tolerance=tolerance) for key in a)
-    if isinstance(a, bool) != isinstance(b, bool):
-        return False
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return a == b or abs(a - b) <= tolerance
-    if type(a) is not type(b):
-        return False
-    if type(a).__eq__ is object.__eq__:  # a copied model: it equals nothing but itself, and is no answer
-        return True
-    try:
-        return bool(a == b)
-    except Exception:
-        return False
+def _one_number(value: Any) -> bool:
+    """A single whole number: a token or a place that many mistakes would give."""
+    whole = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.numel() == 1
+    return whole or isinstance(value, int)
 
 
-def kind(got: Any, expected: Any) -> str:
-    """Return a sentence when even the kind of the answer is wrong, else ""."""
-    if got is None and expected is not None:
-        return "the last line: a function without return gives None"
-    if isinstance(expected, torch.Tensor):
-        if not isinstance(got, torch.Tensor):
-            return f"what you return: a tensor is asked for, this is {type(got).__name__}"
-        if got.shape != expected.shape:
-            return f"the shape: {list(expected.shape)} is asked for, this is {list(got.shape)}"
-        if (got.dtype == torch.bool) != (expected.dtype == torch.bool):
-            return f"the kind of numbers: {expected.dtype} is asked for, this is {got.dtype}"
-    elif type(got) is not type(expected):
-        return f"what you return: {type(expected).__name__} is asked for, this is {type(got).__name__}"
-    return ""
+def _keeps_nobody(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.bool and not value.any()
+
+
+def _hint(value: Any, expected: Any) -> str:
+    """Where to look when no mistake has a name."""
+    if _keeps_nobody(value) and not _keeps_nobody(expected):
+        return kind(value, expected) or "the line: nobody passes it, not even the best token"
+    return kind(value, expected)
 
 
 def _outcome(mistake: Mistake, case: Case) -> Any:
@@ -227,8 +261,8 @@ def _outcome(mistake: Mistake, case: Case) -> Any:
         return mistake
 
 
-def _raised(error: Exception) -> dict[str, str]:
-    """Say where the student's code raised what."""
+def _raised(error: Exception, known: Mapping[str, str]) -> dict[str, str]:
+    """Say where the student's code raised what. known: pieces of messages, and where to look then."""
     if isinstance(error, NotImplementedError):
         return {"got": "nothing: it is not written yet", "look": "the line `raise NotImplementedError()`: replace it"}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
@@ -236,6 +270,7 @@ def _raised(error: Exception) -> dict[str, str]:
     where = where or (frames[0] if frames else None)
     look = f"line {where.lineno}: {where.line}" if where and where.line else ""
     text = " ".join(str(error).split())[:300]
+    look = next((hint for piece, hint in known.items() if piece in text), look)
     return {"got": f"{type(error).__name__}: {text}", "look": look}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cdlearn.grading.core import Case, Mistake, Result, run_check
 from cdlearn.grading.lens import check_candidates, check_jsd, check_lens
+from cdlearn.grading.models import Asked
 
 __all__ = ["Case", "check_candidates", "check_dola", "check_jsd", "check_layer", "check_lens", "check_scores"]
 
@@ -89,7 +90,7 @@ LAYER_MISTAKES = [
 
 def check_layer(function: Callable, *, cases: Sequence[Case] = LAYER) -> Result:
     """Check part 4 of assignment 04: the premature layer of every row."""
-    return run_check("my_layer", function, cases, LAYER_MISTAKES)
+    return run_check("my_layer", function, cases, LAYER_MISTAKES, earlier={"my_jsd": (2, check_jsd)})
 
 
 # ---- part 5: my_scores(logits, layers, alpha=0.1) -> [B, V]
@@ -176,7 +177,7 @@ def check_scores(function: Callable, *, cases: Sequence[Case] = SCORES) -> Resul
 # ---- part 6: my_dola(model, norm, head, ids, candidates, *, max_new_tokens, alpha=0.1) -> (new ids, layers)
 
 
-class LayersLM:
+class LayersLM(Asked):
     """Every layer looks at the sum s of all ids: token (s + k) % 4 has the k-th number of its row for even or odd s.
 
     Early states are log-probabilities with the other sign, for the norm changes it.
@@ -191,6 +192,7 @@ class LayersLM:
 
     def __call__(self, ids: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
         """ids: [B, T] int. Returns `.logits` [B, T, 4], and `.hidden_states`, 4 tensors [B, T, 4]."""
+        self.count()
         sums = ids.cumsum(1)[..., None]  # (B, T, 1)
         turned = (torch.arange(4) - sums) % 4  # (B, T, 4): the k of every token
         layers = [torch.where(sums % 2 == 0, self.even[k][turned], self.odd[k][turned]) for k in range(4)]
@@ -282,6 +284,10 @@ DOLA_MISTAKES = [
 ]
 
 
+_EARLIER = {"my_lens": (1, check_lens), "my_jsd": (2, check_jsd), "my_layer": (4, check_layer)}
+_EARLIER |= {"my_scores": (5, check_scores)}
+
+
 def check_dola(function: Callable, *, cases: Sequence[Case] = DOLA) -> Result:
     """Check part 6 of assignment 04: greedy DoLa, the layer chosen at every token."""
-    return run_check("my_dola", function, cases, DOLA_MISTAKES)
+    return run_check("my_dola", function, cases, DOLA_MISTAKES, earlier=_EARLIER)

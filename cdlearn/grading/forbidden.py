@@ -34,6 +34,17 @@ def forbidden_uses(function: Callable | str, names: Sequence[str]) -> list[str]:
     return sorted(set(_uses(function, tuple(names), seen=set())))
 
 
+def names_used(function: Callable) -> set[str]:
+    """Return the names that a function looks up in its notebook; what its helpers there look up counts too."""
+    found, queue = set(), [inspect.unwrap(function)]
+    for one in queue:  # grows on the way
+        new = _globals(one) - found if inspect.isfunction(one) else set()
+        helpers = [one.__globals__.get(name) for name in sorted(new)]
+        queue += [helper for helper in helpers if getattr(helper, "__globals__", None) is one.__globals__]
+        found |= new
+    return found
+
+
 def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
     seen.add(id(function))
     if isinstance(function, str):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cdlearn.grading.core import Case, Mistake, Result, run_check
-from cdlearn.grading.models import ScriptLM, SumLM
+from cdlearn.grading.models import ScriptLM, SumLM, TableLM
 from cdlearn.grading.step import check_mask, check_scores, check_step
 
 __all__ = [
@@ -24,12 +24,14 @@ __all__ = [
 
 # ---- part 4: my_loop(expert, amateur, ids, *, eos_id, max_new_tokens, alpha=0.1, strength=1.0) -> (new ids, reason)
 
+_EARLIER = {"my_scores": (1, check_scores), "my_mask": (2, check_mask), "my_step": (3, check_step)}
+
 # The expert prefers the sum of all ids (modulo 8), then the sum plus 1; the amateur knows only the first of the two,
 # and finds the sum plus 2 absurd. So a contrastive step says the sum plus 1, and token 0 ends the text.
-_EXPERT, _AMATEUR = SumLM(8, {0: 4.0, 1: 3.0}), SumLM(8, {0: 4.0, 2: -6.0})
+_EXPERT, _AMATEUR = SumLM(8, {0: 4.0, 1: 3.0}), SumLM(8, {0: 4.0, 2: -6.0, 3: 1.0})
 _TOY = (
-    "the expert's best token is the sum of all ids so far modulo 8, its second best that sum + 1, which the amateur "
-    "does not know; eos_id=0. "
+    "with s the sum of all ids so far modulo 8, the expert's logits are 4 for s, 3 for s + 1, and 0; the amateur's "
+    "4 for s, -6 for s + 2, 1 for s + 3, and 0; eos_id=0. "
 )
 
 
@@ -48,6 +50,7 @@ LOOP = [
     _loop_case("an end-of-text token at once gives no tokens", [3, 4], 9, ([], "eos")),
     _loop_case("with max_new_tokens=0 there is nothing to do", [3, 5], 0, ([], "length")),
     _loop_case("with strength 0 it is greedy decoding of the expert", [3, 6], 3, ([1, 2, 4], "length"), strength=0.0),
+    _loop_case("alpha sets the line: 0.01 lets s + 2 in, e^-4 of the best", [3, 5], 1, ([2], "length"), alpha=0.01),
 ]
 
 
@@ -60,7 +63,10 @@ def _wrong_loop(
     keep_eos: bool = False,
     stops: bool = True,
     limit: Callable = lambda prompt, most: most,
-    weigh: bool = True,
+    weigh: Callable = lambda strength: strength,
+    line: Callable = lambda alpha: alpha,
+    grows: bool = True,
+    swap: bool = False,
 ) -> Callable:
     """A loop with one thing wrong, for the mistakes below."""
 
@@ -69,21 +75,30 @@ def _wrong_loop(
         for _ in range(limit(ids.shape[1], max_new_tokens)):
             e = expert(ids if whole else ids[:, -1:]).logits[0, column]
             a = amateur((ids if whole else ids[:, -1:]) if amateur_reads_on else prompt).logits[0, column]
-            scores = e.log_softmax(-1) - (strength if weigh else 0.0) * a.log_softmax(-1)
+            e, a = (a, e) if swap else (e, a)
+            scores = e.log_softmax(-1) - weigh(strength) * a.log_softmax(-1)
             if mask:
-                scores = scores.masked_fill(e < e.max() + math.log(alpha), -math.inf)
+                scores = scores.masked_fill(e < e.max() + math.log(line(alpha)), -math.inf)
             token = int(scores.argmax())
             if token == eos_id and (keep_eos or stops):
                 return new + [token] * keep_eos, "eos"
             new.append(token)
-            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1) if grows else ids
         return new, "length"
 
     return loop
 
 
 LOOP_MISTAKES = [
-    Mistake("the expert alone", _wrong_loop(weigh=False), "where the amateur's logits are used"),
+    Mistake("the expert alone", _wrong_loop(weigh=lambda s: 0.0), "where the amateur's logits are used"),
+    Mistake("expert and amateur exchanged", _wrong_loop(swap=True), "the order of the arguments in each call"),
+    Mistake("the strength is ignored", _wrong_loop(weigh=lambda s: 1.0), "whether `strength` reaches your step"),
+    Mistake("alpha is ignored", _wrong_loop(line=lambda alpha: 0.1), "whether `alpha` reaches your step"),
+    Mistake(
+        "the new token is not added to what the models read",
+        _wrong_loop(grows=False),
+        "what `ids` is in the next step: the list of new tokens is not what the models read",
+    ),
     Mistake("the mask is missing", _wrong_loop(mask=False), "what may win: only tokens the expert finds plausible"),
     Mistake(
         "logits of the first position", _wrong_loop(column=0), "the column of [1, T, V]: which one has read it all"
@@ -114,7 +129,8 @@ LOOP_MISTAKES = [
 
 def check_loop(function: Callable, *, cases: Sequence[Case] = LOOP) -> Result:
     """Check part 4 of assignment 01: greedy contrastive decoding with its two ways to end."""
-    return run_check("my_loop", function, cases, LOOP_MISTAKES)
+    column = {"converted to Scalar": "the column: `.logits` is [1, T, V], and one position of it is the next token's"}
+    return run_check("my_loop", function, cases, LOOP_MISTAKES, earlier=_EARLIER, raised=column)
 
 
 # ---- part 5: first_difference(a, b) -> position or None
@@ -192,10 +208,19 @@ def _path_case(says: str, expected: list[str], **options: float) -> Case:
     return Case(says, (ScriptLM(_ROWS_E), ScriptLM(_ROWS_A), ids, new), expected, options, example)
 
 
+_TABLE = (
+    "if the ids so far sum to 0 modulo 3, p_expert is [.97 .01 .01 .01] and p_amateur [.90 .04 .03 .03]; if to 1, "
+    "[.60 .30 .09 .01] and [.2 .2 .599 .001]; if to 2, [.60 .30 .05 .05] and [.90 .04 .03 .03]. "
+    "my_decisions(expert, amateur, [[1, 2]], [1, 1, 2])"
+)
+_TABLES = (TableLM(_ROWS_E[1:4].tolist()), TableLM(_ROWS_A[1:4].tolist()))
+_READ = (*_TABLES, torch.tensor([[1, 2]]), [1, 1, 2])
+
 DECISIONS = [
     _path_case('"sure", "agree" or "overruled" for every new token, read at the position before it', _THREE),
     _path_case("strength 0 overrules nobody", ["sure", "agree", "agree"], strength=0.0),
     _path_case("alpha decides who is sure", ["sure", "sure", "sure"], alpha=0.9),
+    Case("the models read the given text, whatever the contrast would have written", _READ, _THREE, {}, _TABLE),
 ]
 
 
@@ -217,7 +242,19 @@ def _wrong_decisions(*, shift: int = 0, sure: bool = True, mask: bool = True, ri
     return decisions
 
 
+def _own_text(expert, amateur, ids, new_ids, **options) -> list[str]:
+    words = []
+    for _ in new_ids:
+        e, a = (model(ids).logits[0, -1].log_softmax(-1) for model in (expert, amateur))
+        words += _wrong_decisions()(expert, amateur, ids, [0], **options)
+        keep = e >= e.max() + math.log(options.get("alpha", 0.1))
+        choice = (e - options.get("strength", 1.0) * a).masked_fill(~keep, -math.inf).argmax()
+        ids = torch.cat([ids, choice[None, None]], dim=1)
+    return words
+
+
 DECISIONS_MISTAKES = [
+    Mistake("its own text instead of the given one", _own_text, "what the models read: `new_ids`, not what was chosen"),
     Mistake(
         "one position too late",
         _wrong_decisions(shift=1),
@@ -235,4 +272,4 @@ DECISIONS_MISTAKES = [
 
 def check_decisions(function: Callable, *, cases: Sequence[Case] = DECISIONS) -> Result:
     """Check part 6 of assignment 01: what the contrast did at every step of a given text."""
-    return run_check("my_decisions", function, cases, DECISIONS_MISTAKES)
+    return run_check("my_decisions", function, cases, DECISIONS_MISTAKES, earlier=_EARLIER)

@@ -1,4 +1,4 @@
-"""Checks of assignment 05: the rule, drafts, rounds (from `verify.py`), draft length, rewinding, contrast."""
+"""Checks of assignment 05: rule and drafts (`drafts.py`), rounds and lengths (`verify.py`), rewinding, contrast."""
 
 from __future__ import annotations
 
@@ -9,91 +9,10 @@ import torch
 from torch import Tensor
 
 from cdlearn.grading.core import Case, Mistake, Result, run_check
-from cdlearn.grading.verify import check_draft, check_rule, check_verify
+from cdlearn.grading.drafts import check_draft, check_rule
+from cdlearn.grading.verify import check_length, check_verify
 
 __all__ = ["Case", "check_draft", "check_laws", "check_length", "check_rewind", "check_rule", "check_verify"]
-
-# ---- part 4: my_length(rates, cost, wide) -> the draft length with the best speed
-
-LENGTH = [
-    Case("tokens of a round over its cost: 1.9 / 1.3 beats 1 and 2.08 / 1.6", ([0.9, 0.2], 0.3, 1.0), 1),
-    Case("a draft counts only if all before it stand: 2.08 / 1.4 loses to 1.9 / 1.2", ([0.9, 0.2], 0.2, 1.0), 1),
-    Case("0 drafts are plain decoding: speed 1, here better than 1.4 / 1.7", ([0.4, 0.4], 0.3, 1.4), 0),
-    Case("the bonus belongs to every round: 1.5 / 1.4, 1.75 / 1.6, 1.875 / 1.8", ([0.5, 0.5, 0.5], 0.2, 1.2), 2),
-    Case("a longer draft pays where drafts are cheap", ([0.9, 0.9, 0.9, 0.9], 0.05, 1.0), 4),
-    Case("a bad place early is worse than a bad place late", ([0.2, 0.9, 0.9], 0.1, 1.0), 3),
-    Case("of equal speeds the shortest: 1.5 / 1.5", ([0.5], 0.5, 1.0), 0),
-]
-
-
-def _stands(rates: Sequence[float], n: int) -> list[float]:
-    return [math.prod(rates[:k]) for k in range(1, n + 1)]
-
-
-def _best(
-    *,
-    tokens: Callable = lambda rates, n: 1 + sum(_stands(rates, n)),
-    price: Callable = lambda n, cost, wide: n * cost + wide,
-    plain: Callable = lambda wide: 1.0,
-    shortest: bool = True,
-) -> Callable:
-    """A choice of the draft length with one thing wrong."""
-
-    def gives(rates, cost, wide):
-        speeds = [plain(wide)] + [tokens(rates, n) / price(n, cost, wide) for n in range(1, len(rates) + 1)]
-        best = max(speeds) - 1e-9
-        places = [n for n, speed in enumerate(speeds) if speed >= best]
-        return places[0 if shortest else -1]
-
-    return gives
-
-
-LENGTH_MISTAKES = [
-    Mistake(
-        "the bonus token forgotten",
-        _best(tokens=lambda r, n: sum(_stands(r, n))),
-        "the tokens of a round: 1 follows in any case",
-    ),
-    Mistake(
-        "the rates are added",
-        _best(tokens=lambda r, n: 1 + sum(r[:n])),
-        "how often the second draft counts: the first must stand too",
-    ),
-    Mistake(
-        "one mean rate for all places",
-        _best(tokens=lambda r, n: 1 + sum((sum(r) / len(r)) ** k for k in range(1, n + 1))),
-        "the rates: every place has its own",
-    ),
-    Mistake(
-        "only rounds in which all stand",
-        _best(tokens=lambda r, n: 1 + n * _stands(r, n)[-1]),
-        "rounds in which some drafts stand: they give tokens too",
-    ),
-    Mistake(
-        "the cost of the drafts is missing",
-        _best(price=lambda n, c, w: w),
-        "what a round costs: drafts that are dropped too",
-    ),
-    Mistake(
-        "the wide pass costs 1",
-        _best(price=lambda n, c, w: n * c + 1),
-        "what the target's pass over many columns costs",
-    ),
-    Mistake(
-        "the target's pass is missing", _best(price=lambda n, c, w: n * c), "what a round costs: drafts and one pass"
-    ),
-    Mistake(
-        "plain decoding pays the wide pass", _best(plain=lambda w: 1 / w), "length 0: its speed is 1 by definition"
-    ),
-    Mistake("plain decoding is left out", _best(plain=lambda w: -1.0), "length 0: it is a choice, too"),
-    Mistake("the longest of equal speeds", _best(shortest=False), "what to do with equal speeds"),
-]
-
-
-def check_length(function: Callable, *, cases: Sequence[Case] = LENGTH) -> Result:
-    """Check part 4 of assignment 05: the draft length by the speed formula."""
-    return run_check("my_length", function, cases, LENGTH_MISTAKES)
-
 
 # ---- part 5: my_rewind(drafted, accepted, next_token) -> (target_drops, draft_drops, draft_reads)
 
@@ -226,6 +145,11 @@ def _wrong_laws(
 
 
 LAWS_MISTAKES = [
+    Mistake(
+        "q and p in the wrong order",
+        lambda *args: _wrong_laws()(*args)[::-1],
+        "the order of the two results: the target's law p comes first",
+    ),
     Mistake(
         "the expert's law as the target", _wrong_laws(contrast=False), "p: the target is the contrast, not the expert"
     ),

@@ -128,9 +128,9 @@ MASK_MISTAKES = [
         "what alpha is a share of: the best token's probability, not 1",
     ),
     Mistake(
-        "alpha times a logarithm",
-        lambda e, alpha=0.1: _log(e) >= alpha * _best(_log(e)),
-        "a factor of a probability is a summand of its logarithm",
+        "a line above the best token: log alpha subtracted, or alpha times a logarithm",
+        lambda e, alpha=0.1: e >= _best(e) - math.log(alpha),
+        "the sign of log alpha, and that a factor of a probability is a summand of its logarithm",
     ),
     Mistake(
         "alpha times a logit",
@@ -168,7 +168,7 @@ MASK_MISTAKES = [
         "the dimension of the maximum: one for every row",
     ),
     Mistake(
-        "one best probability for the whole batch",
+        "one best token for the whole batch",
         lambda e, alpha=0.1: e.softmax(-1) >= alpha * e.softmax(-1).max(),
         "the dimension of the maximum: one for every row",
     ),
@@ -187,13 +187,19 @@ _SURE = (
     torch.tensor([[0.970, 0.020, 0.005, 0.004, 0.001]]).log(),
     torch.tensor([[0.99, 0.001, 0.004, 0.004, 0.001]]).log(),
 )
+_OUT_FIRST = torch.tensor([[0.01, 0.30, 0.60, 0.09]]).log(), torch.tensor([[0.01, 0.05, 0.90, 0.04]]).log()
+_EVEN = torch.tensor([[0.24, 0.02, 0.26, 0.25, 0.23]]).log(), torch.tensor([[0.20, 0.20, 0.20, 0.20, 0.20]]).log()
 _CLOSE = torch.tensor([[0.52, 0.40, 0.08]]).log(), torch.tensor([[0.22, 0.15, 0.63]]).log()
 
 STEP = [
     Case("the plausible token with the best score wins", _ZEBRA, torch.tensor([1])),
     Case("where one token is plausible, the amateur changes nothing", _SURE, torch.tensor([0])),
     Case("a ratio decides, not a difference of probabilities", _CLOSE, torch.tensor([1])),
+    Case(
+        "a token's number is its place in the whole row, also behind a token that is out", _OUT_FIRST, torch.tensor([1])
+    ),
     Case("with strength 0 the expert's best token wins", _ZEBRA, torch.tensor([0]), {"strength": 0.0}),
+    Case("who is out stays out, however low the scores of all others are", _EVEN, torch.tensor([2]), {"strength": 0.0}),
     Case("alpha sets the line", _ZEBRA, torch.tensor([0]), {"alpha": 0.6}),
     Case(
         "every row of a batch decides by itself",
@@ -212,12 +218,38 @@ def _keep(logits: Tensor, alpha: float) -> Tensor:
     return logits >= _best(logits) + math.log(alpha)
 
 
+def _among_kept(e: Tensor, a: Tensor, alpha: float = 0.1, strength: float = 1.0) -> Tensor:
+    rows = zip(_log(e) - strength * _log(a), _keep(e, alpha))
+    return torch.stack([scores[keep].argmax() for scores, keep in rows])
+
+
+def _above_zero(e: Tensor, a: Tensor, alpha: float = 0.1, strength: float = 1.0) -> Tensor:
+    scores = (_log(e) - strength * _log(a)).masked_fill(~_keep(e, alpha), -math.inf)
+    return torch.where(scores.max(-1).values > 0, scores.argmax(-1), 0)
+
+
 STEP_MISTAKES = [
     Mistake(
-        "the mask is missing",
+        "the mask is missing, or reads the scores",
         lambda e, a, alpha=0.1, strength=1.0: _pick(e, a, None, strength),
-        "what may win: only tokens that the expert finds plausible",
+        "what may win: only tokens that the expert finds plausible. The best score passes any mask of scores",
     ),
+    Mistake(
+        "the mask upside down",
+        lambda e, a, alpha=0.1, strength=1.0: _pick(e, a, ~_keep(e, alpha), strength),
+        "what True means in the mask, and who gets the low score: the tokens that are out",
+    ),
+    Mistake(
+        "expert and amateur exchanged",
+        lambda e, a, alpha=0.1, strength=1.0: _pick(a, e, _keep(a, alpha), strength),
+        "the order of the arguments",
+    ),
+    Mistake(
+        "a place among the kept tokens, not in the row",
+        _among_kept,
+        "what argmax counts: a row without the masked tokens is shorter, so its numbers are no token ids",
+    ),
+    Mistake("the best score starts at 0", _above_zero, "what the loop starts with: all scores may be negative"),
     Mistake(
         "the mask on the amateur",
         lambda e, a, alpha=0.1, strength=1.0: _pick(e, a, _keep(a, alpha), strength),
@@ -227,6 +259,11 @@ STEP_MISTAKES = [
         "masked tokens get the score 0",
         lambda e, a, alpha=0.1, strength=1.0: _pick(e, a, _keep(e, alpha), strength, fill=0.0),
         "the score of a token that is out: 0 is not low, scores may be negative",
+    ),
+    Mistake(
+        "masked tokens get the score -1",
+        lambda e, a, alpha=0.1, strength=1.0: _pick(e, a, _keep(e, alpha), strength, fill=-1.0),
+        "the score of a token that is out: it must be below any other",
     ),
     Mistake(
         "the expert alone",
@@ -260,4 +297,5 @@ STEP_MISTAKES = [
 
 def check_step(function: Callable, *, cases: Sequence[Case] = STEP) -> Result:
     """Check part 3 of assignment 01: the token that one contrastive step picks, for every row."""
-    return run_check("my_step", function, cases, STEP_MISTAKES)
+    earlier = {"my_scores": (1, check_scores), "my_mask": (2, check_mask)}
+    return run_check("my_step", function, cases, STEP_MISTAKES, earlier=earlier)

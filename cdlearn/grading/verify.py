@@ -1,191 +1,19 @@
-"""Checks of assignment 05, parts 1 to 3: the rule of speculative sampling, drafting, verifying."""
+"""Checks of assignment 05, parts 3 and 4: verifying a round, and how long a draft should be."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from cdlearn.grading.core import Case, Mistake, Result, run_check
-from cdlearn.grading.models import SumLM
-
-# ---- part 1: my_rule(p, q) -> (chance [..., V], rest [..., V])
-
-_P, _Q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.8, 0.1, 0.1])
-_CHANCE, _REST = torch.tensor([0.625, 1.0, 1.0]), torch.tensor([0.0, 2 / 3, 1 / 3])
-_P2, _Q2 = torch.tensor([0.6, 0.4, 0.0]), torch.tensor([0.0, 1.0, 0.0])
-_CHANCE2, _REST2 = torch.tensor([1.0, 0.4, 1.0]), torch.tensor([1.0, 0.0, 0.0])
-_ONES = torch.ones(3)
-
-RULE = [
-    Case("min(1, p / q), and max(p - q, 0) scaled to sum 1", (_P, _Q), (_CHANCE, _REST)),
-    Case("where q is 0 nothing is drafted, and the chance is 1", (_P2, _Q2), (_CHANCE2, _REST2)),
-    Case("two equal laws: everything stands, and what is left is p", (_P, _P), (_ONES, _P)),
-    Case(
-        "every row by itself",
-        (torch.stack([_P, _P2]), torch.stack([_Q, _Q2])),
-        (torch.stack([_CHANCE, _CHANCE2]), torch.stack([_REST, _REST2])),
-    ),
-]
-
-
-def _chance(p: Tensor, q: Tensor) -> Tensor:
-    return torch.where(q > 0, p / q, 1.0).clamp(max=1.0)
-
-
-def _scaled(rest: Tensor, p: Tensor) -> Tensor:
-    total = rest.sum(-1, keepdim=True)
-    return torch.where(total > 0, rest / total, p)
-
-
-def _rest(p: Tensor, q: Tensor) -> Tensor:
-    return _scaled((p - q).clamp(min=0), p)
-
-
-def _rule(chance: Callable = _chance, rest: Callable = _rest) -> Callable:
-    return lambda p, q: (chance(p, q), rest(p, q))
-
-
-RULE_MISTAKES = [
-    Mistake(
-        "the residual is not renormalised",
-        _rule(rest=lambda p, q: torch.where((p > q).any(-1, keepdim=True), (p - q).clamp(min=0), p)),
-        "the sum of the second result: a law sums to 1",
-    ),
-    Mistake(
-        "the residual is not renormalised",
-        _rule(rest=lambda p, q: (p - q).clamp(min=0)),
-        "the sum of the second result: a law sums to 1",
-    ),
-    Mistake(
-        "the absolute difference",
-        _rule(rest=lambda p, q: _scaled((p - q).abs(), p)),
-        "tokens of which the draft has too much: they were proposed often enough",
-    ),
-    Mistake("p again after a rejection", _rule(rest=lambda p, q: p), "the second result: only what p has above q"),
-    Mistake(
-        "q - p instead of p - q",
-        _rule(rest=lambda p, q: _scaled((q - p).clamp(min=0), p)),
-        "which law has too much where: a rejected token should not come back",
-    ),
-    Mistake(
-        "the softmax of the difference",
-        _rule(rest=lambda p, q: (p - q).clamp(min=0).softmax(-1)),
-        "how numbers of which some are 0 become a law: divide by their sum",
-    ),
-    Mistake(
-        "0 divided by 0",
-        _rule(rest=lambda p, q: (p - q).clamp(min=0) / (p - q).clamp(min=0).sum(-1, keepdim=True)),
-        "what happens when nothing is left: p equals q",
-    ),
-    Mistake(
-        "one sum for the whole batch",
-        _rule(rest=lambda p, q: p if p.equal(q) else (p - q).clamp(min=0) / (p - q).clamp(min=0).sum()),
-        "the dimension of the sum: every row is a law",
-    ),
-    Mistake("q / p instead of p / q", _rule(chance=lambda p, q: _chance(q, p)), "the fraction in the first result"),
-    Mistake("the chance above 1", _rule(chance=lambda p, q: torch.where(q > 0, p / q, 1.0)), "chances end at 1"),
-    Mistake(
-        "p / q where q is 0",
-        _rule(chance=lambda p, q: (p / q).clamp(max=1.0)),
-        "tokens that neither law can say: 0 / 0 is nan",
-    ),
-    Mistake(
-        "min(p, q), not a chance",
-        _rule(chance=torch.minimum),
-        "the first result: given that the token was drafted, how often does it stand?",
-    ),
-]
-
-
-def check_rule(function: Callable, *, cases: Sequence[Case] = RULE) -> Result:
-    """Check part 1 of assignment 05: the chance to keep each token, and the law after a rejection."""
-    return run_check("my_rule", function, cases, RULE_MISTAKES)
-
-
-# ---- part 2: my_draft(model, ids, gamma, temperature, uniforms) -> (tokens, q [gamma, V])
-
-_DRAFT = SumLM(4, {0: 2.0, 1: 1.0})
-_LAW = torch.tensor([2.0, 1.0, 0.0, 0.0]).softmax(-1)
-_COLD = torch.tensor([4.0, 2.0, 0.0, 0.0]).softmax(-1)
-_HOT = torch.eye(4)
-
-
-def _draft_case(says: str, ids: list[int], temperature: float, uniforms: list[float], tokens: list, laws: list) -> Case:
-    gamma = len(uniforms)
-    call = f"my_draft(model, [{ids}], {gamma}, {temperature}, {uniforms})"
-    example = f"with s the sum of all ids modulo 4, token s has the logit 2, s + 1 has 1, the others 0. {call}"
-    args = (_DRAFT, torch.tensor([ids]), gamma, temperature, uniforms)
-    return Case(says, args, (tokens, torch.stack(laws)), {}, example)
-
-
-DRAFT = [
-    _draft_case("one token, and the law that it was drawn from", [1, 3], 1.0, [0.7], [1], [_LAW]),
-    _draft_case("every draft reads the drafts before it", [1, 3], 1.0, [0.7, 0.7], [1, 2], [_LAW, _LAW.roll(1)]),
-    _draft_case("the law after the temperature", [1, 3], 0.5, [0.9], [1], [_COLD]),
-    _draft_case(
-        "temperature 0: the best token, and a law that knows only it",
-        [1, 2],
-        0.0,
-        [0.5, 0.1],
-        [3, 2],
-        [_HOT[3], _HOT[2]],
-    ),
-]
-
-
-def draw(law: Tensor, u: float) -> int:
-    """law: [V]. The token in whose piece of the interval from 0 to 1 the number u falls."""
-    return min(int(torch.searchsorted(law.double().cumsum(-1), u, right=True)), len(law) - 1)
-
-
-def _wrong_draft(
-    *, greedy: str = "right", temper: bool = True, factor: bool = False, column: int = -1, reads: bool = True
-) -> Callable:
-    """A draft with one thing wrong, for the mistakes below. greedy: when the best token is taken with a soft law."""
-
-    def gives(model, ids, gamma, temperature, uniforms):
-        tokens, laws = [], []
-        for u in uniforms[:gamma]:
-            logits = model(ids).logits[0, column]
-            cold = temperature == 0 and greedy != "divide"
-            scale = (1 / temperature if factor else temperature) if temper and not cold else 1.0
-            law = (logits / scale).softmax(-1)
-            best = greedy == "always" or cold
-            token = int(logits.argmax()) if best else draw(law, u)
-            one_hot = cold and greedy == "right"
-            laws.append(torch.eye(len(law))[token] if one_hot else law)
-            tokens.append(token)
-            ids = torch.cat([ids, torch.tensor([[token]])], dim=1) if reads else ids
-        return tokens, torch.stack(laws)
-
-    return gives
-
-
-_OTHER_LAW = "q: the law the token was really drawn from; who always takes the best token draws from a one-hot law"
-DRAFT_MISTAKES = [
-    Mistake("argmax draft with q of another law", _wrong_draft(greedy="always"), _OTHER_LAW),
-    Mistake("argmax draft with q of another law", _wrong_draft(greedy="cold"), _OTHER_LAW),
-    Mistake("dividing by temperature zero", _wrong_draft(greedy="divide"), "what the logits become at temperature 0"),
-    Mistake("the temperature is ignored", _wrong_draft(temper=False), "where `temperature` is used"),
-    Mistake("the temperature multiplies", _wrong_draft(factor=True), "a low temperature makes the law sharper"),
-    Mistake(
-        "the draft does not read its own tokens", _wrong_draft(reads=False), "what the model reads at the next step"
-    ),
-    Mistake("logits of the first position", _wrong_draft(column=0), "the column: which one has read it all"),
-]
-
-
-def check_draft(function: Callable, *, cases: Sequence[Case] = DRAFT) -> Result:
-    """Check part 2 of assignment 05: drafted tokens and the laws they were drawn from."""
-    return run_check("my_draft", function, cases, DRAFT_MISTAKES)
-
+from cdlearn.grading.drafts import chance_of, check_rule, draw, rest_of, scaled
 
 # ---- part 3: my_verify(p, q, drafted, uniforms) -> a list of tokens
 
-_P3 = torch.stack([_P, torch.tensor([0.1, 0.7, 0.2]), torch.tensor([0.15, 0.25, 0.6])])
-_Q3 = torch.stack([_Q, torch.tensor([0.6, 0.2, 0.2])])
+_P3 = torch.stack([torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.1, 0.7, 0.2]), torch.tensor([0.15, 0.25, 0.6])])
+_Q3 = torch.stack([torch.tensor([0.8, 0.1, 0.1]), torch.tensor([0.6, 0.2, 0.2])])
 
 
 def _round(says: str, drafted: list[int], uniforms: list[float], expected: list[int]) -> Case:
@@ -206,8 +34,8 @@ VERIFY = [
 
 def _wrong_verify(
     *,
-    chance: Callable = _chance,
-    law: Callable = _rest,
+    chance: Callable = chance_of,
+    law: Callable = rest_of,
     above: bool = False,
     bonus: bool = True,
     bonus_at: int = -1,
@@ -216,6 +44,7 @@ def _wrong_verify(
     replaces: bool = True,
     place: int | None = None,
     always_bonus: bool = False,
+    again: bool = False,
 ) -> Callable:
     """A verification with one thing wrong, for the mistakes below."""
 
@@ -226,7 +55,7 @@ def _wrong_verify(
                 out.append(token)
                 continue
             at = k if place is None else place
-            out += [token] * keeps + ([draw(law(p[at], q[at]), uniforms[-1])] if replaces else [])
+            out += [token] * keeps + ([draw(law(p[at], q[at]), uniforms[k if again else -1])] if replaces else [])
             if stops:
                 return out + ([draw(p[-1], uniforms[-1])] if always_bonus else [])
         return out + ([draw(p[bonus_at], uniforms[-1])] if bonus else [])
@@ -266,8 +95,13 @@ VERIFY_MISTAKES = [
         "the law after a rejection: the residual of part 1",
     ),
     Mistake(
+        "the number of the rejected draft used again",
+        _wrong_verify(again=True),
+        "which number draws the new token: the last one, which nobody has looked at",
+    ),
+    Mistake(
         "the absolute difference",
-        _wrong_verify(law=lambda p, q: _scaled((p - q).abs(), p)),
+        _wrong_verify(law=lambda p, q: scaled((p - q).abs(), p)),
         "the law after a rejection",
     ),
     Mistake(
@@ -278,11 +112,129 @@ VERIFY_MISTAKES = [
     Mistake(
         "kept where it should be rejected", _wrong_verify(above=True), "the comparison of the number with the chance"
     ),
-    Mistake("q / p instead of p / q", _wrong_verify(chance=lambda p, q: _chance(q, p)), "the chance to keep a draft"),
+    Mistake("q / p instead of p / q", _wrong_verify(chance=lambda p, q: chance_of(q, p)), "the chance to keep a draft"),
     Mistake("p, not p / q", _wrong_verify(chance=lambda p, q: p), "the chance to keep a draft"),
 ]
 
 
 def check_verify(function: Callable, *, cases: Sequence[Case] = VERIFY) -> Result:
     """Check part 3 of assignment 05: which tokens a round gives."""
-    return run_check("my_verify", function, cases, VERIFY_MISTAKES)
+    return run_check("my_verify", function, cases, VERIFY_MISTAKES, earlier={"my_rule": (1, check_rule)})
+
+
+# ---- part 4: my_length(rates, cost, wide) -> the draft length with the best speed
+
+LENGTH = [
+    Case("tokens of a round over its cost: 1.9 / 1.3 beats 1 and 2.08 / 1.6", ([0.9, 0.2], 0.3, 1.0), 1),
+    Case("a draft counts only if all before it stand: 2.12 / 1.5 loses to 1.8 / 1.25", ([0.8, 0.4], 0.25, 1.0), 1),
+    Case("0 drafts are plain decoding: speed 1, here better than 1.4 / 1.7", ([0.4, 0.4], 0.3, 1.4), 0),
+    Case("the bonus belongs to every round: 1.5 / 1.4, 1.75 / 1.6, 1.875 / 1.8", ([0.5, 0.5, 0.5], 0.2, 1.2), 2),
+    Case("a longer draft pays where drafts are cheap", ([0.9, 0.9, 0.9, 0.9], 0.05, 1.0), 4),
+    Case("a bad place early is worse than a bad place late", ([0.2, 0.9, 0.9], 0.1, 1.0), 3),
+    Case("of equal speeds the shortest: 1.5 / 1.5", ([0.5], 0.5, 1.0), 0),
+    Case("a longer draft may pay where a shorter one does not: 1.5 / 1.6, 2 / 1.7", ([0.5, 1.0], 0.1, 1.5), 2),
+]
+
+
+def _stands(rates: Sequence[float], n: int) -> list[float]:
+    return [math.prod(rates[:k]) for k in range(1, n + 1)]
+
+
+def _best(
+    *,
+    tokens: Callable = lambda rates, n: 1 + sum(_stands(rates, n)),
+    price: Callable = lambda n, cost, wide: n * cost + wide,
+    plain: Callable = lambda wide: 1.0,
+    shortest: bool = True,
+) -> Callable:
+    """A choice of the draft length with one thing wrong."""
+
+    def gives(rates, cost, wide):
+        speeds = [plain(wide)] + [tokens(rates, n) / price(n, cost, wide) for n in range(1, len(rates) + 1)]
+        best = max(speeds) - 1e-9
+        places = [n for n, speed in enumerate(speeds) if speed >= best]
+        return places[0 if shortest else -1]
+
+    return gives
+
+
+def _first_decline(rates: Sequence[float], cost: float, wide: float) -> int:
+    best, speed = 0, 1.0
+    for n in range(1, len(rates) + 1):
+        new = (1 + sum(_stands(rates, n))) / (n * cost + wide)
+        if new <= speed + 1e-9:
+            return best
+        best, speed = n, new
+    return best
+
+
+LENGTH_MISTAKES = [
+    Mistake(
+        "stops at the first decline",
+        _first_decline,
+        "when to stop looking: the speed may fall and then rise above its old best",
+    ),
+    Mistake(
+        "the wide pass paid for every column",
+        _best(price=lambda n, c, w: n * c + (n + 1) * w),
+        "what `wide` is: the whole pass over all columns",
+    ),
+    Mistake(
+        "the last rate for all drafts",
+        _best(tokens=lambda r, n: 1 + n * r[n - 1]),
+        "how often a draft counts: all before it must stand too, each with a rate of its own",
+    ),
+    Mistake(
+        "one less than the best length",
+        lambda rates, cost, wide: max(0, _best()(rates, cost, wide) - 1),
+        "what n counts: rates[0] belongs to n = 1",
+    ),
+    Mistake(
+        "one more than the best length",
+        lambda rates, cost, wide: 1 + _best()(rates, cost, wide),
+        "what n counts: without drafts it is 0",
+    ),
+    Mistake(
+        "the bonus token forgotten",
+        _best(tokens=lambda r, n: sum(_stands(r, n))),
+        "the tokens of a round: 1 follows in any case",
+    ),
+    Mistake(
+        "the rates are added",
+        _best(tokens=lambda r, n: 1 + sum(r[:n])),
+        "how often the second draft counts: the first must stand too",
+    ),
+    Mistake(
+        "one mean rate for all places",
+        _best(tokens=lambda r, n: 1 + sum((sum(r) / len(r)) ** k for k in range(1, n + 1))),
+        "the rates: every place has its own",
+    ),
+    Mistake(
+        "only rounds in which all stand",
+        _best(tokens=lambda r, n: 1 + n * _stands(r, n)[-1]),
+        "rounds in which some drafts stand: they give tokens too",
+    ),
+    Mistake(
+        "the cost of the drafts is missing",
+        _best(price=lambda n, c, w: w),
+        "what a round costs: drafts that are dropped too",
+    ),
+    Mistake(
+        "the wide pass costs 1",
+        _best(price=lambda n, c, w: n * c + 1),
+        "what the target's pass over many columns costs",
+    ),
+    Mistake(
+        "the target's pass is missing", _best(price=lambda n, c, w: n * c), "what a round costs: drafts and one pass"
+    ),
+    Mistake(
+        "plain decoding pays the wide pass", _best(plain=lambda w: 1 / w), "length 0: its speed is 1 by definition"
+    ),
+    Mistake("plain decoding is left out", _best(plain=lambda w: -1.0), "length 0: it is a choice, too"),
+    Mistake("the longest of equal speeds", _best(shortest=False), "what to do with equal speeds"),
+]
+
+
+def check_length(function: Callable, *, cases: Sequence[Case] = LENGTH) -> Result:
+    """Check part 4 of assignment 05: the draft length by the speed formula."""
+    return run_check("my_length", function, cases, LENGTH_MISTAKES, sure=True)
