@@ -267,7 +267,7 @@ def test_what_cannot_change_is_refused_with_a_reason():
         plain.flip_points(0)
     assert not plain.truncated.any()
     dola = run({"method": "dola", "alpha": 0.1, "layers": [0, 1]}, 3)
-    with pytest.raises(ValueError, match="strength is 0.5.*alpha and layer"):
+    with pytest.raises(ValueError, match="strength=0.5 cannot change in a trace of 'dola': what can is alpha, layer"):
         dola.rescore(strength=0.5)
     with pytest.raises(ValueError, match=r"layer is 2: the trace's candidate layers are \[0, 1\]"):
         dola.rescore(layer=2)
@@ -281,7 +281,7 @@ def test_what_cannot_change_is_refused_with_a_reason():
         (dict(top_k=-1), ValueError, "top_k is -1"),
         (dict(amateur_temperature=0), ValueError, "amateur_temperature is 0"),
         (dict(beta=1.0, amateur_temperature=0.5), ValueError, "not part of the beta form"),
-        (dict(layer=1), ValueError, "layer is 1, but the trace's method is 'contrastive'"),
+        (dict(layer=1), ValueError, "layer=1 cannot change in a trace of 'contrastive'"),
     ]:
         with pytest.raises(kind, match=reason):
             contrast.rescore(**changes)

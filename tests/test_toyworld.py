@@ -13,6 +13,8 @@ from cdlearn.toyworld import train, words, world
 from cdlearn.toyworld.tasks import TASKS
 from cdlearn.toyworld.tokenizer import build_tokenizer
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training the pair needs torch 2.9 or newer")
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
@@ -197,6 +199,7 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+@needs_muon
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
     whole = train.train(RECIPE, tokenizer, tmp_path / "whole", early=tmp_path / "early", progress=False)
@@ -223,6 +226,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tokenizer, tmp_pat
         train.train(replace(RECIPE, steps=9), tokenizer, tmp_path / "cut", progress=False)
 
 
+@needs_muon
 def test_a_finished_training_is_an_ordinary_folder(tokenizer, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -256,7 +256,7 @@ BAD_CALLS = [
     (lambda: Mix([(1, MODEL)], alpha=0), ValueError, "alpha is 0"),
     (lambda: Mix([(1, MODEL), (1, tiny_model("llama", vocab_size=3000))]), ValueError, "97 and 3000.*TextSpace"),
     (lambda: Contrast(MODEL, tiny_model("llama", vocab_size=3000)), ValueError, "97 and 3000.*TextSpace"),
-    (lambda: TextSpace(MODEL, None, character_tokenizer()), TypeError, "tokenizer is a NoneType"),
+    (lambda: TextSpace(MODEL, None, character_tokenizer()), TypeError, "tokenizer is None: pass a"),
     (lambda: CachedLM(hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1,
                                                                 num_heads=1)).eval()), TypeError, "encoder-decoder"),
 ]  # fmt: skip
