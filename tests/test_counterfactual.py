@@ -289,7 +289,7 @@ def test_what_cannot_change_is_refused_with_a_reason():
         with pytest.raises(kind, match="position is"):
             contrast.flip_points(position)
     mixed = run({"method": "mix", "alpha": 0.1, "weights": [1.0, -0.5]}, 3)
-    with pytest.raises(ValueError, match="what can change there is alpha"):
+    with pytest.raises(ValueError, match="what can is alpha"):
         mixed.rescore(beta=0.5)
 
 
