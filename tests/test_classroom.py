@@ -406,7 +406,8 @@ def test_nothing_to_grade_leaves_nothing_behind(tmp_path, capsys):
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_make_asks_for_the_folder_before_it_installs(tmp_path):
     def make(*arguments):
-        here = {"cwd": Path(cdlearn.__file__).parents[1], "capture_output": True, "text": True}
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        here = {"cwd": Path(cdlearn.__file__).parents[1], "capture_output": True, "text": True, "env": own}
         return subprocess.run(["make", *arguments, f"VENV={tmp_path / 'venv'}"], **here)
 
     assert "which folder?" in make("grade").stdout
