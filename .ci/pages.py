@@ -19,6 +19,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cdlearn.figures import BLUE, ORANGE
+
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 HOME = PROJECT["urls"]["Repository"]
@@ -144,7 +146,7 @@ def results() -> Figure:
     found = {(row["task"], row["metric"], row["strategy"]): row for row in rows}
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     ax = figure.subplots()
-    looks = {"amateur": ("#E69F00", "//"), "expert, greedy": ("#999999", ".."), "contrast": ("#0072B2", "")}
+    looks = {"amateur": (ORANGE, "//"), "expert, greedy": ("#999999", ".."), "contrast": (BLUE, "")}
     for k, (label, (color, hatch)) in enumerate(looks.items()):
         for x, (task, metric, contrast) in enumerate(BARS.values()):
             row = found[task, metric, {"amateur": "amateur", "expert, greedy": "greedy"}.get(label, contrast)]

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cdlearn import options
 from cdlearn.costs import step_rows, text_rows
+from cdlearn.figures import BLUE, GREEN, ORANGE, PURPLE, SKY
 from cdlearn.loading import pick_device
 from cdlearn.pairs import load_pair
 from cdlearn.timing import machine, peak_memory, use_threads
@@ -25,7 +26,6 @@ from cdlearn.timing import machine, peak_memory, use_threads
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe-Ito
 # random pairs: hidden size, intermediate size, layers, heads of the expert and of the amateur; 34M/7M and 98M/20M
 SHAPES = {
     "25m": ((512, 1408, 8, 8), (256, 704, 4, 4)),
@@ -88,6 +88,12 @@ def run(
     it), low and high (over repetitions), predicted (the speed-up that the acceptance rate and the measured passes give:
     arXiv 2211.17192, eq. 1 and theorem 3.8), aim.
     """
+    _check(expert, amateur, size, batch, context, steps, repetitions, threads)
+    models = _load(size, device) if expert is None else (expert, amateur, [])
+    return _measure(*models, batch, context, steps, repetitions, threads, progress)
+
+
+def _check(expert, amateur, size: str, batch: int, context: int, steps: int, repetitions: int, threads: Any) -> None:
     if (expert is None) != (amateur is None):
         raise ValueError("give both expert and amateur, or neither and a size.")
     if size not in SIZES:
@@ -98,9 +104,20 @@ def run(
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads={threads!r} must be a whole number of at least 1, or None.")
-    stories: list[torch.Tensor] = []
-    if expert is None:
-        expert, amateur, stories = _load(size, device)
+
+
+def _measure(
+    expert: PreTrainedModel,
+    amateur: PreTrainedModel,
+    stories: list[torch.Tensor],
+    batch: int,
+    context: int,
+    steps: int,
+    repetitions: int,
+    threads: int | None,
+    progress: bool | None,
+) -> pd.DataFrame:
+    """The table of `run`, with the rows about whole texts where there are stories to continue."""
     with use_threads(threads) as used, tqdm(total=repetitions + 1, disable=_hide(progress)) as bar:
         rows = step_rows(expert, amateur, batch, context, steps, repetitions, bar)
         if stories:
@@ -129,8 +146,12 @@ def sweep(
     batches: Sequence[int] = (1, 4, 16),
     contexts: Sequence[int] = (32, 128, 512),
     most: int = 2048,
+    size: str = "embedded",
+    steps: int = 64,
+    repetitions: int = 5,
+    threads: int | None = None,
+    device: str = "auto",
     progress: bool | None = None,
-    **options: Any,
 ) -> pd.DataFrame:
     """`run` at every batch and context that the models can read; its rows with two more columns, `batch`, `context`.
 
@@ -138,18 +159,21 @@ def sweep(
     than the steps that are measured. The rows about whole texts depend on neither and are measured once. Other
     arguments as in `run`.
     """
-    tables, facts = [], {}
-    limits = [model.config.get_text_config().max_position_embeddings for model in models]
-    limit = min(limits, default=512 if options.get("size", "embedded") == "embedded" else 4096)
-    settings = [(b, c) for b in batches for c in contexts if c + options.get("steps", 64) <= limit and b * c <= most]
+    expert, amateur = (*models, None, None)[:2]
+    for batch in batches:
+        for context in contexts:
+            _check(expert, amateur, size, batch, context, steps, repetitions, threads)
+    expert, amateur, stories = (*models, []) if models else _load(size, device)
+    limit = min(model.config.get_text_config().max_position_embeddings for model in (expert, amateur))
+    settings = [(b, c) for b in batches for c in contexts if c + steps <= limit and b * c <= most]
     if not settings:
         raise ValueError(f"contexts={tuple(contexts)!r} do not fit: the models read at most {limit} tokens.")
+    tables, facts = [], {}
     for batch, context in settings:
-        table = run(*models, batch=batch, context=context, progress=progress, **options)
+        told = stories if not tables else []
+        table = _measure(expert, amateur, told, batch, context, steps, repetitions, threads, progress)
         facts = table.attrs
         tables.append(table.assign(batch=batch, context=context))
-        # models as arguments, loaded once, have no stories: the next settings measure steps alone
-        models = models or _load(options.get("size", "embedded"), options.get("device", "auto"))[:2]
     found = pd.concat(tables, ignore_index=True)
     found.attrs = facts | {"setting": {k: v for k, v in facts["setting"].items() if k not in ("batch", "context")}}
     return found
@@ -166,7 +190,7 @@ def plot_sweep(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(3.6 * len(batches) + 1.5, 3.6), layout="constrained")
     axes = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
     for ax, batch in zip(axes, batches):
-        for name, color, marker in zip(STEP_METHODS, _COLORS, "osD^v"):
+        for name, color, marker in zip(STEP_METHODS, (BLUE, ORANGE, GREEN, PURPLE, SKY), "osD^v"):
             rows = table[(table["method"] == name) & (table["batch"] == batch)].sort_values("context")
             spread = [rows["ratio"] - rows["low"], rows["high"] - rows["ratio"]]
             ax.errorbar(rows["context"], rows["ratio"], yerr=spread, color=color, marker=marker, capsize=3, label=name)
