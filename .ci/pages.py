@@ -19,7 +19,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cdlearn.figures import BLUE, ORANGE
+from cdlearn.show.style import BLUE, ORANGE
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -99,7 +99,7 @@ def with_index(page: str) -> str:
 
 def gallery() -> str:
     """The gallery page, as the command prints it."""
-    from cdlearn.cli import main
+    from cdlearn.cli.main import main
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.chdir(FOLDER.parent):
@@ -240,7 +240,7 @@ def sweep_figure() -> Figure:
     """The README's figure of speed: the ratios of the sweep over the context, a panel for each batch."""
     import pandas as pd
 
-    from cdlearn.bench import plot_sweep
+    from cdlearn.cli.bench import plot_sweep
 
     return plot_sweep(pd.DataFrame(measured("sweep")[0]["rows"]))
 

@@ -1,17 +1,17 @@
 """Contrastive inference, built step by step: an expert, an amateur, one loop."""
 
 from cdlearn import metrics, scores
-from cdlearn.beams import beam_search
-from cdlearn.decode import Generation, generate
-from cdlearn.pairs import Pair, load_expert, load_pair
+from cdlearn.loops.beams import beam_search
+from cdlearn.loops.generate import Generation, generate
+from cdlearn.loops.speculate import speculate
+from cdlearn.pairs.pair import Pair, load_expert, load_pair
 from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, Source, TextSpace
-from cdlearn.speculative import speculate
-from cdlearn.trace import Trace
+from cdlearn.trace.trace import Trace
 
 
 def inspect(generation, *, source=None, compare=None):
-    """The token inspector of a generation or trace: see `cdlearn.widgets.inspect`. Needs ipywidgets (extra "lab")."""
-    from cdlearn.widgets import inspect as open_inspector  # only notebooks pay for ipywidgets
+    """The token inspector of a generation or trace: see `cdlearn.show.inspector`."""
+    from cdlearn.show.inspector import inspect as open_inspector  # only notebooks pay for ipywidgets
 
     return open_inspector(generation, source=source, compare=compare)
 

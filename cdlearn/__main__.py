@@ -1,4 +1,4 @@
-from cdlearn.cli import main
+from cdlearn.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from cdlearn.checks import is_int, short
 from cdlearn.likelihood import encode_pair, token_log_probs
 from cdlearn.scores import NEVER
-from cdlearn.text import is_int, short
 
 
 def ngram_counts(text: str, n: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import nbformat
 import psutil
 from masters import HOSTILE, MASTERS, handed_in, planted, reference
 
-from cdlearn.classroom import build
+from cdlearn.classroom.grader import build
 
 SIZE, REFERENCES, BLANK = 30, 8, 2
 

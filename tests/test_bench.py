@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from cdlearn import bench, cli
-from cdlearn.timing import Forwards, Stopwatch
+from cdlearn.cli import bench
+from cdlearn.cli import main as cli
+from cdlearn.cli.timing import Forwards, Stopwatch
 
 RATIOS = [
     "contrastive, no trace",

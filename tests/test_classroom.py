@@ -19,16 +19,26 @@ pytest.importorskip("nbgrader")
 from masters import HOSTILE, MASTERS, handed_in, hidden_lines, master, planted, reference, role
 
 import cdlearn
-from cdlearn.classroom import build, commands, find_masters
-from cdlearn.classroom.build import SETUP, use_own_programs
-from cdlearn.classroom.gradebook import Gradebook
-from cdlearn.classroom.page import page
-from cdlearn.classroom.prose import to_html
-from cdlearn.classroom.recording import SHORT, RecordingExecute, announce, replaced
-from cdlearn.classroom.report import Row, hint_of, status_of, summary
-from cdlearn.classroom.rows import rows_of
-from cdlearn.classroom.submissions import Submission, choose, doubts, find_submissions, points_of, restore, slug, titles
-from cdlearn.cli import main
+from cdlearn.classroom.grader import build, find_masters
+from cdlearn.classroom.grader.build import SETUP, use_own_programs
+from cdlearn.classroom.grader.gradebook import Gradebook
+from cdlearn.classroom.grader.page import page
+from cdlearn.classroom.grader.prose import to_html
+from cdlearn.classroom.grader.recording import SHORT, RecordingExecute, announce, replaced
+from cdlearn.classroom.grader.report import Row, hint_of, status_of, summary
+from cdlearn.classroom.grader.rows import rows_of
+from cdlearn.classroom.grader.submissions import (
+    Submission,
+    choose,
+    doubts,
+    find_submissions,
+    points_of,
+    restore,
+    slug,
+    titles,
+)
+from cdlearn.cli import classroom as commands
+from cdlearn.cli.main import main
 
 FIRST, THIRD = "01_loop_and_score", "03_mask_and_temperature"
 

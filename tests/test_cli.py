@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from tiny import tiny_model
 
 import cdlearn
-from cdlearn import cli, compare, doctor, options
+from cdlearn.cli import compare, doctor, options
+from cdlearn.cli import main as cli
 
 CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
 
@@ -375,6 +376,6 @@ def test_doctor_names_what_is_broken_and_its_fix(run, monkeypatch, tmp_path):
     assert state == doctor.BROKEN and "pip install 'transformers>=99'" in detail
     state, _, detail = doctor.check_requirement(Requirement("no-such-package-at-all>=1"))
     assert state == doctor.BROKEN and "not installed" in detail
-    monkeypatch.setattr("cdlearn.loading.EMBEDDED", tmp_path)
+    monkeypatch.setattr("cdlearn.pairs.loading.EMBEDDED", tmp_path)
     code, out, _ = run("doctor", with_models=False)
     assert code == 1 and re.search(r"^BROKEN +embedded pair .*fix: ", out, re.M)

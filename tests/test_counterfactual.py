@@ -8,8 +8,8 @@ import torch
 from tiny import tiny_model
 
 from cdlearn import CachedLM, Contrast, DoLa, Mix, generate, speculate
-from cdlearn.flips import envelope
-from cdlearn.trace import Recorder
+from cdlearn.trace.flips import envelope
+from cdlearn.trace.record import Recorder
 
 PROMPT, STEPS = [5, 6, 7], 12
 NOTHING = float("-inf")
@@ -117,7 +117,7 @@ def test_rescoring_at_200_random_settings_is_generating_at_them():
 
 def test_few_candidates_are_enough_wherever_nothing_is_truncated(monkeypatch):
     whole = run({"method": "contrastive", "alpha": 0.3, "strength": 0.5})
-    monkeypatch.setattr("cdlearn.run.Recorder", functools.partial(Recorder, candidates=6))
+    monkeypatch.setattr("cdlearn.loops.run.Recorder", functools.partial(Recorder, candidates=6))
     trace = run({"method": "contrastive", "alpha": 0.3, "strength": 0.5})
     exact, unknown = 0, 0
     for alpha in (0.2, 0.3, 0.5, 0.8):
@@ -147,7 +147,7 @@ def constant_columns(few, full):
 
 
 def test_a_recorded_temperature_keeps_its_scores_exact_whatever_else_changes(monkeypatch):
-    monkeypatch.setattr("cdlearn.run.Recorder", functools.partial(Recorder, candidates=10))
+    monkeypatch.setattr("cdlearn.loops.run.Recorder", functools.partial(Recorder, candidates=10))
     start = {"method": "contrastive", "alpha": 0.3, "strength": 0.5, "amateur_temperature": 0.4}
     trace = run(start)
     new = trace.rescore(strength=0.9)
@@ -157,7 +157,7 @@ def test_a_recorded_temperature_keeps_its_scores_exact_whatever_else_changes(mon
 
 
 def test_a_choice_from_beyond_the_candidates_can_be_kept_and_replaced(monkeypatch):
-    monkeypatch.setattr("cdlearn.run.Recorder", functools.partial(Recorder, candidates=3))
+    monkeypatch.setattr("cdlearn.loops.run.Recorder", functools.partial(Recorder, candidates=3))
     trace = run({"method": "contrastive", "alpha": 0.02, "strength": 1.5})
     far = [p for p in range(STEPS) if trace.rank[p] > 3]
     assert len(far) > 3
@@ -215,7 +215,7 @@ def test_flip_points_are_where_rescoring_flips(settings):
 def test_flip_points_name_tokens_and_know_where_the_record_ends(monkeypatch):
     from conftest import character_tokenizer
 
-    monkeypatch.setattr("cdlearn.run.Recorder", functools.partial(Recorder, candidates=4))
+    monkeypatch.setattr("cdlearn.loops.run.Recorder", functools.partial(Recorder, candidates=4))
     trace = run({"method": "contrastive", "alpha": 0.3, "strength": 0.5}, tokenizer=character_tokenizer())
     found = trace.flip_points(2)
     logits = trace.parts["expert"][2]
@@ -294,7 +294,7 @@ def test_what_cannot_change_is_refused_with_a_reason():
 
 
 def test_a_penalty_and_an_unknown_normaliser_do_not_go_together(monkeypatch):
-    monkeypatch.setattr("cdlearn.run.Recorder", functools.partial(Recorder, candidates=6))
+    monkeypatch.setattr("cdlearn.loops.run.Recorder", functools.partial(Recorder, candidates=6))
     trace = run({"method": "contrastive", "alpha": 0.3, "strength": 0.5, "repetition_penalty": 1.3})
     assert trace.rescore(strength=0.4).settings["repetition_penalty"] == 1.3
     with pytest.raises(ValueError, match="amateur_temperature is 0.5.*repetition_penalty"):

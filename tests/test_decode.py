@@ -10,10 +10,10 @@ import transformers as hf
 from tiny import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from cdlearn.decode import Generation, generate, pick
+from cdlearn.loops.generate import Generation, generate, pick
+from cdlearn.loops.text import TextWriter
 from cdlearn.scores import contrastive_scores, penalize_repetition, sampling_probs
 from cdlearn.sources import CachedLM, Contrast, DoLa, Source
-from cdlearn.text import TextWriter
 
 EMOJI = "né 🙂🙃 \N{SNOWMAN} ok"
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import cdlearn
-from cdlearn.toyworld import card, evaluate
+from cdlearn.evaluate import toyworld as evaluate
 from cdlearn.toyworld.tasks import TASKS
+from cdlearn.toyworld.training import card
 
 FOLDER = Path(cdlearn.__file__).parent / "toyworld" / "pair"
 

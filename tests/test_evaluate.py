@@ -16,12 +16,12 @@ from conftest import character_tokenizer
 from tiny import tiny_model
 
 import cdlearn
+from cdlearn.cli.evaluate import main
 from cdlearn.evaluate import answers as asking
 from cdlearn.evaluate import figures, report, strategies
-from cdlearn.evaluate.command import main
+from cdlearn.evaluate import toyworld as ev
 from cdlearn.evaluate.folder import Records, RunFolder
 from cdlearn.evaluate.questions import Choices, read_questions
-from cdlearn.toyworld import evaluate as ev
 from cdlearn.toyworld.tasks import TASKS, Item, Task
 
 LINES = [
@@ -436,7 +436,7 @@ def killed(*args, **options):
     return generate(*args, **options)
 
 answers.generate = killed
-from cdlearn.evaluate.command import main
+from cdlearn.cli.evaluate import main
 main(sys.argv[1:])
 """
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from masters import MASTERS, Session, master, parts, planted, reference, role, with_solution
 
-from cdlearn.grading import Case, Mistake, cache, dola, forbid, loop, run_check, same, speculation
-from cdlearn.grading.forbidden import forbidden_uses
+from cdlearn.classroom.checks import Case, Mistake, cache, dola, forbid, loop, run_check, same, speculation
+from cdlearn.classroom.checks.forbidden import forbidden_uses
 
 PLANTED = list(planted())
 

@@ -5,8 +5,20 @@ import torch
 from masters import Session, master, planted, role, with_solution
 from transformers import DynamicCache
 
-from cdlearn.grading import cache, columns, contrast, drafts, forms, laws, loop, run_check, speculation, step, verify
-from cdlearn.grading.cachelm import TOY, PositionLM, filled
+from cdlearn.classroom.checks import (
+    cache,
+    columns,
+    contrast,
+    drafts,
+    forms,
+    laws,
+    loop,
+    run_check,
+    speculation,
+    step,
+    verify,
+)
+from cdlearn.classroom.checks.cachelm import TOY, PositionLM, filled
 
 LISTS = [(columns, "HEAD LOOP READ"), (cache, "ENDINGS PAD BATCH"), (contrast, "CANDIDATES CONTRAST")]
 LISTS += [

@@ -32,7 +32,7 @@ WATCHED = """
 import functools, json, os, sys
 from pathlib import Path
 from lm_eval import evaluator, tasks
-from cdlearn import harness
+from cdlearn.evaluate import harness
 
 tasks.TaskManager.__init__ = functools.partialmethod(tasks.TaskManager.__init__, include_defaults=False)
 evaluator.add_env_info = lambda results: None
@@ -54,9 +54,9 @@ sys.exit(harness.main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def harness():
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: make harness runs this file with it")
-    import cdlearn.harness
+    import cdlearn.evaluate.harness
 
-    return cdlearn.harness
+    return cdlearn.evaluate.harness
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +329,6 @@ def test_what_would_change_nothing_is_refused(harness):
 def test_without_the_harness_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "cdlearn.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "cdlearn.evaluate.harness", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "cdlearn\[eval\]"'):
-        importlib.import_module("cdlearn.harness")
+        importlib.import_module("cdlearn.evaluate.harness")

@@ -166,7 +166,7 @@ def test_the_checks_find_each_fault():
     assert of(cell(count=2)) == ["the cells were not executed in order, once"]
     assert len(of(cell(outputs=[figure]))) == 1 and of(cell(outputs=[figure], metadata={"alt": "Two bars."})) == []
     assert len(of(cell(), widgets={})) == 1
-    assert private_names("import cdlearn\ncdlearn._x\nfrom cdlearn.run import _Row") == ["_Row", "_x"]
+    assert private_names("import cdlearn\ncdlearn._x\nfrom cdlearn.loops.run import _Row") == ["_Row", "_x"]
     assert missing_names("`cdlearn.generate` and `cdlearn.scores.nonsense(x)`") == ["cdlearn.scores.nonsense"]
     assert broken_links("[a](nowhere.ipynb) [b](https://x.org)", FOLDER) == ["nowhere.ipynb"]
     assert broken_links("[a](README.md#no-such-part)", FOLDER) == ["README.md#no-such-part"]

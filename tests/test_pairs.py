@@ -11,8 +11,8 @@ from tiny import ARCHITECTURES, tiny_model
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, BitsAndBytesConfig, LlamaForSequenceClassification
 
 from cdlearn import Contrast, generate
-from cdlearn.loading import EMBEDDED
-from cdlearn.pairs import Pair, common_vocab_size, load_expert, load_pair
+from cdlearn.pairs.loading import EMBEDDED
+from cdlearn.pairs.pair import Pair, common_vocab_size, load_expert, load_pair
 
 CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"  # noqa: E501
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}[user]{{ messages[0].content }}"  # noqa: E501
@@ -313,9 +313,9 @@ def test_an_unreachable_hub_is_said_at_the_first_try(monkeypatch):
             asked.append(url)
             raise RuntimeError("name resolution failed")
 
-    monkeypatch.setattr("cdlearn.loading.hub.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("cdlearn.loading.get_session", Nobody)
-    monkeypatch.setattr("cdlearn.loading.hf_hub_download", lambda *args, **options: asked.append("download"))
+    monkeypatch.setattr("cdlearn.pairs.loading.hub.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("cdlearn.pairs.loading.get_session", Nobody)
+    monkeypatch.setattr("cdlearn.pairs.loading.hf_hub_download", lambda *args, **options: asked.append("download"))
     with pytest.raises(OSError, match="some/model.*the hub cannot be reached.*needs no download"):
         load_expert("some/model")
     assert len(asked) == 1 and asked[0].startswith("http")

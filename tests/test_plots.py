@@ -14,9 +14,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from tiny import tiny_model
 
-from cdlearn import CachedLM, Contrast, DoLa, generate, plots, speculate
-from cdlearn.plots import plot_layers, plot_rounds, plot_step, plot_strength, plot_tradeoff, plot_trajectory
-from cdlearn.trace import Recorder
+from cdlearn import CachedLM, Contrast, DoLa, generate, speculate
+from cdlearn.show import plots
+from cdlearn.show.plots import plot_layers, plot_rounds, plot_step, plot_strength, plot_tradeoff, plot_trajectory
+from cdlearn.trace.record import Recorder
 
 OPTIONS = dict(max_new_tokens=8, eos_token_ids=(), progress=False)
 
@@ -196,7 +197,7 @@ def test_the_trajectory_has_the_ranks_and_leaves_unknown_ones_out(monkeypatch):
     assert {line.get_marker() for line in lines} == {"o", "s"} and lines[0].get_linestyle() != lines[1].get_linestyle()
     ax = plot_trajectory(trace, ax=new_axes())
     assert ax.get_yscale() == "log" and ax.get_ylim()[0] > ax.get_ylim()[1]  # rank 1 on top
-    monkeypatch.setattr("cdlearn.run.Recorder", functools.partial(Recorder, candidates=4))
+    monkeypatch.setattr("cdlearn.loops.run.Recorder", functools.partial(Recorder, candidates=4))
     few = generate(Contrast(*models(), strength=1.0, alpha=0.3), [5], **OPTIONS).trace.rescore(strength=0.0)
     unknown = few.ranks["amateur"] == 0
     drawn = torch.tensor(plot_trajectory(few, ax=new_axes()).lines[1].get_ydata())
@@ -282,5 +283,5 @@ def test_what_cannot_be_drawn_is_refused_with_a_reason():
 
 
 def test_importing_the_package_does_not_import_matplotlib():
-    code = "import sys, cdlearn, cdlearn.plots; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, cdlearn, cdlearn.show.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

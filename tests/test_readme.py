@@ -11,7 +11,7 @@ from test_notebooks import broken_links
 from test_pages import pages
 
 import cdlearn
-from cdlearn.cli import main
+from cdlearn.cli.main import main
 from cdlearn.hf import as_causal_lm
 
 ROOT = Path(__file__).parent.parent

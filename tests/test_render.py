@@ -8,8 +8,9 @@ import torch
 from tiny import tiny_model
 
 import cdlearn
-from cdlearn import Contrast, DoLa, EarlyExit, generate, render, speculate
-from cdlearn.trace import Trace
+from cdlearn import Contrast, DoLa, EarlyExit, generate, speculate
+from cdlearn.show import html as render
+from cdlearn.trace.trace import Trace
 
 NASTY = [
     "<script>alert(1)</script>",

@@ -87,33 +87,3 @@ def test_every_public_name_exists():
     assert sorted(cdlearn.__all__) == sorted(set(cdlearn.__all__))
     for name in cdlearn.__all__:
         assert hasattr(cdlearn, name), name
-
-
-def test_imports_run_one_way():
-    """A module imports only modules below it, so that a reader can start at the bottom; also inside a package."""
-    order = ["scores", "text", "sources", "counterfactual", "tables", "flips", "tracefile", "trace", "figures", "plots"]
-    order += ["render", "strips", "handout", "run", "decode", "speculative", "beams", "widgets", "hf", "loading"]
-    order += ["pairs", "likelihood", "metrics", "toyworld", "grading", "options", "timing", "costs", "bench"]
-    order += ["evaluate", "harness", "classroom", "compare", "doctor", "cli"]
-    checks = ["speech", "forbidden", "compare", "models", "core", "step", "loop", "cachelm", "columns", "cache"]
-    checks += ["contrast", "laws", "forms", "lens", "dola", "drafts", "verify", "speculation", "project"]
-    packages = {
-        "sources": ["base", "cached", "combine", "layers", "textspace"],
-        "grading": checks,
-        "evaluate": ["folder", "questions", "strategies", "report", "figures", "answers", "command"],
-        "classroom": ["submissions", "build", "report", "recording", "worker", "rows", "prose", "page"]
-        + ["gradebook", "grade", "commands"],
-        "toyworld": [],
-    }
-    files = {name: ROOT / "cdlearn" / f"{name}.py" for name in order if name not in packages}
-    for package, modules in packages.items():
-        files |= {f"{package}.{name}": ROOT / "cdlearn" / package / f"{name}.py" for name in modules}
-    for name, file in files.items():
-        package, _, module = name.partition(".")
-        text = file.read_text(encoding="utf-8")
-        used = re.findall(r"^from cdlearn\.([\w.]+) import", text, re.M)
-        above = [other for other in used if order.index(other.split(".")[0]) > order.index(package)]
-        inner = [other.split(".")[1] for other in used if module and other.startswith(f"{package}.")]
-        modules = packages.get(package, [])
-        above += [other for other in inner if modules.index(other) >= modules.index(module)]
-        assert not above, f"{name} imports {above}"

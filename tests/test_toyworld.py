@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdlearn.toyworld import train, words, world
+from cdlearn.toyworld import words, world
 from cdlearn.toyworld.tasks import TASKS
-from cdlearn.toyworld.tokenizer import build_tokenizer
+from cdlearn.toyworld.training import train
+from cdlearn.toyworld.training.tokenizer import build_tokenizer
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training the pair needs torch 2.9 or newer")
 

@@ -11,11 +11,11 @@ from test_decode import byte_tokenizer, space_tokenizer
 from tiny import tiny_model
 
 from cdlearn import Trace, speculate
-from cdlearn.decode import generate
+from cdlearn.loops.generate import generate
 from cdlearn.scores import contrastive_scores
 from cdlearn.sources import CachedLM, Contrast, DoLa
-from cdlearn.tables import visible
-from cdlearn.trace import Recorder, token_texts
+from cdlearn.trace.record import Recorder
+from cdlearn.trace.tables import token_texts, visible
 
 COLUMNS = ["position", "rank", "token_id", "token", "expert_logit", "amateur_logit", "expert_prob", "amateur_prob"]
 COLUMNS += ["score", "kept", "chosen"]
@@ -165,7 +165,7 @@ def test_nothing_recorded_is_an_empty_table():
 
 @torch.no_grad()
 def test_entropy_distance_and_ranks_are_those_of_the_whole_vocabulary(monkeypatch):
-    monkeypatch.setattr("cdlearn.run.Recorder", functools.partial(Recorder, candidates=4))
+    monkeypatch.setattr("cdlearn.loops.run.Recorder", functools.partial(Recorder, candidates=4))
     got, expert, amateur = recorded()
     trace, ids = got.trace, torch.tensor([[5, 6, 7, *got.token_ids[:-1]]])
     rows = {"expert": expert(ids).logits[0, 2:], "amateur": amateur(ids).logits[0, 2:]}

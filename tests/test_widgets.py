@@ -9,7 +9,7 @@ from conftest import character_tokenizer
 from tiny import tiny_model
 
 from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, generate, inspect, speculate
-from cdlearn.widgets import Inspector
+from cdlearn.show.inspector import Inspector
 
 EXPERT, AMATEUR = tiny_model("llama").double(), tiny_model("llama", seed=1, num_hidden_layers=1).double()
 TOKENIZER = character_tokenizer()

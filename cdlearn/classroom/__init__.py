@@ -1,6 +1,1 @@
-"""Hand out the assignments and grade what comes back, through nbgrader: `build` and `grade`."""
-
-from cdlearn.classroom.build import build, find_masters
-from cdlearn.classroom.grade import grade
-
-__all__ = ["build", "find_masters", "grade"]
+"""The classroom: `checks`, which students call as they work, and `grader`, which hands out and grades (nbgrader)."""

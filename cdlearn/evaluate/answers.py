@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdlearn.decode import generate
 from cdlearn.evaluate.folder import Records
 from cdlearn.evaluate.questions import Choices
 from cdlearn.evaluate.report import rows_of, text_rows
 from cdlearn.evaluate.strategies import is_sampled
 from cdlearn.likelihood import choice_scores
+from cdlearn.loops.generate import generate
 from cdlearn.sources import Source
 from cdlearn.toyworld.tasks import Item, Task
 

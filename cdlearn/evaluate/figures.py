@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdlearn.figures import BLACK, GREY, STYLES, axes_or_new, name_ticks, no_math, tidy
+from cdlearn.show.style import BLACK, GREY, STYLES, axes_or_new, name_ticks, no_math, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

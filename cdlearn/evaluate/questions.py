@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdlearn import options
+from cdlearn.cli import options
 from cdlearn.metrics import ngram_counts
 from cdlearn.toyworld.tasks import Item, Task
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cdlearn.pairs import Pair
+from cdlearn.pairs.pair import Pair
 from cdlearn.sources import CachedLM, Contrast, DoLa, Source
 
 BASELINE = "greedy"

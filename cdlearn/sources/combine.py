@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cdlearn.checks import is_int, short
 from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, mixed_scores
 from cdlearn.sources.base import Source
 from cdlearn.sources.cached import as_source
-from cdlearn.text import is_int, short
 
 
 class Contrast(Source):

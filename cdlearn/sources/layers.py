@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cdlearn.checks import is_int
 from cdlearn.scores import NEVER, dola_scores, js_divergence, plausibility_mask
 from cdlearn.sources.base import float32
 from cdlearn.sources.cached import CachedLM, check_model
-from cdlearn.text import is_int
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cdlearn.checks import check_tokenizer
 from cdlearn.scores import NEVER
 from cdlearn.sources.base import Source
 from cdlearn.sources.cached import as_source
-from cdlearn.text import check_tokenizer
 
 _CHUNK = 64  # candidate texts in one forward pass
 _BROKEN = "\N{REPLACEMENT CHARACTER}"

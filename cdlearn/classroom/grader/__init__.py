@@ -1,0 +1,6 @@
+"""Hand out the assignments and grade what comes back, through nbgrader: `build` and `grade`."""
+
+from cdlearn.classroom.grader.build import build, find_masters
+from cdlearn.classroom.grader.grade import grade
+
+__all__ = ["build", "find_masters", "grade"]

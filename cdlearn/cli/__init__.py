@@ -1,0 +1,1 @@
+"""The command line: `main` continues one prompt; every sub-command is a file of its own."""

@@ -1,0 +1,125 @@
+"""`cdlearn doctor`: one line for each thing that can be wrong with an installation, and its fix."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+from huggingface_hub import constants as hub
+from packaging.requirements import Requirement
+
+import cdlearn
+from cdlearn.cli import options
+from cdlearn.pairs.loading import EMBEDDED, pick_device, pick_dtype
+
+OK, NOTE, BROKEN = "ok", "note", "BROKEN"
+Finding = tuple[str, str, str]  # (state, what, detail and fix)
+
+
+def check_versions() -> Iterator[Finding]:
+    """Compare Python and every declared dependency with the ranges of the installed package."""
+    version = platform.python_version()
+    state = OK if sys.version_info >= (3, 11) else BROKEN
+    yield state, "python", version if state == OK else f"{version}; fix: use Python 3.11 or newer"
+    try:
+        declared = importlib.metadata.requires("cdlearn") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield NOTE, "cdlearn", f"{cdlearn.__version__}, run from a folder; to install it: pip install -e ."
+        return
+    yield OK, "cdlearn", cdlearn.__version__
+    for requirement in map(Requirement, declared):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        yield check_requirement(requirement)
+
+
+def check_requirement(requirement: Requirement) -> Finding:
+    """Say whether one requirement is installed in its range."""
+    fix = f"fix: pip install '{requirement.name}{requirement.specifier}'"
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return BROKEN, requirement.name, f"not installed; {fix}"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return BROKEN, requirement.name, f"{version} is outside {requirement.specifier}; {fix}"
+    return OK, requirement.name, version
+
+
+def check_device() -> Iterator[Finding]:
+    """Name the device that "auto" picks, and the threads."""
+    device = pick_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    yield OK, "device", f"{device.type} ({name}), {str(pick_dtype(device)).removeprefix('torch.')}"
+    yield OK, "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores; to change: OMP_NUM_THREADS=n"
+    if device.type != "cuda" and shutil.which("nvidia-smi"):
+        yield NOTE, "cuda", "an NVIDIA driver is here, but torch cannot use it; fix: install a CUDA build of torch"
+
+
+def check_cache() -> Iterator[Finding]:
+    """Say where downloaded models go, and whether they can."""
+    cache = hub.HF_HUB_CACHE
+    parent = cache
+    while not os.path.isdir(parent) and os.path.dirname(parent) != parent:
+        parent = os.path.dirname(parent)
+    if os.access(parent, os.W_OK):
+        models = sum(name.startswith("models--") for name in os.listdir(cache)) if os.path.isdir(cache) else 0
+        offline = ", offline (HF_HUB_OFFLINE=1)" if hub.HF_HUB_OFFLINE else ""
+        yield OK, "model cache", f"{cache}, {models} models{offline}"
+    else:
+        yield NOTE, "model cache", f"{cache} cannot be written; fix: set HF_HOME to a folder of yours"
+
+
+def check_notebooks() -> Iterator[Finding]:
+    """Say whether notebooks and their widgets will work."""
+    for name, why in (("jupyterlab", "the notebooks"), ("jupyterlab_widgets", "the token inspector")):
+        try:
+            yield OK, name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield NOTE, name, f"not installed, {why} need it; fix: pip install 'cdlearn[lab]'"
+
+
+def check_pair() -> Iterator[Finding]:
+    """Load the embedded pair and decode with it: the cached loop must equal the naive one."""
+    start = time.perf_counter()
+    try:
+        pair = cdlearn.load_pair()
+        loaded = time.perf_counter() - start
+        source = cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5)
+        made = cdlearn.generate(source, "Ada had a red", tokenizer=pair.tokenizer, max_new_tokens=16, progress=False)
+        ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
+        for token in made.token_ids:
+            naive = cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5)(ids)[0, -1].argmax()
+            if int(naive) != token:
+                yield BROKEN, "embedded pair", "cached and naive decoding differ; fix: report it with these lines"
+                return
+            ids = torch.cat([ids, naive.view(1, 1)], dim=1)
+    except Exception as error:  # whatever it is, the doctor's answer is a line
+        reason = " ".join(str(error).split())[:200]
+        yield BROKEN, "embedded pair", f"{type(error).__name__}: {reason}; fix: pip install --force-reinstall cdlearn"
+        return
+    size = sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file()) / 1e6
+    yield OK, "embedded pair", f"{size:.1f} MB, loaded in {loaded:.2f} s, decodes: Ada had a red{made.text[:40]!r}..."
+
+
+CHECKS = (check_versions, check_device, check_cache, check_notebooks, check_pair)
+
+
+def main(argv: list[str]) -> int:
+    """`cdlearn doctor`: print the findings; 1 if something is broken."""
+    parser = options.Parser(
+        prog="cdlearn doctor", description="Check the installation: one line each, with a fix where one is needed."
+    )
+    parser.parse_args(argv)
+    broken = 0
+    for check in CHECKS:
+        for state, what, detail in check():
+            broken += state == BROKEN
+            print(f"{state:7}{what:20}{detail}", flush=True)
+    print("everything works" if not broken else f"{broken} broken: see the fixes above")
+    return 1 if broken else 0

@@ -1,6 +1,0 @@
-"""Checks that students call as they work: one file per assignment, `check_*` for every part."""
-
-from cdlearn.grading.core import Case, Mistake, Result, run_check, same
-from cdlearn.grading.forbidden import forbid
-
-__all__ = ["Case", "Mistake", "Result", "forbid", "run_check", "same"]

@@ -1,0 +1,118 @@
+"""The loop: ask a source for scores, pick a token, until every row is finished."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdlearn.loops.run import Generation, Run
+from cdlearn.scores import NonFiniteError, draw, sampling_probs
+from cdlearn.sources import Source, as_source
+
+
+def generate(
+    source: Source | Any,
+    prompt: str | Sequence[Any] | Tensor | Mapping[str, Any],
+    *,
+    tokenizer: Any = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] | None = None,
+    seed: int | None = None,
+    stream: Any = None,
+    trace: bool = True,
+    attention_mask: Any = None,
+    eos_token_ids: Sequence[int] | None = None,
+    num_return_sequences: int = 1,
+    progress: bool | None = None,
+) -> Generation | list[Generation]:
+    """Continue one prompt or several, one token at a time.
+
+    source: a source or a transformers model. prompt: text, a list of texts, ids [B, T] (tensor, or lists of any
+    lengths) with an optional attention_mask, or a tokenizer's output. One text, one list of ids or a tensor with one
+    row gives a `Generation`; anything else a list of them.
+    temperature: 0 is greedy, where top_k and top_p change nothing (a warning says so). top_k, top_p: see
+    `sampling_probs`. repetition_penalty: see `penalize_repetition`.
+    stop: strings that end the text and are left out of it. seed: row r draws what a single call with seed + r draws.
+    stream: a callable taking text pieces (pieces and the row number, for several rows), or a transformers streamer.
+    trace: record every step. eos_token_ids: instead of the source's own; () never ends. num_return_sequences: that
+    many rows for every prompt, one after the other in the list. progress: None shows a bar on a terminal or in a
+    notebook when it takes long.
+    An interrupt returns what is there. Raises TypeError or ValueError naming the argument, before any work.
+    """
+    source = as_source(source, "source")
+    law = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    run = Run(
+        source,
+        prompt,
+        law,
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+        stream=stream,
+        trace=trace,
+        attention_mask=attention_mask,
+        eos_token_ids=eos_token_ids,
+        num_return_sequences=num_return_sequences,
+        progress=progress,
+    )
+    ids, mask = run.ids, run.mask
+    with run:
+        while run.live:
+            scores = source(ids, mask)[:, -1]  # (b, V)
+            final = run.penalized(scores, ids, mask)
+            uniforms = torch.cat([row.uniforms(1) for row in run.live]) if temperature > 0 else None
+            tokens = pick(final, uniforms, **law)  # (b,) on the CPU
+            run.record(run.live, scores, _last(source.parts), _last(source.details), tokens)
+            stay = run.take(run.live, [[token] for token in tokens.tolist()])
+            ids, mask = torch.cat([ids, tokens[:, None]], dim=1), grown(mask, torch.ones(len(ids), 1))
+            if len(stay) < len(ids):  # finished rows leave the batch
+                ids, mask = ids[stay], None if mask is None else mask[stay]
+    return run.results(source)
+
+
+def pick(
+    scores: Tensor, uniforms: Tensor | None, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
+) -> Tensor:
+    """Choose a token per row: the best at temperature 0, else a draw. scores: [B, V] float. Returns [B] int on the CPU.
+
+    uniforms: [B] in [0, 1), one random number a row: the draw is the inverse of the cumulative distribution there, so
+    a row's choice depends on nothing but its own scores and number. Raises ValueError for NaN or +inf in scores.
+    """
+    if temperature == 0:
+        return best_scores(scores).indices.cpu()
+    if uniforms is None:
+        raise ValueError("uniforms is None: pass one number in [0, 1) per row to draw at a temperature above 0.")
+    return draw(sampling_probs(scores, temperature=temperature, top_k=top_k, top_p=top_p), uniforms).cpu()
+
+
+def best_scores(scores: Tensor, name: str = "scores") -> torch.return_types.max:
+    """The best score of every row and its token: values and indices [...]. ValueError where there is none."""
+    best = scores.max(dim=-1)  # NaN spreads through a maximum
+    if not math.isfinite(best.values.sum().item()) and not bool(best.values.isfinite().all()):
+        raise NonFiniteError(
+            f"{name} holds NaN, +inf or a row of nothing but -inf: check the model, its dtype and the mask."
+        )
+    return best
+
+
+def grown(mask: Tensor | None, columns: Tensor) -> Tensor | None:
+    """The mask [B, T] with further columns [B, k]; None, all ones, stays None as long as it can."""
+    if mask is None and bool(columns.all()):
+        return None
+    if mask is None:
+        raise ValueError("mask is None: pass the mask itself where columns may be masked.")
+    return torch.cat([mask, columns.bool()], dim=1)
+
+
+def _last(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values[:, -1] for name, values in tensors.items()}

@@ -1,0 +1,293 @@
+"""What every loop shares: its arguments, the rows of a batch and how each ends, the clock, the bar, the results."""
+
+from __future__ import annotations
+
+import html
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdlearn.checks import check_count, is_int, short
+from cdlearn.loops.text import TextWriter, read_prompt, read_stops
+from cdlearn.scores import NonFiniteError, penalize_repetition, sampling_probs
+from cdlearn.sources import Source
+from cdlearn.trace.record import Record, Recorder
+
+
+@dataclass(repr=False)
+class Generation:
+    """What one prompt gave.
+
+    text: the new text, without a stop string; None without a tokenizer. token_ids: the new tokens, without the EOS that
+    ended them and without tokens that lie wholly behind the end of `text`. finish_reason: "eos", "stop", "length" or
+    "interrupted". trace: a `Trace`, or None. stats: prompt_tokens, new_tokens, seconds, tokens_per_second, seed.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    finish_reason: str
+    trace: Record | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        text = self.text if self.text is None or len(self.text) <= 60 else self.text[:57] + "..."
+        return f"Generation({text!r}, {len(self.token_ids)} tokens, finish_reason={self.finish_reason!r})"
+
+    def _repr_html_(self) -> str:
+        text = "" if self.text is None else f'<div style="white-space:pre-wrap">{html.escape(self.text)}</div>'
+        trace = "" if self.trace is None else self.trace._repr_html_()
+        return f'<div>{text}<div style="font-size:85%">({self.finish_reason})</div>{trace}</div>'
+
+
+class Run:
+    """What every loop shares: it reads the arguments, then keeps the rows, the stream, the trace and the clock.
+
+    `ids` [B, T] and `mask` [B, T] (None: all ones) are the prompts; `live` are the rows that are not finished. Used as
+    a context: an interrupt ends the block and keeps what is there.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prompt: Any,
+        law: dict[str, Any],
+        *,
+        tokenizer: Any,
+        max_new_tokens: int,
+        stop: Any,
+        trace: bool,
+        attention_mask: Any,
+        eos_token_ids: Any,
+        num_return_sequences: int,
+        progress: bool | None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stream: Any = None,
+        label: str = "generate",
+    ) -> None:
+        ids, mask, self.single = read_prompt(prompt, attention_mask, tokenizer)
+        self.eos = _read_eos(source, tokenizer, eos_token_ids)
+        stops = read_stops(stop, tokenizer)
+        _check_numbers(max_new_tokens, law, repetition_penalty, seed)
+        check_count(num_return_sequences, "num_return_sequences")
+        check_fits(source, ids, mask, max_new_tokens)
+        if seed is None:
+            seed = torch.Generator().seed() % 2**31  # a fresh one, told in stats, so that any run can be repeated
+        if num_return_sequences > 1:
+            ids, mask = ids.repeat_interleave(num_return_sequences, 0), mask.repeat_interleave(num_return_sequences, 0)
+            self.single = False
+        self.seed, self.max_new_tokens = seed, max_new_tokens
+        self.penalty, self.tokenizer = repetition_penalty, tokenizer
+        self.streamer = stream if hasattr(stream, "put") and hasattr(stream, "end") else None
+        if self.streamer is not None and len(ids) > 1:
+            raise ValueError("stream is a transformers streamer, which takes one row: pass one prompt, or a callable.")
+        emit = _read_stream(stream, self.streamer, tokenizer, self.single)
+        self.ids, self.mask = ids, None if bool(mask.all()) else mask
+        prompts = [row[real].tolist() for row, real in zip(ids, mask)]
+        self.rows = [_Row(r, tokens, tokenizer, stops, emit, seed + r) for r, tokens in enumerate(prompts)]
+        self.live = list(self.rows)
+        self.recorder = Recorder() if trace else None
+        self._bar = _progress_bar(progress, max_new_tokens, label, quiet=stream is not None)
+        self._source = source
+        self._started = time.perf_counter()
+
+    def penalized(self, scores: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
+        return scores if self.penalty == 1 else penalize_repetition(scores, ids, penalty=self.penalty, mask=mask)
+
+    def record(self, rows: list[_Row], scores: Tensor, parts: dict, details: dict, tokens: Tensor) -> None:
+        """One position of some rows: scores [b, V], parts and details name -> [b, ...], tokens [b]."""
+        if self.recorder is not None:
+            self.recorder.add([row.number for row in rows], scores, parts, details, tokens)
+
+    def take(self, rows: list[_Row], tokens: list[list[int]]) -> list[int]:
+        """Give every row its new tokens, up to where it ends. Returns which of `rows` go on; `live` follows."""
+        taken: list[int] = []
+        for row, new in zip(rows, tokens):
+            for token in new:
+                taken.append(token)
+                row.take(token, self.eos)
+                if row.finish_reason is None and row.steps >= self.max_new_tokens:
+                    row.finish_reason = "length"
+                if row.finish_reason is not None:
+                    row.seconds = time.perf_counter() - self._started
+                    break
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor(taken))
+        self.tick(max(row.steps for row in rows))
+        stay = [k for k, row in enumerate(rows) if row.finish_reason is None]
+        self.live = [rows[k] for k in stay]
+        return stay
+
+    def tick(self, steps: int | None = None) -> None:
+        """Move the bar to so many steps, or by one."""
+        if self._bar is not None:
+            self._bar.update(1 if steps is None else max(steps - self._bar.n, 0))
+
+    def __enter__(self) -> Run:
+        self._mode = torch.inference_mode()
+        self._mode.__enter__()
+        if self.streamer is not None:
+            self.streamer.put(self.ids)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+        self._mode.__exit__(kind, error, traceback)
+        if self._bar is not None:
+            self._bar.close()
+        if kind is not None and issubclass(kind, NonFiniteError):
+            raise ValueError(f"{error} It happened at new token {self.live[0].steps} of {self._source!r}.") from error
+        if kind is KeyboardInterrupt:
+            for row in self.live:
+                row.finish_reason = row.finish_reason or "interrupted"
+        elif kind is not None:
+            return False
+        for row in self.rows:
+            row.close(time.perf_counter() - self._started)
+        if self.streamer is not None:
+            self.streamer.end()
+        return True
+
+    def results(self, source: Source, more: list[dict[str, Any]] | None = None) -> Generation | list[Generation]:
+        """The generations; `more` adds to the stats of every row."""
+        settings = source.settings if self.penalty == 1 else source.settings | {"repetition_penalty": self.penalty}
+        found = [row.result(self.recorder, settings, self.tokenizer, self.seed) for row in self.rows]
+        for generation, stats in zip(found, more or []):
+            generation.stats |= stats
+        return found[0] if self.single else found
+
+
+class _Row:
+    """The state of one prompt."""
+
+    def __init__(
+        self, number: int, prompt_ids: list[int], tokenizer: Any, stops: list[str], emit: Callable | None, seed: int
+    ) -> None:
+        self.number, self.prompt_ids = number, prompt_ids
+        self.tokens: list[int] = []
+        self.drawn: list[int] = []  # the same and the EOS
+        self.finish_reason: str | None = None
+        self.seconds: float | None = None
+        self._random = torch.Generator().manual_seed(seed)
+        self.writer = None
+        if tokenizer is not None:
+            piece = None if emit is None else lambda text: emit(text, number)
+            self.writer = TextWriter(tokenizer, prompt_ids, stops=stops, emit=piece)
+
+    @property
+    def steps(self) -> int:
+        return len(self.drawn)
+
+    def uniforms(self, count: int) -> Tensor:
+        """The row's next random numbers in [0, 1): [count] float64."""
+        return torch.rand(count, generator=self._random, dtype=torch.float64)
+
+    def take(self, token: int, eos: frozenset[int]) -> None:
+        self.drawn.append(token)
+        if token in eos:
+            self.finish_reason = "eos"
+            return
+        self.tokens.append(token)
+        if self.writer is not None and self.writer.push(token):
+            self.finish_reason = "stop"
+
+    def close(self, seconds: float) -> None:
+        self.seconds = seconds if self.seconds is None else self.seconds
+        if self.writer is not None and self.writer.close() and self.finish_reason != "interrupted":
+            self.finish_reason = "stop"
+        self.finish_reason = self.finish_reason or "length"
+
+    def result(self, recorder: Recorder | None, settings: dict, tokenizer: Any, seed: int) -> Generation:
+        tokens = self.tokens
+        if self.finish_reason == "stop":
+            tokens = tokens[: self.writer.tokens_in_text()]
+        stats = {"prompt_tokens": len(self.prompt_ids), "new_tokens": len(tokens), "seconds": self.seconds}
+        stats |= {"tokens_per_second": len(tokens) / max(self.seconds, 1e-9), "seed": seed + self.number}
+        trace = None
+        if recorder is not None:
+            trace = recorder.trace(
+                self.number, self.prompt_ids, steps=self.steps, settings=settings, tokenizer=tokenizer
+            )
+        return Generation(None if self.writer is None else self.writer.text, tokens, self.finish_reason, trace, stats)
+
+
+def _read_eos(source: Source, tokenizer: Any, given: Sequence[int] | None) -> frozenset[int]:
+    if given is not None:
+        given = (given,) if is_int(given) else given
+        if not isinstance(given, (list, tuple, set, frozenset)) or not all(is_int(token) for token in given):
+            raise TypeError(f"eos_token_ids is {short(given)}: pass a list of token ids, () for none.")
+        return frozenset(given)
+    if source.eos_token_ids:
+        return frozenset(source.eos_token_ids)
+    eos = getattr(tokenizer, "eos_token_id", None)
+    return frozenset() if eos is None else frozenset((eos,))
+
+
+def _read_stream(stream: Any, streamer: Any, tokenizer: Any, single: bool) -> Callable[[str, int], Any] | None:
+    if stream is None or streamer is not None:
+        return None
+    if not callable(stream):
+        raise TypeError(f"stream is {short(stream)}: pass a callable taking text, or a transformers streamer.")
+    if tokenizer is None:
+        raise TypeError("stream is a callable taking text: pass tokenizer= so that there is text.")
+    return (lambda text, row: stream(text)) if single else stream
+
+
+def _check_numbers(max_new_tokens: int, law: dict[str, Any], repetition_penalty: float, seed: int | None) -> None:
+    check_count(max_new_tokens, "max_new_tokens")
+    if seed is not None and not is_int(seed):
+        raise TypeError(f"seed is {short(seed)}: pass a whole number, or None for a fresh one.")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}: pass a whole number from 0 to 2**63 - 1.")
+    row = torch.zeros(1, 2)  # the pure functions know their limits best
+    sampling_probs(row, **law)
+    if law.get("temperature") == 0 and (law["top_k"] or law["top_p"] < 1):
+        warnings.warn(
+            f"top_k={law['top_k']} and top_p={law['top_p']} change nothing at temperature 0, which is greedy: pass "
+            "temperature=1.0 to sample.",
+            stacklevel=4,
+        )
+    try:
+        penalize_repetition(row, torch.zeros(1, 1, dtype=torch.long), penalty=repetition_penalty)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"repetition_{error}") from None
+
+
+def check_fits(source: Source, ids: Tensor, mask: Tensor, max_new_tokens: int) -> None:
+    """Refuse prompts outside the vocabulary, and texts that would outgrow the context, before any work."""
+    low, high = int(ids[mask].min()), int(ids[mask].max())
+    if low < 0 or high >= source.vocab_size:
+        raise ValueError(
+            f"prompt holds token {low if low < 0 else high} and the source's vocabulary has {source.vocab_size}: "
+            "use the tokenizer that belongs to the model."
+        )
+    longest = int(mask.sum(dim=1).max())
+    limit = source.max_positions
+    if limit is not None and longest + max_new_tokens - 1 > limit:  # the last new token is never fed back
+        room = limit - longest + 1
+        advice = f"pass max_new_tokens={room} or less, or shorten the prompt" if room > 0 else "shorten the prompt"
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens does not fit the context of {limit}: "
+            f"{advice}."
+        )
+
+
+def _progress_bar(progress: bool | None, total: int, label: str, *, quiet: bool) -> Any:
+    """A tqdm bar or None. By itself it shows only where somebody looks, and only when the work takes seconds."""
+    if progress is None:
+        watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+        progress = watched and not quiet and not os.environ.get("CI")
+        delay = 2.0
+    else:
+        delay = 0.0
+    if not progress:
+        return None
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=label, unit="token", leave=False, delay=delay)

@@ -1,0 +1,266 @@
+"""Speculative sampling: a cheap draft proposes several tokens, the target checks them in one pass.
+
+The output law is the target's, whatever the draft is. With a `Contrast` as the target and its own amateur as the draft
+this is speculative contrastive decoding; with an `EarlyExit` as the draft, self-speculation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdlearn.checks import check_count
+from cdlearn.loops.generate import best_scores
+from cdlearn.loops.run import Generation, Run, check_fits
+from cdlearn.scores import accept_probability, draw, residual, sampling_probs, verify_draft
+from cdlearn.sources import Source, as_source
+
+_SHOWN = 8  # how many tokens of the law behind a round's last token a trace keeps
+
+
+def speculate(
+    target: Source | Any,
+    draft: Source | Any,
+    prompt: str | Sequence[Any] | Tensor | Mapping[str, Any],
+    *,
+    gamma: int = 4,
+    lenience: float = 1.0,
+    tokenizer: Any = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] | None = None,
+    seed: int | None = None,
+    stream: Any = None,
+    trace: bool = True,
+    attention_mask: Any = None,
+    eos_token_ids: Sequence[int] | None = None,
+    num_return_sequences: int = 1,
+    progress: bool | None = None,
+) -> Generation | list[Generation]:
+    """Continue prompts as `generate(target, ...)` would, with fewer passes of the target.
+
+    target, draft: sources or models with the same tokens. gamma: how many tokens the draft proposes a round; near the
+    end fewer, so that no token beyond max_new_tokens is ever computed. Greedy (temperature 0) gives exactly the
+    target's greedy tokens; sampling draws from exactly the target's law. lenience: 1 is exact; below 1 keeps more
+    drafted tokens and is NOT exact (arXiv 2211.17192, appendix A.5). Everything else as in `generate`; the draft gets
+    the same temperature, top_k, top_p and repetition_penalty.
+    `stats` adds rounds, drafted, accepted, tested (drafted tokens that were looked at before the first rejection),
+    acceptance_rate (accepted / drafted), target_passes, tokens_per_target_pass and exact. The rate that theory speaks
+    of, 1 - TV(target, draft), is estimated by accepted / tested. In the trace, `details` tell for every token its
+    "round", whether it was "drafted", and the chance its draft had ("accept_probability", 0 without a draft). Its
+    `rounds` are dicts: round (from 1), position (of its first token), draft_ids, and for each of them p and q (target's
+    and draft's probability), u (the random number, None when greedy), accept_probability (it stands if u is below) and
+    total_variation (the distance of the two laws); accepted; then the token behind: next_id (None if the text ended
+    before), next_kind ("residual" or "bonus"), next_u, and next_law, its best [token, probability] pairs.
+    Raises TypeError or ValueError naming the argument, before any work; ValueError for sources that cannot be rewound.
+    arXiv 2302.01318, algorithm 2; 2211.17192, algorithm 1; with a contrast as the target 2311.08981.
+    """
+    target, draft = as_source(target, "target"), as_source(draft, "draft")
+    check_count(gamma, "gamma")
+    accept_probability(torch.ones(1), torch.ones(1), lenience=lenience)
+    for name, source in (("target", target), ("draft", draft)):
+        if not source.rewindable:
+            raise ValueError(f"{name} is {source!r}, which cannot take tokens back (recurrent layers): use generate.")
+    law = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    run = Run(
+        target,
+        prompt,
+        law,
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+        stream=stream,
+        trace=trace,
+        attention_mask=attention_mask,
+        eos_token_ids=eos_token_ids,
+        num_return_sequences=num_return_sequences,
+        progress=progress,
+        label="speculate",
+    )
+    ids, mask = run.ids, torch.ones_like(run.ids).bool() if run.mask is None else run.mask
+    check_fits(draft, ids, mask, max_new_tokens)
+    counts = [dict.fromkeys(("rounds", "drafted", "tested", "accepted"), 0) for _ in run.rows]
+    with run:
+        while run.live:
+            rows = run.live
+            # a round gives at most one token more than it drafts
+            sizes = torch.tensor([min(gamma, max_new_tokens - row.steps - 1) for row in rows])  # (b,)
+            uniforms = [row.uniforms(2 * int(size) + 1) if temperature > 0 else None for row, size in zip(rows, sizes)]
+            ids, mask, laws = _draft(run, draft, target.vocab_size, ids, mask, sizes, uniforms, law)
+            drafted = int(sizes.max())
+            scores = target(ids, mask, drafted + 1)  # (b, drafted + 1, V): after the last sure token, after each draft
+            final = _penalized(run, scores, ids, mask)
+            facts = None if run.recorder is None else [{} for _ in rows]
+            accepted, following, chances = _verify(final, laws, ids, sizes, uniforms, law, lenience, facts)
+
+            new = [[*ids[k, ids.shape[1] - drafted :][:n].tolist(), int(following[k])] for k, n in enumerate(accepted)]
+            before = [row.steps for row in rows]
+            stay = run.take(rows, new)
+            used = [row.steps - b for row, b in zip(rows, before)]
+            for k, row in enumerate(rows):
+                count = counts[row.number]
+                kept = min(accepted[k], used[k])  # the row may have ended inside the accepted run
+                count["rounds"] += 1
+                count["drafted"] += int(sizes[k])
+                count["accepted"] += kept
+                count["tested"] += kept + int(used[k] > accepted[k] and accepted[k] < int(sizes[k]))
+                if facts is not None:
+                    ending = following[k] if used[k] > accepted[k] else None
+                    run.recorder.add_round(row.number, _round(count["rounds"], before[k], kept, ending, facts[k]))
+            _record(run, rows, used, target, scores, new, accepted, chances, counts)
+
+            # rejected tokens stay as holes where another row kept more; behind the longest run they are cut off
+            longest = max(accepted)
+            keep = ids.shape[1] - drafted + longest
+            holes = torch.arange(longest) < torch.tensor(accepted)[:, None]
+            mask = torch.cat([mask[:, : keep - longest], holes, torch.ones(len(rows), 1).bool()], dim=1)[stay]
+            ids = torch.cat([ids[:, :keep], torch.tensor(following)[:, None]], dim=1)[stay]
+    return run.results(target, [_stats(count, row.steps, lenience) for count, row in zip(counts, run.rows)])
+
+
+def _draft(
+    run: Run, draft: Source, vocab: int, ids: Tensor, mask: Tensor, sizes: Tensor, uniforms: list, law: dict[str, Any]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Let the draft go on: ids and mask with a column for every drafted token, and the law each was drawn from."""
+    laws = []
+    for k in range(int(sizes.max())):
+        # the target could not even read a token from the padding of a wider vocabulary
+        scores = run.penalized(draft(ids, mask)[:, -1, :vocab], ids, mask)  # (b, V)
+        if law["temperature"] == 0:
+            tokens = best_scores(scores, "the draft's scores").indices.cpu()
+        else:
+            laws.append(sampling_probs(scores, **law))
+            points = torch.stack([torch.zeros(()) if k >= size else u[k] for u, size in zip(uniforms, sizes)])
+            tokens = draw(laws[-1], points).cpu()
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+        mask = torch.cat([mask, (k < sizes)[:, None]], dim=1)  # a row with less room left drafts less
+    return ids, mask, laws
+
+
+def _verify(
+    scores: Tensor, laws: list[Tensor], ids: Tensor, sizes: Tensor, uniforms: list, law: dict[str, Any],
+    lenience: float, facts: list[dict[str, Any]] | None,
+) -> tuple[list[int], list[int], Tensor]:  # fmt: skip
+    """How many drafted tokens of every row stand, the token that follows them, and the chance each had [b, drafted].
+
+    facts: None, or a dict for every row that is filled with what a trace tells of the round.
+    """
+    drafted = ids[:, ids.shape[1] - int(sizes.max()) :].to(scores.device)  # (b, drafted)
+    inside = torch.arange(drafted.shape[1], device=scores.device) < sizes.to(scores.device)[:, None]
+    if law["temperature"] == 0:
+        top = best_scores(scores)
+        got = scores[:, :-1].gather(-1, drafted[..., None])[..., 0]
+        chances = (got >= top.values[:, :-1] + math.log(lenience)) if lenience < 1 else drafted == top.indices[:, :-1]
+        accepted = (chances & inside).long().cumprod(dim=1).sum(dim=1)  # (b,)
+        following = top.indices.gather(1, accepted[:, None])[:, 0]
+        if facts is not None:
+            _greedy_facts(facts, drafted, top.indices, chances, sizes.tolist(), accepted.tolist())
+        return accepted.tolist(), following.tolist(), chances.double().cpu()
+    target_law = sampling_probs(scores, **law)  # (b, drafted + 1, V)
+    accepted, following = [0] * len(ids), [0] * len(ids)
+    chances = torch.zeros(drafted.shape, dtype=torch.float64)
+    draft_law = torch.stack(laws, dim=1).to(scores.device) if laws else target_law[:, :0]
+    for size in sorted(set(sizes.tolist())):  # one group, but for rows near their end
+        group = (sizes == size).nonzero()[:, 0].tolist()
+        p, q, tokens = target_law[group, : size + 1], draft_law[group, :size], drafted[group, :size]
+        points = torch.stack([uniforms[k][size:] for k in group])
+        counts, next_tokens = verify_draft(p, q, tokens, points, lenience=lenience)
+        for k, count, token in zip(group, counts.tolist(), next_tokens.tolist()):
+            accepted[k], following[k] = count, token
+        if size:
+            chance = accept_probability(_of(p[:, :-1], tokens), _of(q, tokens), lenience=lenience)
+            chances[group, :size] = chance.cpu()
+        if facts is not None:
+            for row, k in enumerate(group):
+                facts[k] |= _sampled_facts(p[row], q[row], tokens[row], points[row], accepted[k], chances[k, :size])
+    return accepted, following, chances
+
+
+def _greedy_facts(
+    facts: list[dict], drafted: Tensor, best: Tensor, chances: Tensor, sizes: list[int], accepted: list[int]
+) -> None:
+    """A greedy round in the terms of a sampled one: both laws are certain, nothing is drawn."""
+    agree = (drafted == best[:, :-1]).double().tolist()
+    ids, best, chances = drafted.tolist(), best.tolist(), chances.double().tolist()
+    for k, size in enumerate(sizes):
+        law = [[best[k][accepted[k]], 1.0]]
+        facts[k] |= {"draft_ids": ids[k][:size], "p": agree[k][:size], "q": [1.0] * size}
+        facts[k] |= {"u": None, "accept_probability": chances[k][:size]}
+        facts[k] |= {"total_variation": [1 - p for p in agree[k][:size]], "next_u": None, "next_law": law}
+
+
+def _sampled_facts(
+    p: Tensor, q: Tensor, tokens: Tensor, points: Tensor, accepted: int, chances: Tensor
+) -> dict[str, Any]:
+    """A sampled round of one row: p [size + 1, V], q [size, V], tokens and chances [size], points [size + 1]."""
+    size, q = len(tokens), torch.nn.functional.pad(q, (0, p.shape[-1] - q.shape[-1]))
+    p_of, q_of = _of(p[:size], tokens), _of(q, tokens)
+    distance = 1 - torch.minimum(p[:size], q).sum(dim=-1)
+    rest = p[size] if accepted == size else residual(p[accepted], q[accepted])
+    law = rest.topk(min(_SHOWN, rest.shape[-1]))
+    named = {"p": p_of, "q": q_of, "u": points[:size], "accept_probability": chances, "total_variation": distance}
+    found = {"draft_ids": tokens.tolist()} | {name: values.tolist() for name, values in named.items()}
+    return found | {
+        "next_u": float(points[-1]),
+        "next_law": [[token, prob] for token, prob in zip(law.indices.tolist(), law.values.tolist()) if prob > 0],
+    }
+
+
+def _round(number: int, position: int, kept: int, next_id: int | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a trace tells of a round: see `speculate`."""
+    kind = None if next_id is None else "bonus" if kept == len(facts["draft_ids"]) else "residual"
+    return {"round": number, "position": position, "accepted": kept, "next_id": next_id, "next_kind": kind} | facts
+
+
+def _of(probs: Tensor, tokens: Tensor) -> Tensor:
+    """The probability of each token, 0 beyond the vocabulary: [..., V], [...] -> [...]."""
+    known = tokens < probs.shape[-1]
+    return probs.gather(-1, tokens.where(known, 0)[..., None])[..., 0] * known
+
+
+def _penalized(run: Run, scores: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """The repetition penalty at every drafted position, each with the tokens before it."""
+    if run.penalty == 1:
+        return scores
+    first = ids.shape[1] - scores.shape[1] + 1
+    columns = [run.penalized(scores[:, k], ids[:, : first + k], mask[:, : first + k]) for k in range(scores.shape[1])]
+    return torch.stack(columns, dim=1)
+
+
+def _record(
+    run: Run, rows: list, used: list[int], target: Source, scores: Tensor, new: list[list[int]],
+    accepted: list[int], chances: Tensor, counts: list[dict[str, int]],
+) -> None:  # fmt: skip
+    """The trace of a round: one step for every place in the run of tokens, with the rows that reached it."""
+    if run.recorder is None:
+        return
+    for k in range(max(used)):
+        reached = [r for r, size in enumerate(used) if size > k]
+        pick = slice(None) if len(reached) == len(rows) else reached
+        details = {name: values[pick, k] for name, values in target.details.items()}
+        details["round"] = torch.tensor([counts[rows[r].number]["rounds"] for r in reached])
+        details["drafted"] = torch.tensor([k < accepted[r] for r in reached])
+        details["accept_probability"] = chances[pick, k] if k < chances.shape[1] else torch.zeros(len(reached)).double()
+        parts = {name: values[pick, k] for name, values in target.parts.items()}
+        run.record(
+            [rows[r] for r in reached], scores[pick, k], parts, details, torch.tensor([new[r][k] for r in reached])
+        )
+
+
+def _stats(count: dict[str, int], tokens: int, lenience: float) -> dict[str, Any]:
+    rounds = count["rounds"]
+    return count | {
+        "acceptance_rate": count["accepted"] / max(count["drafted"], 1),
+        "target_passes": rounds,
+        "tokens_per_target_pass": tokens / max(rounds, 1),
+        "exact": lenience == 1,
+    }

@@ -1,0 +1,1 @@
+"""What made the shipped pair: the tokenizer, the training, the model card."""

@@ -1,0 +1,177 @@
+"""What happened at every step of a generation, as data: the candidates, not the vocabulary, so O(N) numbers a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CANDIDATES = 256
+_ON_CPU = 300_000  # numbers that wait on a CPU: beyond its cache, copying rows together costs more than it saves
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Record:
+    """One row of a generation, step by step; P positions, N candidates, and the chosen token as a last extra column.
+
+    candidates: [P, N + 1] token ids, the expert's best first. parts: name -> [P, N + 1] raw logits of "expert",
+    "amateur", ...; a part with layers, DoLa's "layers", is [P, L, N + 1]. score: [P, N + 1] what the source returned,
+    -inf where not kept, before any repetition penalty or temperature. rank: [P] the chosen token's rank with the
+    expert, 1 is its best. details: name -> [P, ...], such as DoLa's "premature_layer". settings: the source's method
+    and numbers, and a repetition_penalty other than 1. The last position may be the EOS that ended the text.
+    Measured over the whole vocabulary of `vocab_size` tokens, name -> [P] (or [P, L]): normalisers (logsumexp),
+    entropy (nats), total_variation (the distance of every other part from the expert), ranks (of the chosen token with
+    each part; 0 where a rescored trace cannot know it).
+    rounds: speculation's rounds, see `speculate`. recorded: the tokens of the text, where `rescore` chose others.
+    """
+
+    prompt_ids: list[int]
+    candidates: Tensor
+    score: Tensor
+    parts: dict[str, Tensor]
+    normalisers: dict[str, Tensor]
+    rank: Tensor
+    details: dict[str, Tensor] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Any = None
+    vocab_size: int | None = None
+    entropy: dict[str, Tensor] = field(default_factory=dict)
+    total_variation: dict[str, Tensor] = field(default_factory=dict)
+    ranks: dict[str, Tensor] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    recorded: list[int] | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The token chosen at every position."""
+        return self.candidates[:, -1].tolist()
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} positions, {self.candidates.shape[1] - 1} candidates each)"
+
+    @property
+    def recorded_ids(self) -> list[int]:
+        """The tokens of the recorded text: those every position was really computed behind."""
+        return self.token_ids if self.recorded is None else list(self.recorded)
+
+
+class Recorder:
+    """Collects steps. Whole rows of scores wait a few steps only, then they are cut to the candidates."""
+
+    makes: type[Record] = Record  # `Trace`, once it is defined: loops need not know what a record can tell
+
+    def __init__(self, *, candidates: int = CANDIDATES, steps: int = 16, numbers: int = 12_000_000) -> None:
+        self.size, self.steps, self.numbers = candidates, steps, numbers
+        self._rows: Sequence[int] = ()
+        self._waiting: list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]] = []
+        self._blocks: list[tuple[Sequence[int], dict[str, Any]]] = []
+        self._rounds: dict[int, list[dict[str, Any]]] = {}
+        self._vocab: int | None = None
+
+    def add(
+        self,
+        rows: Sequence[int],
+        score: Tensor,
+        parts: dict[str, Tensor],
+        details: dict[str, Tensor],
+        chosen: Tensor,
+    ) -> None:
+        """One step of some batch rows: score [b, V], parts name -> [b, V] or [b, L, V], details name -> [b, ...]."""
+        # one stack of many steps costs far less than many small calls, and keeps at most `numbers` numbers waiting
+        size = score.numel() + sum(part.numel() for part in parts.values())
+        limit = min(self.numbers, _ON_CPU) if score.device.type == "cpu" else self.numbers
+        if self._waiting and (rows != self._rows or (len(self._waiting) + 1) * size > limit):
+            self._cut()
+        self._rows = list(rows)
+        self._waiting.append((score, parts or {"expert": score}, details, chosen))
+        if len(self._waiting) >= self.steps:
+            self._cut()
+
+    def _cut(self) -> None:
+        score = _stack([step[0] for step in self._waiting])  # (S, b, V)
+        parts = {name: _stack([step[1][name] for step in self._waiting]) for name in self._waiting[0][1]}
+        details = {name: _stack([step[2][name] for step in self._waiting]) for name in self._waiting[0][2]}
+        chosen = _stack([step[3] for step in self._waiting]).to(score.device)[..., None]  # (S, b, 1)
+        expert = parts.get("expert", score)
+        self._vocab = expert.shape[-1]
+        best = expert.topk(min(self.size, expert.shape[-1])).indices
+        candidates = torch.cat([best, chosen], dim=-1)  # (S, b, N + 1)
+        probs = expert.softmax(dim=-1) if len(parts) > 1 else None
+        block: dict[str, Any] = {"candidates": candidates, "score": score.gather(-1, candidates), "details": details}
+        block |= {name: {} for name in ("parts", "normalisers", "entropy", "total_variation", "ranks")}
+        for name, part in parts.items():
+            for what, value in _measured(part, candidates, None if part is expert else probs).items():
+                block[what][name] = value
+        block["rank"] = block["ranks"]["expert"] if "expert" in parts else _rank(expert, expert.gather(-1, chosen))
+        self._blocks.append((self._rows, _map(block, Tensor.cpu)))
+        self._waiting = []
+
+    def add_round(self, row: int, facts: dict[str, Any]) -> None:
+        """A round of speculation of one batch row, in plain Python numbers."""
+        self._rounds.setdefault(row, []).append(facts)
+
+    def trace(self, row: int, prompt_ids: list[int], *, steps: int, settings: dict[str, Any], tokenizer: Any) -> Record:
+        """The first `steps` steps of one batch row."""
+        if self._waiting:
+            self._cut()
+        mine = [_map(block, itemgetter((slice(None), rows.index(row)))) for rows, block in self._blocks if row in rows]
+        if not mine:
+            empty = torch.zeros(0, 1)
+            return self.makes(prompt_ids, empty.long(), empty, {}, {}, empty[:, 0].long(), {}, settings, tokenizer)
+        whole = _join(mine, steps)
+        return self.makes(
+            prompt_ids=prompt_ids,
+            **whole,
+            settings=dict(settings),
+            tokenizer=tokenizer,
+            vocab_size=self._vocab,
+            rounds=self._rounds.get(row, []),
+        )
+
+
+def _measured(part: Tensor, candidates: Tensor, expert_probs: Tensor | None) -> dict[str, Tensor]:
+    """What is kept of whole rows: part [S, b, V] or [S, b, L, V], candidates [S, b, N + 1], expert_probs [S, b, V]."""
+    if part.dim() > candidates.dim():  # a part with layers
+        candidates = candidates[..., None, :].expand(*part.shape[:-1], -1)
+        expert_probs = None if expert_probs is None else expert_probs[..., None, :]
+    logits = part.gather(-1, candidates)
+    normaliser = part.logsumexp(dim=-1)
+    probs = part.softmax(dim=-1)
+    mean = torch.linalg.vecdot(probs, part)
+    if bool(mean.isnan().any()):  # an impossible token's 0 * -inf
+        mean = torch.linalg.vecdot(probs, part.clamp(min=torch.finfo(part.dtype).min))
+    found = {"parts": logits, "normalisers": normaliser, "entropy": (normaliser - mean).clamp(min=0)}
+    if expert_probs is not None and expert_probs.shape[-1] == part.shape[-1]:
+        found["total_variation"] = (1 - torch.minimum(expert_probs, probs).sum(dim=-1)).clamp(min=0)
+    return found | {"ranks": _rank(part, logits[..., -1:])}
+
+
+def _rank(part: Tensor, chosen: Tensor) -> Tensor:
+    """1 and how many are above the chosen one: part [..., V], chosen [..., 1]. Adding floats is faster than bools."""
+    return torch.gt(part, chosen, out=torch.empty_like(part, dtype=torch.float32)).sum(dim=-1).long() + 1
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+
+
+def _map(block: dict[str, Any], change: Any) -> dict[str, Any]:
+    return {name: _map(value, change) if isinstance(value, dict) else change(value) for name, value in block.items()}
+
+
+def _join(blocks: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    """Blocks one after the other, cut to `steps`."""
+    first = blocks[0]
+    return {
+        name: _join([block[name] for block in blocks], steps)
+        if isinstance(first[name], dict)
+        else torch.cat([block[name] for block in blocks])[:steps].clone()
+        for name in first
+    }
