@@ -14,6 +14,7 @@ import io
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,6 +45,57 @@ class Mistake:
     name: str
     gives: Callable
     look: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of an assignment: called with the student's function it checks it, on the visible cases or on others.
+
+    number: which part of its assignment. reference: THE solution, a plain function of the file that every other place
+    reads (the master's solution cell, the right functions that stand in for wrong ones, the mistakes). mistakes: rows
+    (name, old text, new text, where to look): what the reference becomes when its source says `new` instead of `old`
+    (two tuples: several replacements). others: mistakes that no edit of the reference gives. earlier: parts whose
+    functions this one may call. raised, sure: see `run_check`.
+    """
+
+    number: int
+    reference: Callable
+    cases: Sequence[Case]
+    mistakes: Sequence[tuple] = ()
+    others: Sequence[Mistake] = ()
+    earlier: Sequence[Part] = ()
+    raised: Mapping[str, str] = field(default_factory=dict)
+    sure: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name that the student's function has."""
+        return self.reference.__name__
+
+    def source_of(self, old: str | tuple[str, ...] = (), new: str | tuple[str, ...] = ()) -> str:
+        """The reference's source with texts replaced, each of which it must hold."""
+        source = inspect.getsource(self.reference)
+        pairs = [(old, new)] if isinstance(old, str) else zip(old, new, strict=True)
+        for before, after in pairs:
+            assert before in source, f"{self.name} has no {before!r}"
+            source = source.replace(before, after)
+        return source
+
+    @cached_property
+    def known(self) -> list[Mistake]:
+        """Every mistake as a function, in the order in which they are tried."""
+        made = []
+        for name, old, new, look in self.mistakes:
+            names = dict(self.reference.__globals__)
+            exec(self.source_of(old, new), names)
+            made.append(Mistake(name, names[self.name], look))
+        return [*made, *self.others]
+
+    def __call__(self, function: Callable, *, cases: Sequence[Case] | None = None) -> Result:
+        """Check the student's function: the first property that breaks, or a truthy Result."""
+        cases = self.cases if cases is None else cases
+        earlier = {part.name: (part.number, part) for part in self.earlier}
+        return run_check(self.name, function, cases, self.known, earlier=earlier, raised=self.raised, sure=self.sure)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,254 @@
+"""The registry of methods: what each is called, which numbers it takes, what it needs, and how it is built.
+
+The command line, `compare`, `eval`, the harness and the doctor read it, so a new method is one entry in `METHODS`.
+A method with its numbers is spelled `contrastive beta=0.5 alpha=0.1` everywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cdlearn.loops.generate import generate
+from cdlearn.loops.run import Generation
+from cdlearn.loops.speculate import speculate
+from cdlearn.pairs import Pair, load_expert
+from cdlearn.sources import CachedLM, Contrast, DoLa, Source
+
+
+@dataclass(frozen=True)
+class Option:
+    """A number that methods take: its one default, its range, and what it is. kind: float, int, or str for words."""
+
+    default: Any
+    about: str
+    kind: type = float
+    low: float = 0.0
+    high: float = float("inf")
+    above: bool = False  # whether `low` itself is out
+    flag: str = ""  # on the command line, where it is not --name
+
+    def read(self, name: str, text: str) -> Any:
+        """The value of a text. Raises ValueError naming the option."""
+        if self.kind is str:
+            return text
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise ValueError(f"{name}={text} is not a number: give {self.range}.") from None
+        if not (value > self.low if self.above else value >= self.low) or value > self.high or value == float("inf"):
+            raise ValueError(f"{name}={text} is out of range: give {self.range}.")
+        return value
+
+    @property
+    def range(self) -> str:
+        """In words: "more than 0 and at most 1"."""
+        high = "" if self.high == float("inf") else f" and at most {self.high:g}"
+        return f"{'more than' if self.above else 'at least'} {self.low:g}{high}"
+
+
+OPTIONS = {
+    "alpha": Option(0.1, "keep tokens with p >= alpha * max p; 0: no mask", high=1.0),
+    "beta": Option(0.5, "2023 form: (1 + beta) * expert - beta * amateur logits"),
+    "strength": Option(1.0, "2022 form: log p expert - strength * log p amateur"),
+    "amateur_temperature": Option(1.0, "amateur temperature of the 2022 form", above=True, flag="--tau-amateur"),
+    "top_k": Option(0, "only the expert's k best tokens; 0: off", int),
+    "layers": Option("low", "DoLa's candidate layers: low, high, or numbers as in 2,4,6", str),
+    "temperature": Option(0.0, "0 is greedy"),
+    "top_p": Option(1.0, "nucleus of sampling; 1: off", high=1.0, above=True),
+    "repetition_penalty": Option(1.0, "makes tokens of the text less likely; 1: off", above=True),
+    "gamma": Option(4, "tokens drafted per round", int, low=1),
+    "choices": Option("textbook", "how multiple choice is scored: textbook, or reference as in DoLa's evaluation", str),
+}
+FORM = ("beta", "strength", "amateur_temperature")  # the first excludes the other two
+DRAW = ("temperature", "top_p", "repetition_penalty")  # keywords of every loop
+SCORED = ("choices",)  # read by evaluations, not by the source
+
+
+class Models:
+    """The models of a pair as sources, each made once, so that methods share what was computed."""
+
+    def __init__(self, pair: Pair, early: Any = None) -> None:
+        self.pair, self._early = pair, early
+
+    @cached_property
+    def expert(self) -> CachedLM:
+        return CachedLM(self.pair.expert)
+
+    @cached_property
+    def amateur(self) -> CachedLM:
+        if self.pair.amateur is None:
+            raise ValueError("there is no amateur: name one, or choose a method that works with one model.")
+        return CachedLM(self.pair.amateur)
+
+    @cached_property
+    def early(self) -> CachedLM:
+        """The early checkpoint of the embedded expert, or the one given."""
+        return CachedLM(load_expert("early", progress=False).expert if self._early is None else self._early)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to decode. build: models and numbers -> a source, or (target, draft) where `needs` says "draft"."""
+
+    about: str
+    build: Callable[[Models, dict[str, Any]], Any]
+    options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # of "amateur", "early", "draft"
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # where they differ from the option's own
+    loop: tuple[str, ...] = DRAW  # the numbers that are keywords of the loop; the others are the source's
+    label: Callable[[dict[str, Any]], str] | None = None  # the head of a column
+
+    def named(self, name: str, numbers: dict[str, Any]) -> str:
+        """A short label: the method and the number that matters."""
+        return self.label(numbers) if self.label else f"expert, {name}"
+
+
+def _contrast(expert: Any, amateur: Any, numbers: dict[str, Any]) -> Contrast:
+    form = {name: numbers[name] for name in FORM if name in numbers} or {"beta": OPTIONS["beta"].default}
+    return Contrast(expert, amateur, alpha=numbers["alpha"] or None, top_k=numbers["top_k"], **form)
+
+
+def _dola(models: Models, numbers: dict[str, Any]) -> DoLa:
+    layers = numbers["layers"]
+    if isinstance(layers, str) and layers not in ("low", "high"):
+        layers = [int(layer) if layer.strip().isdigit() else layer for layer in layers.split(",")]
+    layers = [layers] if isinstance(layers, int) else layers
+    official = {"final_norm": False, "divergence": "reference"} if numbers.get("choices") == "reference" else {}
+    return DoLa(models.pair.expert, layers=layers, alpha=numbers["alpha"] or None, **official)
+
+
+def _contrast_label(numbers: dict[str, Any]) -> str:
+    name = "strength" if {"strength", "amateur_temperature"} & numbers.keys() else "beta"
+    return f"contrastive ({name} {numbers.get(name, OPTIONS[name].default):g})"
+
+
+_CONTRAST = ("alpha", *FORM, "top_k")
+_PENALTY = ("repetition_penalty",)
+METHODS: dict[str, Method] = {
+    "contrastive": Method(
+        "expert against amateur: contrastive decoding",
+        lambda models, numbers: _contrast(models.expert, models.amateur, numbers),
+        (*_CONTRAST, *DRAW, *SCORED),
+        ("amateur",),
+        label=_contrast_label,
+    ),
+    "greedy": Method(
+        "the expert's likeliest token",
+        lambda models, numbers: models.expert,
+        _PENALTY,
+        label=lambda numbers: "expert, greedy",
+    ),
+    "amateur": Method(
+        "the amateur alone",
+        lambda models, numbers: models.amateur,
+        DRAW,
+        ("amateur",),
+        label=lambda numbers: "amateur, greedy",
+    ),
+    "sample": Method(
+        "a draw from the expert",
+        lambda models, numbers: models.expert,
+        (*DRAW, "top_k"),
+        defaults={"temperature": 1.0},
+        loop=(*DRAW, "top_k"),
+        label=lambda n: f"expert, top-p {n['top_p']:g}" if n["top_p"] < 1 else "expert, sampled",
+    ),
+    "dola": Method(
+        "the expert against its own early layers",
+        _dola,
+        ("alpha", "layers", *DRAW, *SCORED),
+        label=lambda numbers: "expert, DoLa",
+    ),
+    "early": Method(
+        "the embedded expert against its own early checkpoint",
+        lambda models, numbers: _contrast(models.expert, models.early, numbers),
+        (*_CONTRAST, *DRAW, *SCORED),
+        ("early",),
+    ),
+    "speculative": Method(
+        "the expert, drafted by the amateur",
+        lambda models, numbers: (models.expert, models.amateur),
+        (*DRAW, "gamma"),
+        ("amateur", "draft"),
+        loop=(*DRAW, "gamma"),
+    ),
+    "speculative-contrastive": Method(
+        "the contrast, drafted by its own amateur",
+        lambda models, numbers: (_contrast(models.expert, models.amateur, numbers), models.amateur),
+        (*_CONTRAST, *DRAW, "gamma"),
+        ("amateur", "draft"),
+        loop=(*DRAW, "gamma"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A method that is ready to decode. numbers: all of them, defaults included. draw: the loop's keywords."""
+
+    name: str
+    numbers: dict[str, Any]
+    source: Source
+    draft: Source | None
+    draw: dict[str, Any]
+
+    def __call__(self, prompts: Any, **options: Any) -> Generation | list[Generation]:
+        """Continue prompts. options: the other keywords of `generate` or `speculate`."""
+        if self.draft is None:
+            return generate(self.source, prompts, **self.draw, **options)
+        return speculate(self.source, self.draft, prompts, **self.draw, **options)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The source's method and numbers, and how tokens are drawn."""
+        return self.source.settings | self.draw
+
+    @property
+    def sampled(self) -> bool:
+        """Whether other seeds give other texts."""
+        return self.draw["temperature"] > 0
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """`contrastive beta=0.5 alpha=0.1` -> ("contrastive", {"beta": 0.5, "alpha": 0.1}). Raises ValueError."""
+    name, *settings = spec.split() or [""]
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"method {name!r} is unknown{guess}: known are {', '.join(METHODS)}.")
+    numbers: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"method {spec!r}: {setting!r} is not name=value, as in contrastive beta=0.5 alpha=0.1.")
+        check(name, {key: text})
+        numbers[key] = OPTIONS[key].read(key, text)
+    check(name, numbers)
+    return name, numbers
+
+
+def check(name: str, numbers: Mapping[str, Any]) -> None:
+    """Refuse numbers that would change nothing: a silent number is a wrong experiment. Raises ValueError."""
+    for key, value in numbers.items():
+        owners = [other for other, method in METHODS.items() if key in method.options]
+        if key not in METHODS[name].options:
+            belongs = f"it belongs to {', '.join(owners)}" if owners else f"known are {', '.join(OPTIONS)}"
+            raise ValueError(f"{key}={value} changes nothing with {name}; {belongs}.")
+    if "beta" in numbers and numbers.keys() & set(FORM[1:]):
+        other = next(key for key in FORM[1:] if key in numbers)
+        raise ValueError(f"beta={numbers['beta']} and {other}={numbers[other]} are of two forms: choose one.")
+
+
+def build(models: Models, name: str, numbers: Mapping[str, Any] | None = None) -> Decoder:
+    """A method over these models. numbers: those that differ from the defaults. Raises ValueError as `check` does."""
+    method, given = METHODS[name], dict(numbers or {})
+    check(name, given)
+    known = {key: OPTIONS[key].default for key in method.options if key not in FORM} | dict(method.defaults) | given
+    made = method.build(models, known)
+    source, draft = made if "draft" in method.needs else (made, None)
+    draw = {key: known.get(key, OPTIONS[key].default) for key in method.loop}
+    return Decoder(name, known, source, draft, draw)
