@@ -19,9 +19,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from cdlearn.scores import NEVER
+from cdlearn.checks import check_contrast
+from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores
 from cdlearn.sources import Source, as_source
-from cdlearn.sources.combine import contrast_form
 
 
 class SourceConfig(PreTrainedConfig):
@@ -139,7 +139,8 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         top_k: int = 0,
         attention_mask: Tensor | None = None,
     ) -> None:
-        self._formula, self._numbers = contrast_form(alpha, strength, beta, amateur_temperature, top_k)
+        self._numbers = check_contrast(alpha, top_k, strength, beta, amateur_temperature)
+        self._formula = contrastive_scores if beta is None else contrastive_logits
         self.amateur, self.attention_mask = as_source(amateur, "amateur"), attention_mask
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

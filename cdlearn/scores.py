@@ -2,34 +2,42 @@
 
 Logits are `[..., V]`: any leading dimensions, the vocabulary last. Half precision is computed in float32. `-inf` is a
 logit like any other (a token that cannot be had); NaN and +inf are errors here, so they never travel onwards.
+check=False leaves out that look at the numbers, for which a GPU must wait: then the caller looks at the result.
 """
 
 import math
-import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from cdlearn.checks import (
+    check_alpha,
+    check_contrast,
+    check_logits,
+    check_number,
+    check_probs,
+    check_sampling,
+    check_two,
+    check_word,
+    row_max,
+)  # fmt: skip
+
 NEVER = float("-inf")
 # The least log-probability of an amateur: a token it rules out (-inf) must not become +inf or NaN in the score.
-_FLOOR = -1e5
-
-
-class NonFiniteError(ValueError):
-    """Logits or scores with NaN, with +inf, or with nothing but -inf."""
+FLOOR = -1e5
 
 
 def plausibility_mask(expert_logits: Tensor, alpha: float | None) -> Tensor:
     """The tokens an expert finds plausible: `p_E(v) >= alpha * max p_E`.
 
-    expert_logits: [..., V] float. alpha: a ratio of probabilities in (0, 1]; 1 keeps only the best token, None keeps
-    every token that is not -inf. Returns [..., V] bool; ties are kept, so at least one token always is.
-    Raises ValueError for alpha outside (0, 1] and for rows with NaN, +inf, or nothing but -inf.
+    expert_logits: [..., V] float. alpha: a ratio of probabilities; 1 keeps only the best token, 0 (or None) every token
+    that is not -inf. Returns [..., V] bool; ties are kept, so at least one token always is.
+    Raises ValueError for alpha outside [0, 1] and for rows with NaN, +inf, or nothing but -inf.
     Contrastive decoding, arXiv 2210.15097, eq. 2. The normaliser cancels, so raw logits do and nothing is sorted.
     """
-    expert_logits = _float(expert_logits, "expert_logits")
-    return _keep(expert_logits, _row_max(expert_logits, "expert_logits"), _check_alpha(alpha), top_k=0)
+    expert_logits = check_logits(expert_logits, "expert_logits")
+    return _keep(expert_logits, row_max(expert_logits, "expert_logits"), check_alpha(alpha), top_k=0)
 
 
 def contrastive_scores(
@@ -40,6 +48,7 @@ def contrastive_scores(
     strength: float = 1.0,
     amateur_temperature: float = 1.0,
     top_k: int = 0,
+    check: bool = True,
 ) -> Tensor:
     """Contrastive decoding: `log p_E - strength * log softmax(s_A / amateur_temperature)` where plausible, else -inf.
 
@@ -47,16 +56,13 @@ def contrastive_scores(
     top_k: also drop what is not among the expert's k most probable tokens (0: off). Returns [..., V] float, in nats.
     Raises TypeError or ValueError naming the argument. arXiv 2210.15097, eq. 3 with the mask of eq. 2.
     """
-    expert, amateur = _pair(expert_logits, amateur_logits, "expert_logits", "amateur_logits")
-    strength = _number(strength, "strength", low=0.0, high=1e6)
-    tau = _number(amateur_temperature, "amateur_temperature", low=0.0, open_low=True)
-    alpha, top_k = _check_alpha(alpha), _check_top_k(top_k)
-    best = _row_max(expert, "expert_logits")
-    amateur_best = _row_max(amateur, "amateur_logits")
-    keep = _keep(expert, best, alpha, top_k)
+    expert, amateur = check_two(expert_logits, amateur_logits, "expert_logits", "amateur_logits")
+    alpha, top_k, strength, tau = check_contrast(alpha, top_k, strength, None, amateur_temperature).values()
+    keep = _keep(expert, row_max(expert, "expert_logits", check), alpha, top_k)
+    amateur_best = row_max(amateur, "amateur_logits", check)
     if tau != 1:  # the best logit is subtracted first: a tiny temperature cannot overflow
         amateur = (amateur - amateur_best) / max(tau, torch.finfo(amateur.dtype).tiny)
-    amateur_logp = torch.log_softmax(amateur, dim=-1).clamp(min=_FLOOR)
+    amateur_logp = torch.log_softmax(amateur, dim=-1).clamp(min=FLOOR)
     return torch.where(keep, torch.sub(torch.log_softmax(expert, dim=-1), amateur_logp, alpha=strength), NEVER)
 
 
@@ -67,6 +73,7 @@ def contrastive_logits(
     alpha: float | None = 0.1,
     beta: float = 0.5,
     top_k: int = 0,
+    check: bool = True,
 ) -> Tensor:
     """Contrastive decoding for reasoning: `(1 + beta) * s_E - beta * s_A` where plausible, else -inf.
 
@@ -74,17 +81,16 @@ def contrastive_logits(
     Greedy choices equal those of `contrastive_scores` with `strength = beta / (1 + beta)`; as a distribution it is
     that one at temperature `1 / (1 + beta)`. arXiv 2309.09117, section 2.
     """
-    expert, amateur = _pair(expert_logits, amateur_logits, "expert_logits", "amateur_logits")
-    beta = _number(beta, "beta", low=0.0, high=1e6)
-    alpha, top_k = _check_alpha(alpha), _check_top_k(top_k)
-    best = _row_max(expert, "expert_logits")
-    amateur_best = _row_max(amateur, "amateur_logits")
-    keep = _keep(expert, best, alpha, top_k)
-    floored = torch.maximum(amateur, amateur_best + _FLOOR)
+    expert, amateur = check_two(expert_logits, amateur_logits, "expert_logits", "amateur_logits")
+    alpha, top_k, beta = check_contrast(alpha, top_k, beta=beta).values()
+    keep = _keep(expert, row_max(expert, "expert_logits", check), alpha, top_k)
+    floored = torch.maximum(amateur, row_max(amateur, "amateur_logits", check) + FLOOR)
     return torch.where(keep, torch.sub((1 + beta) * expert, floored, alpha=beta), NEVER)
 
 
-def mixed_scores(logits: Sequence[Tensor], weights: Sequence[float], *, alpha: float | None = None) -> Tensor:
+def mixed_scores(
+    logits: Sequence[Tensor], weights: Sequence[float], *, alpha: float | None = None, check: bool = True
+) -> Tensor:
     """A weighted sum of log-probabilities, `sum_k w_k * log p_k`: guidance, DExperts, proxy tuning.
 
     logits: tensors [..., V] float of one shape; weights: as many numbers. alpha: the plausibility mask of the FIRST
@@ -94,40 +100,37 @@ def mixed_scores(logits: Sequence[Tensor], weights: Sequence[float], *, alpha: f
     """
     if len(logits) != len(weights) or not logits:
         raise ValueError(f"logits holds {len(logits)} tensors and weights {len(weights)} numbers: pass one for each.")
-    weights = [_number(weight, "weight", low=-1e6, high=1e6) for weight in weights]
-    first = _float(logits[0], "logits")
-    keep = _keep(first, _row_max(first, "logits"), _check_alpha(alpha), top_k=0) if alpha is not None else None
+    weights = [check_number(weight, "weight", low=-1e6, high=1e6) for weight in weights]
+    first, alpha = check_logits(logits[0], "logits"), check_alpha(alpha)
+    keep = None if alpha is None else _keep(first, row_max(first, "logits", check), alpha, top_k=0)
     total = torch.zeros_like(first)
     for weight, part in zip(weights, logits):
-        first, part = _pair(first, part, "the first logits", "other logits")
-        _row_max(part, "logits")
-        total = torch.add(total, torch.log_softmax(part, dim=-1).clamp(min=_FLOOR), alpha=weight)
+        first, part = check_two(first, part, "the first logits", "other logits")
+        row_max(part, "logits", check)
+        total = torch.add(total, torch.log_softmax(part, dim=-1).clamp(min=FLOOR), alpha=weight)
         if weight > 0:
             total = total.masked_fill(part == NEVER, NEVER)
     return total if keep is None else total.where(keep, NEVER)
 
 
-def js_divergence(p_logits: Tensor, q_logits: Tensor, *, convention: str = "textbook") -> Tensor:
+def js_divergence(p_logits: Tensor, q_logits: Tensor, *, convention: str = "textbook", check: bool = True) -> Tensor:
     """Jensen-Shannon divergence of two next-token distributions: `(KL(p || m) + KL(q || m)) / 2`, `m = (p + q) / 2`.
 
     p_logits, q_logits: [..., V] float; leading dimensions broadcast. Returns [...] in nats, between 0 and ln 2.
     convention="reference": what DoLa's official code computes, `(KL(m || p) + KL(m || q)) / 2 / V`.
     Raises TypeError or ValueError naming the argument. DoLa, arXiv 2309.03883, eq. 2.
     """
-    if convention not in ("textbook", "reference"):
-        raise ValueError(f'convention is {convention!r}: pass "textbook" or "reference".')
-    p_logits, q_logits = _float(p_logits, "p_logits"), _float(q_logits, "q_logits")
+    check_word(convention, "convention", ("textbook", "reference"))
+    p_logits, q_logits = check_logits(p_logits, "p_logits"), check_logits(q_logits, "q_logits")
     if p_logits.shape[-1] != q_logits.shape[-1]:
-        raise ValueError(
-            f"p_logits has a vocabulary of {p_logits.shape[-1]} and q_logits of {q_logits.shape[-1]}: "
-            "trim both to the tokens they share."
-        )
-    _row_max(p_logits, "p_logits")
-    _row_max(q_logits, "q_logits")
+        sizes = f"p_logits has a vocabulary of {p_logits.shape[-1]} and q_logits of {q_logits.shape[-1]}"
+        raise ValueError(f"{sizes}: trim both to the tokens they share.")
+    for logits, name in ((p_logits, "p_logits"), (q_logits, "q_logits")) if check else ():
+        row_max(logits, name)
     p, q = torch.softmax(p_logits, dim=-1), torch.softmax(q_logits, dim=-1)
     m = (p + q).div_(2)
     if convention == "reference":  # the floor keeps it finite where one of the two rules a token out
-        log_p, log_q = (torch.log_softmax(x, dim=-1).clamp(min=_FLOOR) for x in (p_logits, q_logits))
+        log_p, log_q = (torch.log_softmax(x, dim=-1).clamp(min=FLOOR) for x in (p_logits, q_logits))
         return (m * (m.clamp(min=torch.finfo(m.dtype).tiny).log() - (log_p + log_q) / 2)).mean(dim=-1)
     # the entropy of the mean minus the mean entropy; rounding may leave -1e-9 for equal rows, hence the clamp
     return (_entropy(m) - (_entropy(p) + _entropy(q)) / 2).clamp(min=0)
@@ -138,14 +141,16 @@ def _entropy(p: Tensor) -> Tensor:
     return -p.clamp(min=torch.finfo(p.dtype).tiny).log_().mul_(p).sum(dim=-1)
 
 
-def dola_scores(final_logits: Tensor, premature_logits: Tensor, *, alpha: float | None = 0.1) -> Tensor:
+def dola_scores(
+    final_logits: Tensor, premature_logits: Tensor, *, alpha: float | None = 0.1, check: bool = True
+) -> Tensor:
     """DoLa's contrast of a model with its own premature layer: `log p_final - log p_premature` where plausible.
 
     final_logits, premature_logits: [..., V] float, the same shape. Returns [..., V] float in nats, -inf outside the
     mask. Errors as in `contrastive_scores`, which this is with strength 1. DoLa, arXiv 2309.03883, eq. 3 and 4.
     """
-    final, premature = _pair(final_logits, premature_logits, "final_logits", "premature_logits")
-    return contrastive_scores(final, premature, alpha=alpha)
+    check_two(final_logits, premature_logits, "final_logits", "premature_logits")
+    return contrastive_scores(final_logits, premature_logits, alpha=alpha, check=check)
 
 
 def penalize_repetition(scores: Tensor, token_ids: Tensor, *, penalty: float, mask: Tensor | None = None) -> Tensor:
@@ -155,13 +160,11 @@ def penalize_repetition(scores: Tensor, token_ids: Tensor, *, penalty: float, ma
     penalty: above 0; 1 changes nothing. Returns [B, V]. CTRL, arXiv 1909.05858, section 4.1, with the sign rule that
     transformers and DoLa's code use.
     """
-    scores = _float(scores, "scores")
-    penalty = _number(penalty, "penalty", low=0.0, open_low=True)
+    scores = check_logits(scores, "scores")
+    penalty = check_number(penalty, "penalty", open_low=True)
     if scores.dim() != 2 or token_ids.dim() != 2 or len(scores) != len(token_ids):
-        raise ValueError(
-            f"scores has shape {tuple(scores.shape)} and token_ids {tuple(token_ids.shape)}: "
-            "pass [B, V] and [B, T] with the same B."
-        )
+        shapes = f"scores has shape {tuple(scores.shape)} and token_ids {tuple(token_ids.shape)}"
+        raise ValueError(f"{shapes}: pass [B, V] and [B, T] with the same B.")
     vocab = scores.shape[-1]
     token_ids = token_ids.to(scores.device, torch.long)
     # everything that does not count falls into one spare column, cut off below
@@ -173,7 +176,9 @@ def penalize_repetition(scores: Tensor, token_ids: Tensor, *, penalty: float, ma
     return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
-def sampling_probs(scores: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def sampling_probs(
+    scores: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, check: bool = True
+) -> Tensor:
     """The distribution a sampler draws from: temperature, then top-k, then top-p, normalised.
 
     scores: [..., V] float, -inf for tokens that cannot be drawn. temperature: 0 puts everything on the best token.
@@ -181,11 +186,9 @@ def sampling_probs(scores: Tensor, *, temperature: float = 1.0, top_k: int = 0, 
     Ties at either cut are kept. Returns [..., V] float that sums to 1. Raises TypeError or ValueError naming the
     argument. Nucleus sampling: arXiv 1904.09751, eq. 3.
     """
-    scores = _float(scores, "scores")
-    temperature = _number(temperature, "temperature", low=0.0)
-    top_p = _number(top_p, "top_p", low=0.0, high=1.0, open_low=True)
-    top_k = _check_top_k(top_k)
-    best = _row_max(scores, "scores")
+    scores = check_logits(scores, "scores")
+    temperature, top_k, top_p = check_sampling(temperature, top_k, top_p)
+    best = row_max(scores, "scores", check)
     if temperature == 0:
         return torch.zeros_like(scores).scatter(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
     # subtracting the best first: a tiny temperature then drives the others to -inf, never the best to +inf
@@ -214,15 +217,15 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
 def accept_probability(p: Tensor, q: Tensor, *, lenience: float = 1.0) -> Tensor:
     """The chance to keep a drafted token: `min(1, p / q)`.
 
-    p, q: probabilities of the same tokens under the target and under the law they were drawn from, any shape, float.
-    lenience: in (0, 1]; below 1 it multiplies q, so that more is kept and the output is no longer the target's
+    p, q: probabilities of the same tokens under the target and under the distribution they were drawn from, any shape.
+    lenience: in (0, 1]; below 1 it multiplies q, so that more is accepted and the output is no longer the target's
     (arXiv 2211.17192, appendix A.5). Where q is 0 nothing can have been drawn: 1 if p is above 0, else 0.
     Raises TypeError or ValueError naming the argument. arXiv 2302.01318, algorithm 2; 2211.17192, section 2.3.
     """
-    p, q = _pair(p, q, "p", "q")
-    lenience = _number(lenience, "lenience", low=0.0, high=1.0, open_low=True)
-    _check_probs(p, "p")
-    _check_probs(q, "q")
+    p, q = check_two(p, q, "p", "q")
+    lenience = check_number(lenience, "lenience", high=1.0, open_low=True)
+    check_probs(p, "p")
+    check_probs(q, "q")
     p, q = p.double(), q.double() * lenience
     return torch.where(q > 0, (p / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0), (p > 0).double())
 
@@ -233,9 +236,9 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     Where nothing is left (p equals q up to rounding, so a rejection cannot happen) it is p itself. Returns [..., V]
     float64. Raises TypeError or ValueError naming the argument. arXiv 2302.01318, eq. 2 and theorem 1.
     """
-    p, q = _pair(p, q, "p", "q")
-    _check_probs(p, "p")
-    _check_probs(q, "q")
+    p, q = check_two(p, q, "p", "q")
+    check_probs(p, "p")
+    check_probs(q, "q")
     rest = (p.double() - q.double()).clamp(min=0)
     total = rest.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, rest / total.clamp(min=torch.finfo(rest.dtype).tiny), p.double())
@@ -244,47 +247,36 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 def verify_draft(
     p: Tensor, q: Tensor, draft_tokens: Tensor, uniforms: Tensor, *, lenience: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Speculative sampling's verification: how many drafted tokens stand, and the token that follows them.
+    """Speculative sampling's verification: how many drafted tokens are accepted, and the token that follows.
 
-    p: [..., gamma + 1, V], the target's law at every drafted position and after the last. q: [..., gamma, V], the laws
-    the drafted tokens were drawn from. draft_tokens: [..., gamma] int. uniforms: [..., gamma + 1] in [0, 1): one for
-    every test, the last for the token that follows. Vocabularies padded differently are aligned; the padding has
-    probability 0. Returns accepted [...] int, 0 to gamma, and token [...] int: drawn from the residual after a
-    rejection, from p after the last position otherwise (the bonus token). The output law is p's, whatever q is.
+    p: [..., gamma + 1, V], the target's distribution at every drafted position and after the last. q: [..., gamma, V],
+    those that the drafted tokens were drawn from. draft_tokens: [..., gamma] int. uniforms: [..., gamma + 1] in [0, 1):
+    one for every test, the last for the token that follows. Vocabularies padded differently are aligned; the padding
+    has probability 0. Returns accepted [...] int, 0 to gamma, and token [...] int: drawn from the residual after a
+    rejection, from p after the last position otherwise (the bonus token). The output is distributed as p, whatever q.
     Raises TypeError or ValueError naming the argument. arXiv 2302.01318, algorithm 2.
     """
     gamma = draft_tokens.shape[-1]
-    p, q = _float(p, "p"), _float(q, "q") if gamma else q
+    p, q = check_logits(p, "p"), check_logits(q, "q") if gamma else q
     if p.shape[-2] != gamma + 1 or q.shape[-2] != gamma or uniforms.shape[-1] != gamma + 1:
-        raise ValueError(
-            f"draft_tokens holds {gamma} tokens a row, p {p.shape[-2]} rows, q {q.shape[-2]} and uniforms "
-            f"{uniforms.shape[-1]} numbers: pass gamma, gamma + 1, gamma and gamma + 1."
+        sizes = (
+            f"{gamma} tokens per row, p {p.shape[-2]} rows, q {q.shape[-2]} and uniforms {uniforms.shape[-1]} numbers"
         )
+        raise ValueError(f"draft_tokens holds {sizes}: pass gamma, gamma + 1, gamma and gamma + 1.")
     vocab = max(p.shape[-1], q.shape[-1])
-    p, q = _widen(p, vocab), _widen(q, vocab)
+    p, q = (torch.nn.functional.pad(probs, (0, vocab - probs.shape[-1])) for probs in (p, q))
     draft_tokens, uniforms = draft_tokens.to(p.device), uniforms.to(p.device, torch.float64)
     if gamma == 0:
-        return torch.zeros(draft_tokens.shape[:-1], dtype=torch.long, device=p.device), draw(
-            p[..., 0, :], uniforms[..., 0]
-        )
+        none = torch.zeros(draft_tokens.shape[:-1], dtype=torch.long, device=p.device)
+        return none, draw(p[..., 0, :], uniforms[..., 0])
     chosen = draft_tokens[..., None]
     chance = accept_probability(p[..., :-1, :].gather(-1, chosen), q.gather(-1, chosen), lenience=lenience)[..., 0]
     accepted = (uniforms[..., :-1] < chance).long().cumprod(dim=-1).sum(dim=-1)  # (...)
     at = accepted[..., None, None]
     stopped_p = p.take_along_dim(at, dim=-2)[..., 0, :]  # (..., V)
     stopped_q = q.take_along_dim(at.clamp(max=gamma - 1), dim=-2)[..., 0, :]
-    law = torch.where((accepted < gamma)[..., None], residual(stopped_p, stopped_q), stopped_p.double())
-    return accepted, draw(law, uniforms[..., -1])
-
-
-def _widen(probs: Tensor, vocab: int) -> Tensor:
-    return torch.nn.functional.pad(probs, (0, vocab - probs.shape[-1]))
-
-
-def _check_probs(probs: Tensor, name: str) -> None:
-    low, high = probs.aminmax()
-    if not (low.item() >= 0 and high.item() <= 1 + 1e-4):
-        raise ValueError(f"{name} holds numbers outside 0 to 1: pass probabilities (sampling_probs), not logits.")
+    left = torch.where((accepted < gamma)[..., None], residual(stopped_p, stopped_q), stopped_p.double())
+    return accepted, draw(left, uniforms[..., -1])
 
 
 def _nucleus_cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
@@ -308,60 +300,3 @@ def _keep(expert: Tensor, best: Tensor, alpha: float | None, top_k: int) -> Tens
     if 0 < top_k < expert.shape[-1]:
         keep = keep & (expert >= expert.topk(top_k).values[..., -1:])
     return keep
-
-
-def _row_max(logits: Tensor, name: str) -> Tensor:
-    """The largest logit of every row, [..., 1]. NaN spreads through a maximum, so this one check finds all of it."""
-    best = logits.amax(dim=-1, keepdim=True)
-    if not math.isfinite(best.sum().item()) and not bool(best.isfinite().all()):
-        where = tuple((~best.isfinite()).nonzero()[0, :-1].tolist())
-        bad = best[where].item()
-        what = "NaN" if math.isnan(bad) else "+inf" if bad > 0 else "nothing but -inf"
-        row = f" in row {', '.join(map(str, where))}" if where else ""
-        raise NonFiniteError(
-            f"{name} holds {what}{row}: check the model and its dtype, and that a mask leaves a token."
-        )
-    return best
-
-
-def _float(logits: Tensor, name: str) -> Tensor:
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"{name} is a {type(logits).__name__}: pass a torch tensor of shape [..., V].")
-    if not logits.is_floating_point():
-        raise TypeError(f"{name} has dtype {logits.dtype}: pass logits in a floating dtype, not token ids or a mask.")
-    if logits.dim() == 0 or logits.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(logits.shape)}: the last dimension must be the vocabulary.")
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def _pair(first: Tensor, second: Tensor, first_name: str, second_name: str) -> tuple[Tensor, Tensor]:
-    first, second = _float(first, first_name), _float(second, second_name)
-    if first.shape != second.shape:
-        raise ValueError(
-            f"{first_name} has shape {tuple(first.shape)} and {second_name} {tuple(second.shape)}: "
-            "they must be equal; trim both to the vocabulary they share."
-        )
-    return first, second
-
-
-def _number(value: float, name: str, *, low: float, high: float = math.inf, open_low: bool = False) -> float:
-    """`value` as a finite float between `low` and `high`, or an error that says what to pass."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}: pass a number.")
-    if not math.isfinite(value) or value < low or value > high or (open_low and value == low):
-        bounds = f"above {low:g}" if open_low else f"at least {low:g}"
-        bounds += f" and at most {high:g}" if high < math.inf else ""
-        raise ValueError(f"{name} is {value!r}: pass a number {bounds}.")
-    return float(value)
-
-
-def _check_alpha(alpha: float | None) -> float | None:
-    return None if alpha is None else _number(alpha, "alpha", low=0.0, high=1.0, open_low=True)
-
-
-def _check_top_k(top_k: int) -> int:
-    if isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral):
-        raise TypeError(f"top_k is {top_k!r}: pass a whole number, 0 for no limit.")
-    if top_k < 0:
-        raise ValueError(f"top_k is {top_k}: pass a whole number of tokens, 0 for no limit.")
-    return int(top_k)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from cdlearn import CachedLM, Contrast, DoLa, Mix, generate, speculate
+from cdlearn import CachedLM, Contrast, DoLa, Mix, Source, Trace, generate, inspect, speculate
+from cdlearn.scores import NEVER, plausibility_mask
+from cdlearn.show import plots
 from cdlearn.trace.flips import envelope
-from cdlearn.trace.record import Recorder
+from cdlearn.trace.record import Form, Recorder
 
 PROMPT, STEPS = [5, 6, 7], 12
 NOTHING = float("-inf")
@@ -299,3 +301,45 @@ def test_a_penalty_and_an_unknown_normaliser_do_not_go_together(monkeypatch):
     assert trace.rescore(strength=0.4).settings["repetition_penalty"] == 1.3
     with pytest.raises(ValueError, match="amateur_temperature is 0.5.*repetition_penalty"):
         trace.rescore(amateur_temperature=0.5)
+
+
+class Three(Source):
+    """A source from outside the package: log p_E - t (0.6 log p_A + 0.4 log p_B) among what the expert's mask keeps."""
+
+    inner = ("expert", "amateur", "second")
+    forms = (Form({"expert": 1.0}, {"amateur": 0.6, "second": 0.4}, knob="strength"),)
+
+    def __init__(self, models, strength=0.5, alpha=0.02):
+        super().__init__()
+        self.expert, self.amateur, self.second = map(CachedLM, models)
+        self.vocab_size, self.strength, self.alpha = self.expert.vocab_size, strength, alpha
+        self.settings = {"method": "three", "alpha": alpha, "strength": strength}
+
+    def scores(self, ids, mask, n):
+        self.parts = {name: getattr(self, name).scores(ids, mask, n) for name in self.inner}
+        over, amateur, second = (part.log_softmax(-1) for part in self.parts.values())
+        scores = over - self.strength * (0.6 * amateur + 0.4 * second)
+        return scores.where(plausibility_mask(self.parts["expert"], self.alpha), NEVER)
+
+
+def test_a_source_that_says_its_form_is_rescored_drawn_and_handed_out(tmp_path):
+    models = [tiny_model("llama"), tiny_model("llama", seed=1), tiny_model("llama", seed=2)]
+    trace = generate(Three(models), [5, 6], max_new_tokens=8, eos_token_ids=(), progress=False).trace
+    rescored = trace.rescore()
+    assert torch.allclose(rescored.score, trace.score, atol=1e-4) and rescored.token_ids == trace.token_ids
+    for numbers in ({"strength": 0.0}, {"strength": 1.5}, {"alpha": 0.3}, {"alpha": 0.001, "strength": 2.0}):
+        for position in range(len(trace)):
+            prefix = trace.prompt_ids + trace.token_ids[:position]
+            fresh = generate(Three(models, **{"alpha": 0.02} | numbers), prefix, max_new_tokens=1, eos_token_ids=())
+            assert trace.rescore(**numbers).token_ids[position] == fresh.token_ids[0]
+            spans = trace.flip_points(position).strength
+            at = trace.rescore(strength=(spans[0].start + spans[0].stop) / 2 if len(spans) > 1 else 0.5)
+            assert at.token_ids[position] == spans[0].token_id
+    shown = inspect(trace)
+    shown.set(strength=2.0, alpha=0.1)
+    assert shown.settings == {"strength": 2.0, "alpha": pytest.approx(0.1)}
+    assert Trace.from_json(trace.to_json()).rescore(strength=2.0).token_ids == trace.rescore(strength=2.0).token_ids
+    trace.to_html(tmp_path / "page.html")
+    assert "second" in (tmp_path / "page.html").read_text() and plots.plot_strength(trace, 0)
+    with pytest.raises(ValueError, match="beta=1.0 cannot change"):
+        trace.rescore(beta=1.0)

@@ -216,7 +216,7 @@ BAD_CALLS = [
     (lambda: plausibility_mask([1.0], 0.1), TypeError, "expert_logits"),
     (lambda: plausibility_mask(torch.tensor([1, 2]), 0.1), TypeError, "expert_logits"),
     (lambda: plausibility_mask(torch.zeros(2, 0), 0.1), ValueError, "expert_logits"),
-    (lambda: plausibility_mask(ROW, 0.0), ValueError, "alpha is 0.0"),
+    (lambda: plausibility_mask(ROW, -0.1), ValueError, "alpha is -0.1"),
     (lambda: plausibility_mask(ROW, 1.5), ValueError, "alpha is 1.5"),
     (lambda: plausibility_mask(ROW, float("nan")), ValueError, "alpha"),
     (lambda: plausibility_mask(ROW, "0.1"), TypeError, "alpha"),

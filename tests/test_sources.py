@@ -1,5 +1,6 @@
 """Every source gives, however it was asked before, what a fresh full forward pass over the real tokens gives."""
 
+import functools
 import random
 from contextlib import contextmanager
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_model
 
+from cdlearn.loops.generate import generate
 from cdlearn.scores import contrastive_logits, contrastive_scores, dola_scores, js_divergence
-from cdlearn.sources import CachedLM, Contrast, DoLa, Source, as_source
+from cdlearn.sources import CachedLM, Contrast, DoLa, Mix, Source, as_source
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 
@@ -394,3 +396,56 @@ def test_a_new_method_is_one_function():
     assert Uniform()(IDS, n=2).shape == (1, 2, 5)
     with pytest.raises(NotImplementedError, match="scores"):
         Source()(IDS)
+
+
+def test_a_fork_shares_no_cache_wherever_a_source_hides():
+    tiny = functools.partial(CachedLM, tiny_model("llama"))
+
+    class Several(Source):
+        inner = ("pair", "named", "rows")
+
+        def __init__(self):
+            super().__init__()
+            self.pair, self.rows = (tiny(), "word", tiny()), [[tiny()]]
+            self.named = {"a": tiny()}
+
+    whole = Several()
+    twin = whole.fork()
+    for get in (lambda s: s.pair[0], lambda s: s.named["a"], lambda s: s.rows[0][0]):
+        old, new = get(whole), get(twin)
+        assert new is not old and new.model is old.model
+    assert twin.pair[1] == "word" and isinstance(twin.pair, tuple)
+    whole.hidden = {"b": tiny()}
+    with pytest.raises(TypeError, match="Several.hidden"):
+        whole.fork()
+
+
+class Waits(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts how often a number of a model's output is read: a GPU would make the host wait each time."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default and args[0].is_floating_point()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [Contrast, lambda a, b: DoLa(a), lambda a, b: Mix([(1, a), (-0.5, b)], alpha=0.1)])
+def test_scores_are_asked_without_a_wait_for_the_device(make):
+    source = make(tiny_model("llama", num_hidden_layers=4), tiny_model("llama", seed=1))
+    with Waits() as waits:
+        source.ask(torch.tensor([[5, 6, 7, 8]]))
+    assert waits.count == 0
+    with Waits() as waits:
+        source(torch.tensor([[5, 6, 7, 8]]))
+    assert waits.count == 1  # the look at the result
+
+
+def test_numbers_that_are_none_are_named_with_the_part_that_holds_them():
+    broken = tiny_model("llama", seed=1)
+    broken.lm_head.weight.data[5] = float("nan")
+    source = Contrast(tiny_model("llama"), broken)
+    with pytest.raises(ValueError, match="amateur's row holds NaN.*new token 0 of Contrast"):
+        generate(source, [5, 6], max_new_tokens=3)
+    with pytest.raises(ValueError, match="scores holds NaN"):
+        source(torch.tensor([[5, 6]]))

@@ -253,7 +253,7 @@ BAD_CALLS = [
     (lambda: Mix([MODEL]), TypeError, "pairs"),
     (lambda: Mix([("1", MODEL)]), TypeError, "weight is '1'"),
     (lambda: Mix([(float("nan"), MODEL)]), ValueError, "weight is nan"),
-    (lambda: Mix([(1, MODEL)], alpha=0), ValueError, "alpha is 0"),
+    (lambda: Mix([(1, MODEL)], alpha=2), ValueError, "alpha is 2"),
     (lambda: Mix([(1, MODEL), (1, tiny_model("llama", vocab_size=3000))]), ValueError, "97 and 3000.*TextSpace"),
     (lambda: Contrast(MODEL, tiny_model("llama", vocab_size=3000)), ValueError, "97 and 3000.*TextSpace"),
     (lambda: TextSpace(MODEL, None, character_tokenizer()), TypeError, "tokenizer is None: pass a"),

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import check_count
+from cdlearn.checks import check_count, check_word
+from cdlearn.loops.generate import check_best
 from cdlearn.loops.run import Generation, Run
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
+from cdlearn.trace.record import CONTRAST
 
 _REPLAY = 16  # columns of the winner scored at once for its trace
 
@@ -57,51 +59,32 @@ def beam_search(
     check_count(num_return_sequences, "num_return_sequences")
     if num_return_sequences > num_beams:
         raise ValueError(f"num_return_sequences is {num_return_sequences} and num_beams {num_beams}: ask for fewer.")
-    if convention not in ("sum", "reference"):
-        raise ValueError(f'convention is {convention!r}: pass "sum" or "reference".')
-    if convention == "reference" and (
-        source.settings.get("method") != "contrastive" or source.settings.get("strength") is None
-    ):
+    check_word(convention, "convention", ("sum", "reference"))
+    if convention == "reference" and (source.forms != CONTRAST or "strength" not in source.settings):
         raise ValueError('convention="reference" is contrastive decoding\'s own: pass Contrast(..., strength=...).')
     run = Run(
-        source,
-        prompt,
-        {},
-        tokenizer=tokenizer,
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-        seed=0,
-        trace=trace,
-        attention_mask=attention_mask,
-        eos_token_ids=eos_token_ids,
-        num_return_sequences=num_return_sequences,
-        progress=progress,
-        label="beam search",
-    )
+        source, prompt, {}, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, seed=0, trace=trace,
+        attention_mask=attention_mask, eos_token_ids=eos_token_ids, num_return_sequences=num_return_sequences,
+        progress=progress, label="beam search",
+    )  # fmt: skip
     search = _sum_search if convention == "sum" else _reference_search
-    stats: list[dict[str, Any]] = [{} for _ in run.rows]
+    stats = [{"score": float("nan"), "num_beams": num_beams} for _ in run.rows]
     with run:
         for first in range(0, len(run.rows), num_return_sequences):
             rows = run.rows[first : first + num_return_sequences]
-            found: list[_Beam] = []
-            interrupted = False
+            beams: list[_Beam] = []
             try:
-                for beams in search(source, rows[0].prompt_ids, num_beams, max_new_tokens, _ending(rows[0], run)):
-                    found = beams
+                for found in search(source, rows[0].prompt_ids, num_beams, max_new_tokens, _ending(rows[0], run)):
+                    beams = found
                     run.tick()
-            except KeyboardInterrupt:
-                interrupted = True
-            for row, beam in zip(rows, found):
-                stats[row.number] = {"score": beam.score, "num_beams": num_beams}
-                run.take([row], [beam.tokens])
-                if not interrupted:
-                    _replay(run, source, row)
-                elif not beam.done:
-                    row.finish_reason = "interrupted"
-            run.live = run.rows[first + num_return_sequences :]
-            if interrupted:
-                raise KeyboardInterrupt
-    return run.results(source, [{"score": float("nan"), "num_beams": num_beams} | stat for stat in stats])
+            finally:  # an interrupt leaves the best so far
+                for row, beam in zip(rows, beams):
+                    stats[row.number]["score"] = beam.score
+                    run.take([row], [beam.tokens])
+            for row in rows:
+                row.finish_reason = row.finish_reason or "length"
+                _replay(run, source, row)
+    return run.results(source, stats)
 
 
 def _ending(row: Any, run: Run) -> Callable[[list[int]], bool]:
@@ -126,7 +109,8 @@ def _sum_search(
         if not live:
             break
         ids = torch.tensor([prompt + beam.tokens for beam in live])
-        scores = source(ids)[:, -1].double().cpu()  # (L, V)
+        scores = source.ask(ids)[:, -1].double().cpu()  # (L, V)
+        check_best(scores.amax(dim=-1))
         if source.unnormalised:
             scores = scores.log_softmax(dim=-1)
         totals = scores + torch.tensor([beam.score for beam in live])[:, None].double()
@@ -175,7 +159,7 @@ def _reference_search(
     """The official rule: ended hypotheses leave the beam and wait; the search stops when no beam can beat them."""
     beams, ended = [_Beam()], []
     for step in range(steps):
-        source(torch.tensor([prompt + beam.tokens for beam in beams]))
+        check_best(source.ask(torch.tensor([prompt + beam.tokens for beam in beams])).amax(dim=-1).cpu())
         expert, amateur = (source.parts[name][:, -1].cpu() for name in ("expert", "amateur"))
         totals = torch.tensor([beam.score for beam in beams]).double()
         index, scores = reference_candidates(expert, amateur, totals, num_beams, step == 0, source.settings)
@@ -206,7 +190,7 @@ def _replay(run: Run, source: Source, row: Any) -> None:
     whole = torch.tensor([row.prompt_ids + tokens])
     for at in range(0, len(tokens), _REPLAY):
         count = min(_REPLAY, len(tokens) - at)
-        scores = source(whole[:, : start + at + count - 1], None, count)
+        scores = source.ask(whole[:, : start + at + count - 1], None, count)
         for k in range(count):
             parts = {name: values[:, k] for name, values in source.parts.items()}
             details = {name: values[:, k] for name, values in source.details.items()}

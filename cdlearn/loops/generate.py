@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cdlearn.checks import NonFiniteError
 from cdlearn.loops.run import Generation, Run
-from cdlearn.scores import NonFiniteError, draw, sampling_probs
+from cdlearn.scores import draw, sampling_probs
 from cdlearn.sources import Source, as_source
 
 
@@ -48,32 +48,21 @@ def generate(
     An interrupt returns what is there. Raises TypeError or ValueError naming the argument, before any work.
     """
     source = as_source(source, "source")
-    law = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     run = Run(
-        source,
-        prompt,
-        law,
-        tokenizer=tokenizer,
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        seed=seed,
-        stream=stream,
-        trace=trace,
-        attention_mask=attention_mask,
-        eos_token_ids=eos_token_ids,
-        num_return_sequences=num_return_sequences,
-        progress=progress,
-    )
+        source, prompt, sampling, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, seed=seed,
+        repetition_penalty=repetition_penalty, stream=stream, trace=trace, attention_mask=attention_mask,
+        eos_token_ids=eos_token_ids, num_return_sequences=num_return_sequences, progress=progress,
+    )  # fmt: skip
     ids, mask = run.ids, run.mask
     with run:
-        while run.live:
-            scores = source(ids, mask)[:, -1]  # (b, V)
+        while rows := run.live:
+            scores = source.ask(ids, mask)[:, -1]  # (b, V)
             final = run.penalized(scores, ids, mask)
-            uniforms = torch.cat([row.uniforms(1) for row in run.live]) if temperature > 0 else None
-            tokens = pick(final, uniforms, **law)  # (b,) on the CPU
-            run.record(run.live, scores, _last(source.parts), _last(source.details), tokens)
-            stay = run.take(run.live, [[token] for token in tokens.tolist()])
+            uniforms = torch.cat([row.uniforms(1) for row in rows]) if temperature > 0 else None
+            tokens = pick(final, uniforms, **sampling)  # (b,) on the CPU: the one wait of a step for the device
+            run.record(rows, scores, _last(source.parts), _last(source.details), tokens)
+            stay = run.take(rows, [[token] for token in tokens.tolist()])
             ids, mask = torch.cat([ids, tokens[:, None]], dim=1), grown(mask, torch.ones(len(ids), 1))
             if len(stay) < len(ids):  # finished rows leave the batch
                 ids, mask = ids[stay], None if mask is None else mask[stay]
@@ -85,24 +74,33 @@ def pick(
 ) -> Tensor:
     """Choose a token per row: the best at temperature 0, else a draw. scores: [B, V] float. Returns [B] int on the CPU.
 
-    uniforms: [B] in [0, 1), one random number a row: the draw is the inverse of the cumulative distribution there, so
+    uniforms: [B] in [0, 1), one random number per row: the draw is the inverse of the cumulative distribution there, so
     a row's choice depends on nothing but its own scores and number. Raises ValueError for NaN or +inf in scores.
     """
-    if temperature == 0:
-        return best_scores(scores).indices.cpu()
-    if uniforms is None:
+    return choose(scores, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)[0]
+
+
+def choose(scores: Tensor, uniforms: Tensor | None, **sampling: Any) -> tuple[Tensor, Tensor | None]:
+    """What `pick` gives, and the probabilities that were drawn from, [B, V] (None at temperature 0)."""
+    probs = None
+    if sampling["temperature"] == 0:
+        best, tokens = scores.max(dim=-1)  # NaN spreads through a maximum
+    elif uniforms is None:
         raise ValueError("uniforms is None: pass one number in [0, 1) per row to draw at a temperature above 0.")
-    return draw(sampling_probs(scores, temperature=temperature, top_k=top_k, top_p=top_p), uniforms).cpu()
+    else:
+        probs, best = sampling_probs(scores, **sampling, check=False), scores.amax(dim=-1)
+        tokens = draw(probs, uniforms)
+    best, tokens = torch.stack([best.double(), tokens.double()]).cpu()  # together: a device is waited for once
+    check_best(best)
+    return tokens.long(), probs
 
 
-def best_scores(scores: Tensor, name: str = "scores") -> torch.return_types.max:
-    """The best score of every row and its token: values and indices [...]. ValueError where there is none."""
-    best = scores.max(dim=-1)  # NaN spreads through a maximum
-    if not math.isfinite(best.values.sum().item()) and not bool(best.values.isfinite().all()):
+def check_best(best: Tensor) -> None:
+    """Raise ValueError where a row's best score is no number. best: [...] on the CPU."""
+    if not bool(best.isfinite().all()):
         raise NonFiniteError(
-            f"{name} holds NaN, +inf or a row of nothing but -inf: check the model, its dtype and the mask."
+            "scores holds NaN, +inf or a row of nothing but -inf: check the model, its dtype and the mask."
         )
-    return best
 
 
 def grown(mask: Tensor | None, columns: Tensor) -> Tensor | None:

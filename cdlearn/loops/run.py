@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import check_count, is_int, short
+from cdlearn.checks import NonFiniteError, check_count, check_number, check_sampling, is_int, row_max, short
 from cdlearn.loops.text import TextWriter, read_prompt, read_stops
-from cdlearn.scores import NonFiniteError, penalize_repetition, sampling_probs
+from cdlearn.scores import penalize_repetition
 from cdlearn.sources import Source
 from cdlearn.trace.record import Record, Recorder
 
@@ -50,14 +50,14 @@ class Run:
     """What every loop shares: it reads the arguments, then keeps the rows, the stream, the trace and the clock.
 
     `ids` [B, T] and `mask` [B, T] (None: all ones) are the prompts; `live` are the rows that are not finished. Used as
-    a context: an interrupt ends the block and keeps what is there.
+    a context: an interrupt ends the block and keeps what is there. sampling: temperature, top_k and top_p.
     """
 
     def __init__(
         self,
         source: Source,
         prompt: Any,
-        law: dict[str, Any],
+        sampling: dict[str, Any],
         *,
         tokenizer: Any,
         max_new_tokens: int,
@@ -75,8 +75,11 @@ class Run:
         ids, mask, self.single = read_prompt(prompt, attention_mask, tokenizer)
         self.eos = _read_eos(source, tokenizer, eos_token_ids)
         stops = read_stops(stop, tokenizer)
-        _check_numbers(max_new_tokens, law, repetition_penalty, seed)
+        check_count(max_new_tokens, "max_new_tokens")
         check_count(num_return_sequences, "num_return_sequences")
+        check_number(repetition_penalty, "repetition_penalty", open_low=True)
+        _check_seed(seed)
+        _check_sampling(sampling)
         check_fits(source, ids, mask, max_new_tokens)
         if seed is None:
             seed = torch.Generator().seed() % 2**31  # a fresh one, told in stats, so that any run can be repeated
@@ -92,11 +95,14 @@ class Run:
         self.ids, self.mask = ids, None if bool(mask.all()) else mask
         prompts = [row[real].tolist() for row, real in zip(ids, mask)]
         self.rows = [_Row(r, tokens, tokenizer, stops, emit, seed + r) for r, tokens in enumerate(prompts)]
-        self.live = list(self.rows)
         self.recorder = Recorder() if trace else None
         self._bar = _progress_bar(progress, max_new_tokens, label, quiet=stream is not None)
         self._source = source
         self._started = time.perf_counter()
+
+    @property
+    def live(self) -> list[_Row]:
+        return [row for row in self.rows if row.finish_reason is None]
 
     def penalized(self, scores: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
         return scores if self.penalty == 1 else penalize_repetition(scores, ids, penalty=self.penalty, mask=mask)
@@ -107,7 +113,7 @@ class Run:
             self.recorder.add([row.number for row in rows], scores, parts, details, tokens)
 
     def take(self, rows: list[_Row], tokens: list[list[int]]) -> list[int]:
-        """Give every row its new tokens, up to where it ends. Returns which of `rows` go on; `live` follows."""
+        """Give every row its new tokens, up to where it ends. Returns which of `rows` go on."""
         taken: list[int] = []
         for row, new in zip(rows, tokens):
             for token in new:
@@ -121,9 +127,7 @@ class Run:
         if self.streamer is not None:
             self.streamer.put(torch.tensor(taken))
         self.tick(max(row.steps for row in rows))
-        stay = [k for k, row in enumerate(rows) if row.finish_reason is None]
-        self.live = [rows[k] for k in stay]
-        return stay
+        return [k for k, row in enumerate(rows) if row.finish_reason is None]
 
     def tick(self, steps: int | None = None) -> None:
         """Move the bar to so many steps, or by one."""
@@ -142,7 +146,14 @@ class Run:
         if self._bar is not None:
             self._bar.close()
         if kind is not None and issubclass(kind, NonFiniteError):
-            raise ValueError(f"{error} It happened at new token {self.live[0].steps} of {self._source!r}.") from error
+            where = f"It happened at new token {self.live[0].steps} of {self._source!r}."
+            for name, part in self._source.parts.items():  # the part that is wrong says it best
+                try:
+                    row_max(part[:, -1], f"the {name}'s row")
+                except NonFiniteError as first:
+                    error = first
+                    break
+            raise ValueError(f"{error} {where}") from error
         if kind is KeyboardInterrupt:
             for row in self.live:
                 row.finish_reason = row.finish_reason or "interrupted"
@@ -156,8 +167,9 @@ class Run:
 
     def results(self, source: Source, more: list[dict[str, Any]] | None = None) -> Generation | list[Generation]:
         """The generations; `more` adds to the stats of every row."""
-        settings = source.settings if self.penalty == 1 else source.settings | {"repetition_penalty": self.penalty}
-        found = [row.result(self.recorder, settings, self.tokenizer, self.seed) for row in self.rows]
+        penalty = {} if self.penalty == 1 else {"repetition_penalty": self.penalty}
+        facts = {"settings": source.settings | penalty, "forms": source.forms, "tokenizer": self.tokenizer}
+        found = [row.result(self.recorder, facts, self.seed) for row in self.rows]
         for generation, stats in zip(found, more or []):
             generation.stats |= stats
         return found[0] if self.single else found
@@ -203,7 +215,7 @@ class _Row:
             self.finish_reason = "stop"
         self.finish_reason = self.finish_reason or "length"
 
-    def result(self, recorder: Recorder | None, settings: dict, tokenizer: Any, seed: int) -> Generation:
+    def result(self, recorder: Recorder | None, facts: dict[str, Any], seed: int) -> Generation:
         tokens = self.tokens
         if self.finish_reason == "stop":
             tokens = tokens[: self.writer.tokens_in_text()]
@@ -211,9 +223,7 @@ class _Row:
         stats |= {"tokens_per_second": len(tokens) / max(self.seconds, 1e-9), "seed": seed + self.number}
         trace = None
         if recorder is not None:
-            trace = recorder.trace(
-                self.number, self.prompt_ids, steps=self.steps, settings=settings, tokenizer=tokenizer
-            )
+            trace = recorder.trace(self.number, self.prompt_ids, steps=self.steps, **facts)
         return Generation(None if self.writer is None else self.writer.text, tokens, self.finish_reason, trace, stats)
 
 
@@ -239,24 +249,21 @@ def _read_stream(stream: Any, streamer: Any, tokenizer: Any, single: bool) -> Ca
     return (lambda text, row: stream(text)) if single else stream
 
 
-def _check_numbers(max_new_tokens: int, law: dict[str, Any], repetition_penalty: float, seed: int | None) -> None:
-    check_count(max_new_tokens, "max_new_tokens")
+def _check_seed(seed: Any) -> None:
     if seed is not None and not is_int(seed):
         raise TypeError(f"seed is {short(seed)}: pass a whole number, or None for a fresh one.")
     if seed is not None and not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}: pass a whole number from 0 to 2**63 - 1.")
-    row = torch.zeros(1, 2)  # the pure functions know their limits best
-    sampling_probs(row, **law)
-    if law.get("temperature") == 0 and (law["top_k"] or law["top_p"] < 1):
+
+
+def _check_sampling(sampling: dict[str, Any]) -> None:
+    temperature, top_k, top_p = check_sampling(**sampling)
+    if temperature == 0 and (top_k or top_p < 1):
         warnings.warn(
-            f"top_k={law['top_k']} and top_p={law['top_p']} change nothing at temperature 0, which is greedy: pass "
+            f"top_k={top_k} and top_p={top_p} change nothing at temperature 0, which is greedy: pass "
             "temperature=1.0 to sample.",
             stacklevel=4,
         )
-    try:
-        penalize_repetition(row, torch.zeros(1, 1, dtype=torch.long), penalty=repetition_penalty)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"repetition_{error}") from None
 
 
 def check_fits(source: Source, ids: Tensor, mask: Tensor, max_new_tokens: int) -> None:

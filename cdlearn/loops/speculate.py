@@ -1,7 +1,7 @@
 """Speculative sampling: a cheap draft proposes several tokens, the target checks them in one pass.
 
-The output law is the target's, whatever the draft is. With a `Contrast` as the target and its own amateur as the draft
-this is speculative contrastive decoding; with an `EarlyExit` as the draft, self-speculation.
+The output has the target's distribution, whatever the draft is. With a `Contrast` as the target and its own amateur as
+the draft this is speculative contrastive decoding; with an `EarlyExit` as the draft, self-speculation.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import check_count
-from cdlearn.loops.generate import best_scores
+from cdlearn.checks import NonFiniteError, check_count, check_number
+from cdlearn.loops.generate import check_best, choose
 from cdlearn.loops.run import Generation, Run, check_fits
-from cdlearn.scores import accept_probability, draw, residual, sampling_probs, verify_draft
+from cdlearn.scores import accept_probability, residual, sampling_probs, verify_draft
 from cdlearn.sources import Source, as_source
 
-_SHOWN = 8  # how many tokens of the law behind a round's last token a trace keeps
+_SHOWN = 8  # how many tokens of the distribution after a round's draft a trace keeps
 
 
 def speculate(
@@ -46,61 +46,48 @@ def speculate(
 ) -> Generation | list[Generation]:
     """Continue prompts as `generate(target, ...)` would, with fewer passes of the target.
 
-    target, draft: sources or models with the same tokens. gamma: how many tokens the draft proposes a round; near the
-    end fewer, so that no token beyond max_new_tokens is ever computed. Greedy (temperature 0) gives exactly the
-    target's greedy tokens; sampling draws from exactly the target's law. lenience: 1 is exact; below 1 keeps more
-    drafted tokens and is NOT exact (arXiv 2211.17192, appendix A.5). Everything else as in `generate`; the draft gets
-    the same temperature, top_k, top_p and repetition_penalty.
+    target, draft: sources or models with the same tokens. gamma: how many tokens the draft proposes per round; near
+    the end fewer, so that no token beyond max_new_tokens is ever computed. Greedy (temperature 0) gives exactly the
+    target's greedy tokens; sampling draws from exactly the target's distribution. lenience: 1 is exact; below 1
+    accepts more drafted tokens and is NOT exact (arXiv 2211.17192, appendix A.5). Everything else as in `generate`; the
+    draft gets the same temperature, top_k, top_p and repetition_penalty.
     `stats` adds rounds, drafted, accepted, tested (drafted tokens that were looked at before the first rejection),
     acceptance_rate (accepted / drafted), target_passes, tokens_per_target_pass and exact. The rate that theory speaks
     of, 1 - TV(target, draft), is estimated by accepted / tested. In the trace, `details` tell for every token its
     "round", whether it was "drafted", and the chance its draft had ("accept_probability", 0 without a draft). Its
     `rounds` are dicts: round (from 1), position (of its first token), draft_ids, and for each of them p and q (target's
-    and draft's probability), u (the random number, None when greedy), accept_probability (it stands if u is below) and
-    total_variation (the distance of the two laws); accepted; then the token behind: next_id (None if the text ended
-    before), next_kind ("residual" or "bonus"), next_u, and next_law, its best [token, probability] pairs.
+    and draft's probability), u (the random number, None when greedy), accept_probability (accepted if u is below) and
+    total_variation (the distance of the two distributions); accepted; then the token after them: next_id (None if the
+    text ended before), next_kind ("residual" or "bonus"), next_u, and next_law, its best [token, probability] pairs.
     Raises TypeError or ValueError naming the argument, before any work; ValueError for sources that cannot be rewound.
     arXiv 2302.01318, algorithm 2; 2211.17192, algorithm 1; with a contrast as the target 2311.08981.
     """
     target, draft = as_source(target, "target"), as_source(draft, "draft")
     check_count(gamma, "gamma")
-    accept_probability(torch.ones(1), torch.ones(1), lenience=lenience)
+    check_number(lenience, "lenience", high=1.0, open_low=True)
     for name, source in (("target", target), ("draft", draft)):
         if not source.rewindable:
             raise ValueError(f"{name} is {source!r}, which cannot take tokens back (recurrent layers): use generate.")
-    law = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     run = Run(
-        target,
-        prompt,
-        law,
-        tokenizer=tokenizer,
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        seed=seed,
-        stream=stream,
-        trace=trace,
-        attention_mask=attention_mask,
-        eos_token_ids=eos_token_ids,
-        num_return_sequences=num_return_sequences,
-        progress=progress,
-        label="speculate",
-    )
+        target, prompt, sampling, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, seed=seed,
+        repetition_penalty=repetition_penalty, stream=stream, trace=trace, attention_mask=attention_mask,
+        eos_token_ids=eos_token_ids, num_return_sequences=num_return_sequences, progress=progress, label="speculate",
+    )  # fmt: skip
     ids, mask = run.ids, torch.ones_like(run.ids).bool() if run.mask is None else run.mask
     check_fits(draft, ids, mask, max_new_tokens)
     counts = [dict.fromkeys(("rounds", "drafted", "tested", "accepted"), 0) for _ in run.rows]
     with run:
-        while run.live:
-            rows = run.live
+        while rows := run.live:
             # a round gives at most one token more than it drafts
             sizes = torch.tensor([min(gamma, max_new_tokens - row.steps - 1) for row in rows])  # (b,)
             uniforms = [row.uniforms(2 * int(size) + 1) if temperature > 0 else None for row, size in zip(rows, sizes)]
-            ids, mask, laws = _draft(run, draft, target.vocab_size, ids, mask, sizes, uniforms, law)
+            ids, mask, drawn_from = _draft(run, draft, target.vocab_size, ids, mask, sizes, uniforms, sampling)
             drafted = int(sizes.max())
-            scores = target(ids, mask, drafted + 1)  # (b, drafted + 1, V): after the last sure token, after each draft
+            scores = target.ask(ids, mask, drafted + 1)  # (b, drafted + 1, V): after the last token, after each draft
             final = _penalized(run, scores, ids, mask)
             facts = None if run.recorder is None else [{} for _ in rows]
-            accepted, following, chances = _verify(final, laws, ids, sizes, uniforms, law, lenience, facts)
+            accepted, following, chances = _verify(final, drawn_from, ids, sizes, uniforms, sampling, lenience, facts)
 
             new = [[*ids[k, ids.shape[1] - drafted :][:n].tolist(), int(following[k])] for k, n in enumerate(accepted)]
             before = [row.steps for row in rows]
@@ -118,7 +105,7 @@ def speculate(
                     run.recorder.add_round(row.number, _round(count["rounds"], before[k], kept, ending, facts[k]))
             _record(run, rows, used, target, scores, new, accepted, chances, counts)
 
-            # rejected tokens stay as holes where another row kept more; behind the longest run they are cut off
+            # rejected tokens stay as holes where another row accepted more; after the longest run they are cut off
             longest = max(accepted)
             keep = ids.shape[1] - drafted + longest
             holes = torch.arange(longest) < torch.tensor(accepted)[:, None]
@@ -128,50 +115,43 @@ def speculate(
 
 
 def _draft(
-    run: Run, draft: Source, vocab: int, ids: Tensor, mask: Tensor, sizes: Tensor, uniforms: list, law: dict[str, Any]
+    run: Run, draft: Source, vocab: int, ids: Tensor, mask: Tensor, sizes: Tensor, uniforms: list, sampling: dict
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Let the draft go on: ids and mask with a column for every drafted token, and the law each was drawn from."""
-    laws = []
+    """Let the draft go on: ids and mask with a column per drafted token, and the probabilities each was drawn from."""
+    drawn_from, points = [], None
     for k in range(int(sizes.max())):
         # the target could not even read a token from the padding of a wider vocabulary
-        scores = run.penalized(draft(ids, mask)[:, -1, :vocab], ids, mask)  # (b, V)
-        if law["temperature"] == 0:
-            tokens = best_scores(scores, "the draft's scores").indices.cpu()
-        else:
-            laws.append(sampling_probs(scores, **law))
+        scores = run.penalized(draft.ask(ids, mask)[:, -1, :vocab], ids, mask)  # (b, V)
+        if sampling["temperature"] > 0:
             points = torch.stack([torch.zeros(()) if k >= size else u[k] for u, size in zip(uniforms, sizes)])
-            tokens = draw(laws[-1], points).cpu()
+        try:
+            tokens, probs = choose(scores, points, **sampling)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"the draft's {error}") from None
+        drawn_from += [] if probs is None else [probs]
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         mask = torch.cat([mask, (k < sizes)[:, None]], dim=1)  # a row with less room left drafts less
-    return ids, mask, laws
+    return ids, mask, drawn_from
 
 
 def _verify(
-    scores: Tensor, laws: list[Tensor], ids: Tensor, sizes: Tensor, uniforms: list, law: dict[str, Any],
+    scores: Tensor, drawn_from: list[Tensor], ids: Tensor, sizes: Tensor, uniforms: list, sampling: dict[str, Any],
     lenience: float, facts: list[dict[str, Any]] | None,
 ) -> tuple[list[int], list[int], Tensor]:  # fmt: skip
-    """How many drafted tokens of every row stand, the token that follows them, and the chance each had [b, drafted].
+    """How many drafted tokens of every row are accepted, the token that follows, and each one's chance [b, drafted].
 
     facts: None, or a dict for every row that is filled with what a trace tells of the round.
     """
-    drafted = ids[:, ids.shape[1] - int(sizes.max()) :].to(scores.device)  # (b, drafted)
-    inside = torch.arange(drafted.shape[1], device=scores.device) < sizes.to(scores.device)[:, None]
-    if law["temperature"] == 0:
-        top = best_scores(scores)
-        got = scores[:, :-1].gather(-1, drafted[..., None])[..., 0]
-        chances = (got >= top.values[:, :-1] + math.log(lenience)) if lenience < 1 else drafted == top.indices[:, :-1]
-        accepted = (chances & inside).long().cumprod(dim=1).sum(dim=1)  # (b,)
-        following = top.indices.gather(1, accepted[:, None])[:, 0]
-        if facts is not None:
-            _greedy_facts(facts, drafted, top.indices, chances, sizes.tolist(), accepted.tolist())
-        return accepted.tolist(), following.tolist(), chances.double().cpu()
-    target_law = sampling_probs(scores, **law)  # (b, drafted + 1, V)
+    drafted = ids[:, ids.shape[1] - int(sizes.max()) :]  # (b, drafted) on the CPU
+    if sampling["temperature"] == 0:
+        return _verify_greedy(scores, drafted, sizes, lenience, facts)
+    target = sampling_probs(scores, **sampling)  # (b, drafted + 1, V)
     accepted, following = [0] * len(ids), [0] * len(ids)
-    chances = torch.zeros(drafted.shape, dtype=torch.float64)
-    draft_law = torch.stack(laws, dim=1).to(scores.device) if laws else target_law[:, :0]
+    chances, drafted = torch.zeros(drafted.shape, dtype=torch.float64), drafted.to(scores.device)
+    draft = torch.stack(drawn_from, dim=1).to(scores.device) if drawn_from else target[:, :0]
     for size in sorted(set(sizes.tolist())):  # one group, but for rows near their end
         group = (sizes == size).nonzero()[:, 0].tolist()
-        p, q, tokens = target_law[group, : size + 1], draft_law[group, :size], drafted[group, :size]
+        p, q, tokens = target[group, : size + 1], draft[group, :size], drafted[group, :size]
         points = torch.stack([uniforms[k][size:] for k in group])
         counts, next_tokens = verify_draft(p, q, tokens, points, lenience=lenience)
         for k, count, token in zip(group, counts.tolist(), next_tokens.tolist()):
@@ -185,17 +165,27 @@ def _verify(
     return accepted, following, chances
 
 
-def _greedy_facts(
-    facts: list[dict], drafted: Tensor, best: Tensor, chances: Tensor, sizes: list[int], accepted: list[int]
-) -> None:
-    """A greedy round in the terms of a sampled one: both laws are certain, nothing is drawn."""
-    agree = (drafted == best[:, :-1]).double().tolist()
-    ids, best, chances = drafted.tolist(), best.tolist(), chances.double().tolist()
-    for k, size in enumerate(sizes):
-        law = [[best[k][accepted[k]], 1.0]]
-        facts[k] |= {"draft_ids": ids[k][:size], "p": agree[k][:size], "q": [1.0] * size}
-        facts[k] |= {"u": None, "accept_probability": chances[k][:size]}
-        facts[k] |= {"total_variation": [1 - p for p in agree[k][:size]], "next_u": None, "next_law": law}
+def _verify_greedy(
+    scores: Tensor, drafted: Tensor, sizes: Tensor, lenience: float, facts: list[dict[str, Any]] | None
+) -> tuple[list[int], list[int], Tensor]:
+    """`_verify` at temperature 0: both distributions are certain, nothing is drawn."""
+    values, best = scores.max(dim=-1)
+    got = scores[:, :-1].gather(-1, drafted.to(scores.device)[..., None])[..., 0]
+    got = torch.nn.functional.pad(got, (0, 1))
+    values, best, got = torch.stack([values.double(), best.double(), got.double()]).cpu()  # one wait for the device
+    check_best(values)
+    best = best.long()
+    agree = drafted == best[:, :-1]
+    chances = got[:, :-1] >= values[:, :-1] + math.log(lenience) if lenience < 1 else agree
+    inside = torch.arange(drafted.shape[1]) < sizes[:, None]
+    accepted = (chances & inside).long().cumprod(dim=1).sum(dim=1)  # (b,)
+    following = best.gather(1, accepted[:, None])[:, 0].tolist()
+    for k, size in enumerate(sizes.tolist() if facts is not None else ()):
+        p = agree[k, :size].double().tolist()
+        facts[k] |= {"draft_ids": drafted[k, :size].tolist(), "p": p, "q": [1.0] * size, "u": None}
+        facts[k] |= {"accept_probability": chances[k, :size].double().tolist(), "next_u": None}
+        facts[k] |= {"total_variation": [1 - x for x in p], "next_law": [[following[k], 1.0]]}
+    return accepted.tolist(), following, chances.double()
 
 
 def _sampled_facts(
@@ -206,12 +196,12 @@ def _sampled_facts(
     p_of, q_of = _of(p[:size], tokens), _of(q, tokens)
     distance = 1 - torch.minimum(p[:size], q).sum(dim=-1)
     rest = p[size] if accepted == size else residual(p[accepted], q[accepted])
-    law = rest.topk(min(_SHOWN, rest.shape[-1]))
+    best = rest.topk(min(_SHOWN, rest.shape[-1]))
     named = {"p": p_of, "q": q_of, "u": points[:size], "accept_probability": chances, "total_variation": distance}
     found = {"draft_ids": tokens.tolist()} | {name: values.tolist() for name, values in named.items()}
     return found | {
         "next_u": float(points[-1]),
-        "next_law": [[token, prob] for token, prob in zip(law.indices.tolist(), law.values.tolist()) if prob > 0],
+        "next_law": [[token, prob] for token, prob in zip(best.indices.tolist(), best.values.tolist()) if prob > 0],
     }
 
 

@@ -23,7 +23,7 @@ from cdlearn.show.html import (
     trace_strip,
 )
 from cdlearn.show.strips import flip_scales, other_strip, prefix_strip, what_if_strip
-from cdlearn.trace.rescore import CHANGEABLE, at_position, strength_of
+from cdlearn.trace.rescore import at_position, changeable, strength_of
 from cdlearn.trace.trace import Trace
 
 _WIDE = widgets.Layout(width="100%")
@@ -104,11 +104,11 @@ class Inspector(widgets.VBox):
         self._quiet = True
         self._position.options = [(f"{k}  {_plain(name)}", k) for k, name in enumerate(names)]
         self._position.value = next(iter(moved_positions(trace)), 0) if len(trace) else None
-        self._strength.value = strength_of(settings)
+        self._strength.value = strength_of(trace)
         self._temperature.value = settings.get("amateur_temperature", 1.0)
         self._alpha.value = -4.0 if settings.get("alpha") is None else math.log10(settings["alpha"])
         self._start = {name: slider.value for name, slider in self._sliders.items()}
-        self._changeable = [name for name in self._numbers if name in CHANGEABLE.get(settings.get("method"), ())]
+        self._changeable = [name for name in self._numbers if name in changeable(trace)]
         for name, box in self._numbers.items():
             box.layout.display = "" if name in self._changeable else "none"
         tabs = {"candidates": self._table}
@@ -159,7 +159,7 @@ class Inspector(widgets.VBox):
         if "alpha" in changed:
             changed["alpha"] = 0 if self._alpha.value <= self._alpha.min else 10**self._alpha.value
         if "amateur_temperature" in changed and "beta" in self.trace.settings:
-            changed = {"strength": strength_of(self.trace.settings)} | changed  # the beta form knows no temperature
+            changed = {"strength": strength_of(self.trace)} | changed  # the beta form knows no temperature
         return changed
 
     def _show(self) -> None:

@@ -35,7 +35,7 @@ from cdlearn.show.style import (
     tidy,
 )  # fmt: skip
 from cdlearn.trace.flips import kept_columns
-from cdlearn.trace.rescore import at_position, lines, new_settings, penalized, strength_of
+from cdlearn.trace.rescore import at_position, form_of, lines, penalized, strength_of
 from cdlearn.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -104,17 +104,16 @@ def plot_strength(trace: Any, position: int, *, ax: Axes | None = None) -> Axes:
     Raises ValueError for a trace without a strength (DoLa, mixtures, plain).
     """
     trace = read_trace(trace)
-    new_settings(trace.settings, {})
     spans = trace.flip_points(position).strength
     if not spans:
         raise ValueError(
             f"the trace's method is {trace.settings['method']!r}, which has no strength: trace a Contrast."
         )
     here = at_position(trace, position)
-    used = strength_of(here.settings)
+    used = strength_of(here)
     flips = [span.start for span in spans[1:]]
     near = max((flip for flip in flips if flip <= max(2, 2 * used)), default=0)
-    high = max(1.25, 1.25 * used, 1.2 * near) if "beta" not in here.settings else 0.98
+    high = 0.98 if form_of(here, here.settings).share else max(1.25, 1.25 * used, 1.2 * near)
     grid = torch.tensor(sorted({*torch.linspace(0, high, 101).tolist(), *(flip for flip in flips if flip < high)}))
     shown = [span for span in spans if span.start < high]
     winners = list(dict.fromkeys(span.token_id for span in shown))
@@ -158,10 +157,10 @@ def plot_strength(trace: Any, position: int, *, ax: Axes | None = None) -> Axes:
 def _lines_over(here: Trace, strengths: torch.Tensor) -> dict[int, torch.Tensor]:
     """The score of every kept token of a one-position trace at so many strengths [G]: token id -> [G]."""
     over, against, _ = lines(here, here.settings)
-    with_beta = "beta" in here.settings
-    t = (strengths / (1 - strengths) if with_beta else strengths).double()[:, None]
+    share = form_of(here, here.settings).share
+    t = (strengths / (1 - strengths) if share else strengths).double()[:, None]
     # the form with beta is scaled back by 1 + beta: the winners are the same and the lines are straight again
-    scores = penalized(here, over - t * against) / (1 + t if with_beta else 1)  # (G, N + 1)
+    scores = penalized(here, over - t * against) / (1 + t if share else 1)  # (G, N + 1)
     return {int(here.candidates[0, column]): scores[:, column] for column in kept_columns(here)}
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cdlearn.checks import is_int, row_max
+from cdlearn.trace.record import Form
 
 
 class Source:
@@ -19,7 +21,9 @@ class Source:
     either way). After a call `parts` maps names ("expert", "amateur") to raw scores [B, n, V], or [B, n, L, V] for
     several layers, and `details` other names to [B, n, ...]: what a trace records, of `parts` the candidates only.
     `settings` names the method and its numbers. unnormalised: whether scores are known up to a constant per column
-    only, as a model's logits are; then a beam search, which compares columns, takes their log-softmax.
+    only, as a model's logits are; then a beam search, which compares columns, takes their log-softmax. forms: how the
+    scores are made of `parts`, if they can be computed again with other numbers: see `Form`. inner: the names of the
+    attributes that hold other sources, or lists, tuples or dicts of them.
     """
 
     vocab_size: int
@@ -29,6 +33,8 @@ class Source:
     rewindable: bool = True
     unnormalised: bool = False
     settings: dict[str, Any] = {}
+    forms: tuple[Form, ...] = ()
+    inner: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.parts: dict[str, Tensor] = {}
@@ -40,10 +46,17 @@ class Source:
 
         ids: [B, T] int. mask: [B, T], 0 where a column does not count (left padding, rejected drafts); None: all count.
         Returns [B, n, V] float32 on `device`, the caller's to keep. After a masked column the scores mean nothing.
-        Raises TypeError or ValueError naming the argument.
+        Raises TypeError or ValueError naming the argument, and ValueError for scores with NaN or +inf.
         """
         ids, mask = check_call(ids, mask, n)
-        return self.scores(ids, mask, n)
+        scores = self.scores(ids, mask, n)
+        row_max(scores if mask is None else scores[mask[:, -n:].to(scores.device)], "scores")
+        return scores
+
+    @torch.no_grad()
+    def ask(self, ids: Tensor, mask: Tensor | None = None, n: int = 1) -> Tensor:
+        """A call that does not wait for the device: for loops, which look at the numbers that they pick from."""
+        return self.scores(*check_call(ids, mask, n), n)
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         """To be written by a subclass. ids: [B, T] int64 and mask: [B, T] bool or None (all ones) are on the CPU."""
@@ -57,11 +70,11 @@ class Source:
         """The same source over the same weights with a cache of its own, so that two prefixes do not fight for one."""
         twin = copy.copy(self)
         twin.parts, twin.details = {}, {}
-        for name, value in vars(twin).items():
-            if isinstance(value, Source):
-                setattr(twin, name, value.fork())
-            elif isinstance(value, list) and value and all(isinstance(part, Source) for part in value):
-                setattr(twin, name, [part.fork() for part in value])
+        for name, value in vars(self).items():
+            if name in self.inner:
+                setattr(twin, name, _forked(value))
+            elif _forked(value) is not value:  # two prefixes would fight for its cache
+                raise TypeError(f"{type(self).__name__}.{name} holds a source: name it in the class's `inner`.")
         return twin
 
     def changed(self, **settings: Any) -> Source:
@@ -71,6 +84,19 @@ class Source:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items() if name != "method")
         return f"{type(self).__name__}({settings})"
+
+
+def _forked(value: Any) -> Any:
+    """A source, or a list, tuple or dict that holds some, with forks in their place; anything else as it is."""
+    if isinstance(value, Source):
+        return value.fork()
+    if isinstance(value, dict):
+        made = {key: _forked(item) for key, item in value.items()}
+        return made if any(made[key] is not item for key, item in value.items()) else value
+    if isinstance(value, (list, tuple)):
+        made = [_forked(item) for item in value]
+        return type(value)(made) if any(new is not old for new, old in zip(made, value)) else value
+    return value
 
 
 def float32(logits: Tensor) -> Tensor:
@@ -83,7 +109,7 @@ def check_call(ids: Tensor, mask: Tensor | None, n: int) -> tuple[Tensor, Tensor
         raise TypeError("ids must be a torch tensor of token ids, [B, T] int: wrap a list in torch.tensor([...]).")
     if ids.dim() != 2 or ids.numel() == 0:
         raise ValueError(f"ids has shape {tuple(ids.shape)}: pass [B, T] with at least one row and one column.")
-    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or not 1 <= n <= ids.shape[1]:
+    if not is_int(n) or not 1 <= n <= ids.shape[1]:
         raise ValueError(f"n is {n!r}: pass a whole number of columns from 1 to T = {ids.shape[1]}.")
     ids = ids.to("cpu", torch.long)
     if mask is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from cdlearn.checks import check_count
 from cdlearn.sources.base import Source, float32
 
 _NOTHING = torch.zeros(0, 0, dtype=torch.long)
@@ -55,9 +55,7 @@ class CachedLM(Source):
     def __init__(self, model: PreTrainedModel, *, remember: int = 16) -> None:
         super().__init__()
         check_model(model)
-        if isinstance(remember, bool) or not isinstance(remember, numbers.Integral) or remember < 1:
-            raise ValueError(f"remember is {remember!r}: pass a whole number of columns, at least 1.")
-        self.model, self.remember = model, remember
+        self.model, self.remember = model, check_count(remember, "remember")
         config = model.config.get_text_config(decoder=True)
         self._embedding = model.get_input_embeddings()
         self.vocab_size = model.get_output_embeddings().weight.shape[0]

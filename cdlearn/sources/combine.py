@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cdlearn.checks import is_int, short
+from cdlearn.checks import check_alpha, check_contrast, check_number, is_int, short
 from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, mixed_scores
 from cdlearn.sources.base import Source
 from cdlearn.sources.cached import as_source
+from cdlearn.trace.record import CONTRAST, Form
 
 
 class Contrast(Source):
@@ -20,8 +21,10 @@ class Contrast(Source):
 
     expert, amateur: sources or transformers models with the same tokenizer. Where one pads its vocabulary further, both
     are trimmed to the common size. Give `strength` (default 1.0, see `contrastive_scores`) or `beta` (see
-    `contrastive_logits`), not both. alpha=None: no mask. amateur_temperature belongs to the `strength` form.
+    `contrastive_logits`), not both. alpha=None or 0: no mask. amateur_temperature belongs to the `strength` form.
     """
+
+    forms, inner = CONTRAST, ("expert", "amateur")
 
     def __init__(
         self,
@@ -35,7 +38,8 @@ class Contrast(Source):
         top_k: int = 0,
     ) -> None:
         super().__init__()
-        self._formula, self._numbers = contrast_form(alpha, strength, beta, amateur_temperature, top_k)
+        self._numbers = check_contrast(alpha, top_k, strength, beta, amateur_temperature)
+        self._formula = contrastive_scores if beta is None else contrastive_logits
         self.expert, self.amateur = as_source(expert, "expert"), as_source(amateur, "amateur")
         self.settings = {"method": "contrastive"} | self._numbers
         self.unnormalised = beta is not None
@@ -54,31 +58,12 @@ class Contrast(Source):
         expert = self.expert.scores(ids, mask, n)[..., : self.vocab_size]  # (B, n, V)
 
         def among() -> Tensor:  # nobody needs the amateur on what the mask drops: the formula says what that is
-            return self._formula(expert, expert, **self._numbers) > NEVER
+            return self._formula(expert, expert, **self._numbers, check=False) > NEVER
 
         amateur = self.amateur.scores_among(ids, mask, n, among)
         amateur = amateur[..., : self.vocab_size].to(expert.device)
         self.parts = {"expert": expert, "amateur": amateur}
-        return self._formula(expert, amateur, **self._numbers)
-
-
-def contrast_form(
-    alpha: float | None, strength: float | None, beta: float | None, amateur_temperature: float, top_k: int
-) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    """Which of the two formulas these arguments of `Contrast` mean, and the numbers it takes; ValueError for both."""
-    if strength is not None and beta is not None:
-        raise ValueError(f"strength={strength!r} and beta={beta!r} were both given: they are two forms, choose one.")
-    if beta is not None and amateur_temperature != 1:
-        raise ValueError("amateur_temperature is not part of the beta form: use strength= with it, or leave it at 1.")
-    numbers: dict[str, Any] = {"alpha": alpha, "top_k": top_k}
-    if beta is None:
-        formula = contrastive_scores
-        numbers |= {"strength": 1.0 if strength is None else strength, "amateur_temperature": amateur_temperature}
-    else:
-        formula = contrastive_logits
-        numbers |= {"beta": beta}
-    formula(torch.zeros(1, 2), torch.zeros(1, 2), **numbers)  # wrong numbers fail now, not at a step
-    return formula, numbers
+        return self._formula(expert, amateur, **self._numbers, check=False)
 
 
 class Mix(Source):
@@ -89,6 +74,8 @@ class Mix(Source):
     Context-aware decoding (2305.14739, eq. 2): `[(1 + a, with), (-a, without)]`. DExperts (2105.03023, eq. 2) and
     proxy tuning (2401.08565, eq. 1): `[(1, base), (a, expert), (-a, anti)]`. Scores are in nats, see `mixed_scores`.
     """
+
+    inner = ("sources",)
 
     def __init__(
         self, weighted: Sequence[tuple[float, Source | PreTrainedModel]], *, alpha: float | None = None
@@ -102,17 +89,19 @@ class Mix(Source):
             raise ValueError("weighted is empty: give at least one (weight, source).")
         self.weights = [weight for weight, _ in weighted]
         self.sources = [as_source(source) for _, source in weighted]
-        self.alpha = alpha
-        mixed_scores([torch.zeros(1, 2)] * len(weighted), self.weights, alpha=alpha)  # wrong numbers fail now
-        self.settings = {"method": "mix", "weights": self.weights, "alpha": alpha}
+        for weight in self.weights:
+            check_number(weight, "weight", low=-1e6, high=1e6)
+        self.alpha = check_alpha(alpha)
+        self.settings = {"method": "mix", "weights": self.weights, "alpha": self.alpha}
         _compose(self, self.sources)
+        names = ["expert", "amateur"] if len(weighted) == 2 and self.weights[1] < 0 else ["expert"]
+        self._names = names + [f"source_{k}" for k in range(len(names) + 1, len(weighted) + 1)]
+        self.forms = (Form(dict(zip(self._names, self.weights))),)
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         logits = [source.scores(ids, mask, n)[..., : self.vocab_size].to(self.device) for source in self.sources]
-        names = ["expert", "amateur"] if len(logits) == 2 and self.weights[1] < 0 else ["expert"]
-        names += [f"source_{k}" for k in range(len(names) + 1, len(logits) + 1)]
-        self.parts = dict(zip(names, logits))
-        return mixed_scores(logits, self.weights, alpha=self.alpha)
+        self.parts = dict(zip(self._names, logits))
+        return mixed_scores(logits, self.weights, alpha=self.alpha, check=False)
 
 
 class Prompted(Source):
@@ -122,6 +111,8 @@ class Prompted(Source):
     keeps only one of them. Two `Prompted` in a `Contrast` are context-aware decoding (arXiv 2305.14739). The inner
     source is forked: it gets a cache of its own, so one model may serve several prefixes.
     """
+
+    inner = ("source",)
 
     def __init__(self, source: Source | PreTrainedModel, prefix: str | Sequence[int], *, tokenizer: Any = None) -> None:
         super().__init__()

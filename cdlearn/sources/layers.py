@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cdlearn.checks import is_int
-from cdlearn.scores import NEVER, dola_scores, js_divergence, plausibility_mask
+from cdlearn.checks import check_alpha, check_word, is_int
+from cdlearn.scores import NEVER, dola_scores, js_divergence
 from cdlearn.sources.base import float32
 from cdlearn.sources.cached import CachedLM, check_model
+from cdlearn.trace.record import Form
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 
@@ -60,14 +61,13 @@ class DoLa(CachedLM):
         remember: int = 16,
     ) -> None:
         super().__init__(model, remember=remember)
-        dola_scores(torch.zeros(1, 2), torch.zeros(1, 2), alpha=alpha)  # a wrong alpha fails now, not at a step
-        if divergence not in ("jsd", "reference"):
-            raise ValueError(f'divergence is {divergence!r}: pass "jsd" or "reference".')
-        self.layers, self.alpha, self.final_norm = _dola_layers(model, layers), alpha, bool(final_norm)
-        self.divergence = divergence
-        self.settings = {"method": "dola", "layers": self.layers, "alpha": alpha, "final_norm": self.final_norm}
+        check_word(divergence, "divergence", ("jsd", "reference"))
+        self.layers, self.alpha = _dola_layers(model, layers), check_alpha(alpha)
+        self.final_norm, self.divergence = bool(final_norm), divergence
+        self.settings = {"method": "dola", "layers": self.layers, "alpha": self.alpha, "final_norm": self.final_norm}
         self.settings |= {"divergence": divergence}
-        self.unnormalised = divergence == "reference" and alpha is None  # raw logits on both sides
+        self.forms = (Form({"expert": 1.0}, {"amateur": 1.0}, raw=None if divergence == "reference" else False),)
+        self.unnormalised = divergence == "reference" and self.alpha is None  # raw logits on both sides
         self._numbers = torch.tensor(self.layers, device=self.device)
         self._decoder, self._blocks = model.get_decoder(), _blocks(model)[1]
         self._takes = set(inspect.signature(self._decoder.forward).parameters)
@@ -106,14 +106,14 @@ class DoLa(CachedLM):
         logits = self._logits(states)  # one pass through the head for all of them: its weights are read once
         final, early = logits[:, :, 0], logits[:, :, 1:]  # (B, n, V), (B, n, L, V)
         convention = "textbook" if self.divergence == "jsd" else "reference"
-        divergences = js_divergence(final[:, :, None], early, convention=convention)  # (B, n, L)
+        divergences = js_divergence(final[:, :, None], early, convention=convention, check=False)  # (B, n, L)
         chosen = divergences.argmax(dim=-1)  # (B, n)
         premature = early.take_along_dim(chosen[..., None, None], dim=2)[:, :, 0]  # (B, n, V)
         self.parts = {"expert": final, "amateur": premature, "layers": early}
         self.details = {"premature_layer": self._numbers[chosen], "divergences": divergences}
-        if self.divergence == "reference" and self.alpha is None:
-            return (final - premature).where(plausibility_mask(final, None), NEVER)
-        return dola_scores(final, premature, alpha=self.alpha)
+        if self.unnormalised:
+            return (final - premature).where(final > NEVER, NEVER)
+        return dola_scores(final, premature, alpha=self.alpha, check=False)
 
     def _logits(self, states: Tensor) -> Tensor:
         return self._finish(self.model.get_output_embeddings()(states), self._scale)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.trace.record import Record
+from cdlearn.trace.record import CONTRAST, Form, Record
 from cdlearn.trace.tables import token_texts
 
 FORMAT, VERSION = "cdlearn trace", 1
@@ -38,7 +38,7 @@ class StoredTokens:
 def to_json(trace: Record) -> str:
     """See `Trace.to_json`. Settings that JSON cannot say become text."""
     content: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-    content |= {name: getattr(trace, name) for name in _PLAIN}
+    content |= {name: getattr(trace, name) for name in _PLAIN} | {"forms": [vars(form) for form in trace.forms]}
     if trace.tokenizer is not None:
         drafts = [token for facts in trace.rounds for token in facts.get("draft_ids", [])]
         ids = sorted({*trace.prompt_ids, *trace.recorded_ids, *trace.candidates.flatten().tolist(), *drafts})
@@ -64,11 +64,24 @@ def from_json(make: type[Record], text: str, tokenizer: Any) -> Record:
         fields = {name: content[name] for name in _PLAIN} | {name: _unpack(content[name]) for name in _TENSORS}
         for name in _NAMED:
             fields[name] = {key: _unpack(value) for key, value in content[name].items()}
+        known = content["forms"] if "forms" in content else _forms_of(content)
+        fields["forms"] = tuple(Form(**form) for form in known)
         if tokenizer is None and "tokens" in content:
             tokenizer = StoredTokens({int(token_id): text for token_id, text in content["tokens"].items()})
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"text is a damaged trace ({type(error).__name__}: {error}): write it again.") from None
     return make(**fields, tokenizer=tokenizer)
+
+
+def _forms_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The forms of a trace that was written before traces had any: from the numbers among its settings."""
+    settings, contrast = content["settings"], {"over": {"expert": 1.0}, "against": {"amateur": 1.0}}
+    if "weights" in settings:
+        names = [name for name in content["parts"] if name != "layers"]
+        return [{"over": dict(zip(names, settings["weights"]))}]
+    if "divergence" in settings:
+        return [contrast | {"raw": None if settings["divergence"] == "reference" else False}]
+    return [vars(form) for form in CONTRAST] if {"strength", "beta"} & settings.keys() else []
 
 
 def save(text: str, path: str | Path) -> None:

@@ -16,13 +16,13 @@ from cdlearn.trace.record import Record
 from cdlearn.trace.rescore import (
     at_position,
     check_penalty,
+    form_of,
     kept,
     lines,
     new_settings,
     penalized,
     seen_before,
     truncated,
-    unmasked_scores,
 )
 from cdlearn.trace.tables import token_texts
 
@@ -53,11 +53,10 @@ class FlipPoints:
 
 def flip_points(trace: Record, position: int) -> FlipPoints:
     """See `Trace.flip_points`."""
-    new_settings(trace.settings, {})
+    new_settings(trace, {})
     trace = at_position(trace, position)
-    has_strength = trace.settings["method"] == "contrastive"
     return FlipPoints(
-        strength=_strength_spans(trace) if has_strength else [],
+        strength=_strength_spans(trace) if form_of(trace, trace.settings).knob else [],
         alpha=_alpha_spans(trace),
         truncated=bool(trace.truncated[0]),
     )
@@ -82,7 +81,7 @@ def _strength_spans(trace: Record) -> list[Span]:
         found += [step for step in envelope(a * factor, b * factor, low, high) if not found or step[1] != found[-1][1]]
     starts, winners = [start for start, _ in found], [columns[winner] for _, winner in found]
     stops = [*starts[1:], math.inf]
-    if "beta" in trace.settings:
+    if form_of(trace, trace.settings).share:
         starts, stops = ([1.0 if t == math.inf else t / (1 + t) for t in edge] for edge in (starts, stops))
     return _spans(trace, starts, stops, winners)
 
@@ -113,10 +112,11 @@ def envelope(a: np.ndarray, b: np.ndarray, low: float, high: float) -> list[tupl
 def _alpha_spans(trace: Record) -> list[Span]:
     """The winner among the candidates that the mask lets in, from the expert's best alone (alpha = 1) downwards."""
     count = trace.candidates.shape[1] - 1
-    scores, exact = unmasked_scores(trace, trace.settings)
+    over, against, exact = lines(trace, trace.settings)
     if not exact:
         check_penalty(trace.settings)
-    scores = penalized(trace, scores)[0, :count].tolist()
+    t = trace.settings.get(form_of(trace, trace.settings).knob, 1.0)
+    scores = penalized(trace, over - t * against)[0, :count].tolist()
     expert, ids = trace.parts["expert"][0, :count], trace.candidates[0].tolist()
     ratios = (expert.double() - expert[0].double()).exp().tolist()  # a token is kept while alpha <= its ratio
     inside = kept(trace, trace.settings | {"alpha": None})[0, :count].tolist()  # what top_k leaves

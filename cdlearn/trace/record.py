@@ -14,6 +14,31 @@ CANDIDATES = 256
 _ON_CPU = 300_000  # numbers that wait on a CPU: beyond its cache, copying rows together costs more than it saves
 
 
+@dataclass(frozen=True)
+class Form:
+    """What scores are made of, `over - t * against`, so that they can be computed again with other numbers.
+
+    over, against: part name -> weight, sums of the parts' log-probabilities; of their logits where `raw` (None: where
+    there is no mask). knob: the setting that is t, "strength" or "beta"; None: t is 1 and stays. share: whether the
+    strength is t / (1 + t). tempered: the part whose logits are divided by the setting amateur_temperature first.
+    A mask, settings "alpha" and "top_k", is that of the part "expert".
+    """
+
+    over: dict[str, float]
+    against: dict[str, float] = field(default_factory=dict)
+    knob: str | None = None
+    share: bool = False
+    raw: bool | None = False
+    tempered: str | None = None
+
+
+# contrastive decoding's two forms, see `scores.contrastive_scores` and `scores.contrastive_logits`
+CONTRAST = (
+    Form({"expert": 1.0}, {"amateur": 1.0}, knob="strength", tempered="amateur"),
+    Form({"expert": 1.0}, {"amateur": 1.0, "expert": -1.0}, knob="beta", share=True, raw=True),
+)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Record:
     """One row of a generation, step by step; P positions, N candidates, and the chosen token as a last extra column.
@@ -27,6 +52,7 @@ class Record:
     entropy (nats), total_variation (the distance of every other part from the expert), ranks (of the chosen token with
     each part; 0 where a rescored trace cannot know it).
     rounds: speculation's rounds, see `speculate`. recorded: the tokens of the text, where `rescore` chose others.
+    forms: what the scores can be computed again from, the one whose knob is a setting first; none: nothing can change.
     """
 
     prompt_ids: list[int]
@@ -44,6 +70,7 @@ class Record:
     ranks: dict[str, Tensor] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     recorded: list[int] | None = None
+    forms: tuple[Form, ...] = ()
 
     @property
     def token_ids(self) -> list[int]:
@@ -117,23 +144,16 @@ class Recorder:
         """A round of speculation of one batch row, in plain Python numbers."""
         self._rounds.setdefault(row, []).append(facts)
 
-    def trace(self, row: int, prompt_ids: list[int], *, steps: int, settings: dict[str, Any], tokenizer: Any) -> Record:
-        """The first `steps` steps of one batch row."""
+    def trace(self, row: int, prompt_ids: list[int], *, steps: int, **facts: Any) -> Record:
+        """The first `steps` steps of one batch row. facts: the record's settings, forms and tokenizer."""
         if self._waiting:
             self._cut()
         mine = [_map(block, itemgetter((slice(None), rows.index(row)))) for rows, block in self._blocks if row in rows]
         if not mine:
             empty = torch.zeros(0, 1)
-            return self.makes(prompt_ids, empty.long(), empty, {}, {}, empty[:, 0].long(), {}, settings, tokenizer)
-        whole = _join(mine, steps)
-        return self.makes(
-            prompt_ids=prompt_ids,
-            **whole,
-            settings=dict(settings),
-            tokenizer=tokenizer,
-            vocab_size=self._vocab,
-            rounds=self._rounds.get(row, []),
-        )
+            return self.makes(prompt_ids, empty.long(), empty, {}, {}, empty[:, 0].long(), **facts)
+        rounds = self._rounds.get(row, [])
+        return self.makes(prompt_ids, **_join(mine, steps), vocab_size=self._vocab, rounds=rounds, **facts)
 
 
 def _measured(part: Tensor, candidates: Tensor, expert_probs: Tensor | None) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What greedy would have picked with other settings: exact, from a trace's recorded candidates, without a model.
 
-Everything holds for the recorded prefixes: behind the first changed token there would be another text.
+Everything holds for the recorded prefixes: after the first changed token there would be another text.
 """
 
 from __future__ import annotations
@@ -13,21 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import is_int, short
-from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, plausibility_mask
-from cdlearn.trace.record import Record
+from cdlearn.checks import check_alpha, check_contrast, check_count, is_int, short
+from cdlearn.scores import FLOOR, NEVER
+from cdlearn.trace.record import Form, Record
 
-CHANGEABLE = {
-    "contrastive": ("strength", "beta", "alpha", "amateur_temperature", "top_k"),
-    "dola": ("alpha", "layer"),
-    "mix": ("alpha",),
-}
-_FLOOR = -1e5  # as in scores.py: the least log-probability of an amateur
 _UP_TO_A_CONSTANT = "up to a constant per position"
 
 
 def rescore(trace: Record, **changes: Any) -> Record:
-    """See `Trace.rescore`. changes: the names in CHANGEABLE; None leaves a setting as it was."""
+    """See `Trace.rescore`. changes: None leaves a setting as it was."""
     trace, settings, scores, column = _decided(trace, changes)
     return _with_choice(trace, scores, column, settings)
 
@@ -40,10 +34,11 @@ def picks(trace: Record, **changes: Any) -> Tensor:
 
 def _decided(trace: Record, changes: Mapping[str, Any]) -> tuple[Record, dict[str, Any], Tensor, Tensor]:
     """The trace (of another layer), its new settings and scores [P, N + 1], and the column of greedy's pick [P, 1]."""
-    settings = new_settings(trace.settings, {name: value for name, value in changes.items() if value is not None})
-    if settings["method"] == "dola" and settings["layers"] != trace.settings["layers"]:
+    settings = new_settings(trace, {name: value for name, value in changes.items() if value is not None})
+    if settings.get("layers") != trace.settings.get("layers"):
         trace = _with_layer(trace, settings["layers"][0])
-    scores, exact = unmasked_scores(trace, settings)
+    over, against, exact = lines(trace, settings)
+    scores = over - settings.get(form_of(trace, settings).knob, 1.0) * against
     settings.pop("scores", None)
     if not exact:
         settings["scores"] = _UP_TO_A_CONSTANT
@@ -52,58 +47,56 @@ def _decided(trace: Record, changes: Mapping[str, Any]) -> tuple[Record, dict[st
     return trace, settings, scores, _best(penalized(trace, scores), trace.candidates)
 
 
-def new_settings(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def form_of(trace: Record, settings: Mapping[str, Any]) -> Form | None:
+    """The form that these settings choose: that of its knob, else the one without; None for a plain model."""
+    return next((form for form in trace.forms if form.knob is None or form.knob in settings), None)
+
+
+def changeable(trace: Record) -> list[str]:
+    """The settings that `rescore` can change in this trace."""
+    if form_of(trace, trace.settings) is None:
+        return []
+    names = [form.knob for form in trace.forms if form.knob] + ["alpha"]
+    names += ["amateur_temperature"] * any(form.tempered for form in trace.forms)
+    return names + ["top_k"] * ("top_k" in trace.settings) + ["layer"] * ("layers" in trace.parts)
+
+
+def new_settings(trace: Record, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a source made with these changes would have, or a ValueError or TypeError."""
-    method = settings.get("method")
-    if method not in CHANGEABLE:
+    method, can = trace.settings.get("method"), changeable(trace)
+    if not can:
         raise ValueError(
             f"the trace's method is {method!r}, where nothing is contrasted and so nothing can change: "
             "trace a Contrast, a DoLa or a Mix."
         )
     for name in changes:
-        if name not in CHANGEABLE[method]:
-            raise ValueError(
-                f"{name}={changes[name]!r} cannot change in a trace of {method!r}: "
-                f"what can is {', '.join(CHANGEABLE[method])}."
-            )
-    new = dict(settings) | {name: value for name, value in changes.items() if name != "layer"}
-    if new["alpha"] is not None and not isinstance(new["alpha"], bool) and new["alpha"] == 0:
-        new["alpha"] = None
-    if method == "contrastive":
-        return _contrastive_settings(new, changes)
-    plausibility_mask(torch.zeros(1, 2), new["alpha"])
+        if name not in can:
+            value = f"{name}={changes[name]!r}"
+            raise ValueError(f"{value} cannot change in a trace of {method!r}: what can is {', '.join(can)}.")
+    new = dict(trace.settings) | {name: value for name, value in changes.items() if name != "layer"}
+    knobs = [form.knob for form in trace.forms if form.knob in changes]
+    if knobs:  # the numbers of another form go
+        new = {name: value for name, value in new.items() if name in knobs or name not in [f.knob for f in trace.forms]}
+    if form_of(trace, new).tempered:
+        new = {"amateur_temperature": 1.0} | new
+    numbers = {name: new[name] for name in ("strength", "beta", "amateur_temperature", "top_k") if name in new}
+    new["alpha"] = check_alpha(new.get("alpha"))
+    new |= {name: value for name, value in check_contrast(**numbers).items() if name in numbers}
+    if not form_of(trace, new).tempered:
+        new.pop("amateur_temperature", None)
     if "layer" in changes:
-        layer, layers = changes["layer"], settings["layers"]
+        layer, layers = changes["layer"], trace.settings["layers"]
         if not is_int(layer) or layer not in layers:
-            raise ValueError(f"layer is {layer!r}: the trace's candidate layers are {layers}.")
+            raise ValueError(f"layer is {short(layer)}: the trace's candidate layers are {layers}.")
         new["layers"] = [layer]
     return new
 
 
-def _contrastive_settings(new: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """One form, strength or beta, with the numbers checked by the formula itself."""
-    if "strength" in changes and "beta" in changes:
-        raise ValueError(
-            f"strength={new['strength']!r} and beta={new['beta']!r} were both given: they are two forms, choose one."
-        )
-    if "beta" in new and "strength" not in changes:
-        if new.get("amateur_temperature", 1.0) != 1:
-            raise ValueError(
-                "amateur_temperature is not part of the beta form: use strength= with it, or leave it at 1."
-            )
-        new = {name: value for name, value in new.items() if name not in ("strength", "amateur_temperature")}
-        formula, names = contrastive_logits, ("alpha", "top_k", "beta")
-    else:
-        new = {"amateur_temperature": 1.0} | {name: value for name, value in new.items() if name != "beta"}
-        formula, names = contrastive_scores, ("alpha", "top_k", "strength", "amateur_temperature")
-    formula(torch.zeros(1, 2), torch.zeros(1, 2), **{name: new[name] for name in names})
-    return new
-
-
-def strength_of(settings: Mapping[str, Any]) -> float:
-    """The strength that makes the same greedy choices: the setting itself, or beta / (1 + beta); 1 where neither is."""
-    beta = settings.get("beta")
-    return settings.get("strength", 1.0) if beta is None else beta / (1 + beta)
+def strength_of(trace: Record) -> float:
+    """The strength that makes the same greedy choices: the knob's value, or its share; 1 where there is no knob."""
+    form = form_of(trace, trace.settings)
+    t = 1.0 if form is None else trace.settings.get(form.knob, 1.0)
+    return t / (1 + t) if form is not None and form.share else t
 
 
 def kept(trace: Record, settings: Mapping[str, Any]) -> Tensor:
@@ -115,7 +108,7 @@ def kept(trace: Record, settings: Mapping[str, Any]) -> Tensor:
 def truncated(trace: Record, settings: Mapping[str, Any]) -> Tensor:
     """[P] bool: where a token beyond the recorded candidates may be kept; nowhere for methods without a mask."""
     count = trace.candidates.shape[1] - 1
-    if settings.get("method") not in CHANGEABLE or count == trace.vocab_size or not len(trace):
+    if not trace.forms or count == trace.vocab_size or not len(trace):
         return torch.zeros(len(trace), dtype=torch.bool)
     last = trace.parts["expert"][:, count - 1]  # nothing that was not recorded is above it
     return (last >= _cutoff(trace, settings)[:, 0]) & (last > NEVER)
@@ -131,29 +124,33 @@ def _cutoff(trace: Record, settings: Mapping[str, Any]) -> Tensor:
     return cut
 
 
-def unmasked_scores(trace: Record, settings: Mapping[str, Any]) -> tuple[Tensor, bool]:
-    """The formulas of scores.py with the recorded normalisers: [P, N + 1] float64, and whether they are exact.
+def lines(trace: Record, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, bool]:
+    """Every candidate's line, score = over - t * against with t the knob: [P, N + 1] float64 each, and "exact".
 
     Not exact means up to a constant per position, so every comparison within a position is.
     """
-    if settings["method"] == "mix":
-        return _mixed(trace, settings["weights"]), True
-    if settings["method"] == "dola" and settings["divergence"] == "reference" and settings["alpha"] is None:
-        return trace.parts["expert"].double() - trace.parts["amateur"].double(), True
-    over, against, exact = lines(trace, settings)
-    return over - settings.get("strength", settings.get("beta", 1.0)) * against, exact
-
-
-def lines(trace: Record, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, bool]:
-    """Every candidate's line, score = a - t * b with t the strength, or beta: a and b [P, N + 1], and "exact"."""
-    if "beta" in settings:  # (1 + beta) * s_E - beta * s_A
-        expert, amateur = trace.parts["expert"].double(), trace.parts["amateur"].double()
-        amateur = torch.maximum(amateur, amateur.amax(dim=1, keepdim=True) + _FLOOR)
-        return expert, amateur - expert, True
-    tau = settings.get("amateur_temperature", 1.0)
-    normaliser, exact = _amateur_normaliser(trace, tau)
-    against = (trace.parts["amateur"].double() / tau - normaliser[:, None]).clamp(min=_FLOOR)
-    return log_probs(trace, "expert"), against, exact
+    form, exact = form_of(trace, settings), True
+    raw = form.raw if form.raw is not None else settings["alpha"] is None
+    values = {}
+    for name in dict.fromkeys((*form.over, *form.against)):
+        if raw:
+            part = trace.parts[name].double()
+            values[name] = torch.maximum(part, part.amax(dim=1, keepdim=True) + FLOOR)
+        elif name == form.tempered:
+            tau = settings["amateur_temperature"]
+            normaliser, exact = _tempered_normaliser(trace, name, tau)
+            values[name] = (trace.parts[name].double() / tau - normaliser[:, None]).clamp(min=FLOOR)
+        else:
+            values[name] = log_probs(trace, name).clamp(min=FLOOR)
+    sums = []
+    for weights in (form.over, form.against):
+        total = torch.zeros(trace.score.shape, dtype=torch.float64)
+        for name, weight in weights.items():
+            total = total + weight * values[name]
+        sums.append(total)
+    for name in (name for name, weight in form.over.items() if weight > 0):
+        sums[0] = sums[0].masked_fill(trace.parts[name] == NEVER, NEVER)
+    return *sums, exact
 
 
 def log_probs(trace: Record, name: str) -> Tensor:
@@ -161,28 +158,19 @@ def log_probs(trace: Record, name: str) -> Tensor:
     return trace.parts[name].double() - trace.normalisers[name].double()[:, None]
 
 
-def _amateur_normaliser(trace: Record, tau: float) -> tuple[Tensor, bool]:
-    """logsumexp of s_A / tau over the vocabulary, [P], and whether it is exact."""
+def _tempered_normaliser(trace: Record, name: str, tau: float) -> tuple[Tensor, bool]:
+    """logsumexp of a part's logits / tau over the vocabulary, [P], and whether it is exact."""
     if tau == 1:
-        return trace.normalisers["amateur"].double(), True
-    amateur = trace.parts["amateur"].double() / tau
+        return trace.normalisers[name].double(), True
+    part = trace.parts[name].double() / tau
     used, strength = trace.settings.get("amateur_temperature"), trace.settings.get("strength")
     if tau == used and strength and "scores" not in trace.settings:
         # a recorded score tells it, score = log p_E - strength * (s_A / tau - normaliser): best where s_A is largest
-        column = amateur.where(trace.score > NEVER, NEVER).argmax(dim=1, keepdim=True)
+        column = part.where(trace.score > NEVER, NEVER).argmax(dim=1, keepdim=True)
         over, score = log_probs(trace, "expert").gather(1, column), trace.score.double().gather(1, column)
-        return (amateur.gather(1, column) - (over - score) / strength)[:, 0], True
+        return (part.gather(1, column) - (over - score) / strength)[:, 0], True
     whole = trace.candidates.shape[1] - 1 == trace.vocab_size
-    return amateur[:, :-1].logsumexp(dim=1), whole
-
-
-def _mixed(trace: Record, weights: list[float]) -> Tensor:
-    total = torch.zeros(trace.score.shape, dtype=torch.float64)
-    for weight, name in zip(weights, (name for name, part in trace.parts.items() if part.dim() == 2)):
-        total = total + weight * log_probs(trace, name).clamp(min=_FLOOR)
-        if weight > 0:
-            total = total.masked_fill(trace.parts[name] == NEVER, NEVER)
-    return total
+    return part[:, :-1].logsumexp(dim=1), whole
 
 
 def check_penalty(settings: Mapping[str, Any]) -> None:
@@ -266,9 +254,7 @@ def _with_layer(trace: Record, layer: int) -> Record:
 
 def at_position(trace: Record, position: int) -> Record:
     """One position as a trace of its own, its prefix as the prompt; ValueError outside the trace."""
-    if not is_int(position):
-        raise TypeError(f"position is {short(position)}: pass a whole number.")
-    if not 0 <= position < len(trace):
+    if check_count(position, "position", low=0) >= len(trace):
         there = f"0 to {len(trace) - 1}" if len(trace) else "none"
         raise ValueError(f"position is {position}: the positions of this trace are {there}.")
     here = slice(position, position + 1)
