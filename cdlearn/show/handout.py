@@ -16,7 +16,9 @@ PAGE = Template(Path(__file__).with_name("handout.html").read_text(encoding="utf
 
 
 def write(trace: Record, path: str | Path, *, candidates: int = 24) -> None:
-    """Write the page. candidates: how many of the expert's best tokens each position carries.
+    """Write a self-contained page with working sliders: a handout that needs neither Python nor a network.
+
+    candidates: how many of the expert's best tokens each position carries.
 
     Raises ValueError for a trace with nothing to change (a plain model's) or no positions.
     """

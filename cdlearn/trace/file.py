@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.trace.record import CONTRAST, Form, Record
+from cdlearn.trace.record import CONTRAST, NAMED, TENSORS, Form, Record
 from cdlearn.trace.tables import token_texts
 
 FORMAT, VERSION = "cdlearn trace", 1
-_TENSORS = ("candidates", "score", "rank")
-_NAMED = ("parts", "normalisers", "details", "entropy", "total_variation", "ranks")
 _PLAIN = ("prompt_ids", "settings", "vocab_size", "rounds", "recorded")
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.int64, torch.bool)}
 
@@ -36,20 +34,28 @@ class StoredTokens:
 
 
 def to_json(trace: Record) -> str:
-    """See `Trace.to_json`. Settings that JSON cannot say become text."""
+    """The whole trace as strict JSON text, token texts included; `from_json` gives the very same numbers back.
+
+    JSON has no infinities and no NaN: they become the texts "-inf", "inf" and "nan"; so do settings it cannot say.
+    """
     content: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     content |= {name: getattr(trace, name) for name in _PLAIN} | {"forms": [vars(form) for form in trace.forms]}
     if trace.tokenizer is not None:
         drafts = [token for facts in trace.rounds for token in facts.get("draft_ids", [])]
         ids = sorted({*trace.prompt_ids, *trace.recorded_ids, *trace.candidates.flatten().tolist(), *drafts})
         content["tokens"] = dict(zip(map(str, ids), token_texts(trace.tokenizer, ids)))
-    content |= {name: _pack(getattr(trace, name)) for name in _TENSORS}
-    content |= {name: {key: _pack(value) for key, value in getattr(trace, name).items()} for name in _NAMED}
+    content |= {name: _pack(getattr(trace, name)) for name in TENSORS}
+    content |= {
+        name: {key: _pack(value) for key, value in getattr(trace, name).items()} for name in (*NAMED, "details")
+    }
     return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str)
 
 
-def from_json(make: type[Record], text: str, tokenizer: Any) -> Record:
-    """See `Trace.from_json`."""
+def from_json(make: type[Record], text: str, *, tokenizer: Any = None) -> Record:
+    """A trace from `to_json`'s text; without a tokenizer it shows the token texts stored in it.
+
+    Raises ValueError for text that is no trace, or one of a newer format.
+    """
     if not isinstance(text, (str, bytes)):
         raise TypeError(f"text is a {type(text).__name__}: pass what to_json returned, or use load for a file.")
     try:
@@ -61,8 +67,8 @@ def from_json(make: type[Record], text: str, tokenizer: Any) -> Record:
     if content.get("version") != VERSION:
         raise ValueError(f"version is {content.get('version')!r}: this cdlearn reads version {VERSION}; update it.")
     try:
-        fields = {name: content[name] for name in _PLAIN} | {name: _unpack(content[name]) for name in _TENSORS}
-        for name in _NAMED:
+        fields = {name: content[name] for name in _PLAIN} | {name: _unpack(content[name]) for name in TENSORS}
+        for name in (*NAMED, "details"):
             fields[name] = {key: _unpack(value) for key, value in content[name].items()}
         known = content["forms"] if "forms" in content else _forms_of(content)
         fields["forms"] = tuple(Form(**form) for form in known)
@@ -84,19 +90,20 @@ def _forms_of(content: dict[str, Any]) -> list[dict[str, Any]]:
     return [vars(form) for form in CONTRAST] if {"strength", "beta"} & settings.keys() else []
 
 
-def save(text: str, path: str | Path) -> None:
-    data = text.encode()
+def save(trace: Record, path: str | Path) -> None:
+    """Write `to_json()` to a file, compressed if its name ends in .gz."""
+    data = to_json(trace).encode()
     Path(path).write_bytes(gzip.compress(data) if str(path).endswith(".gz") else data)
 
 
-def load(path: str | Path) -> str:
+def load(make: type[Record], path: str | Path, *, tokenizer: Any = None) -> Record:
+    """Read what `save` wrote. Raises OSError for the file, ValueError for its content."""
     data = Path(path).read_bytes()
     try:
-        return (gzip.decompress(data) if str(path).endswith(".gz") else data).decode()
+        text = (gzip.decompress(data) if str(path).endswith(".gz") else data).decode()
     except (EOFError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"path is {str(path)!r}, which is not a trace ({error}): pass a file that save wrote."
-        ) from None
+        raise ValueError(f"path is {str(path)!r}, which is not a trace ({error}): pass a file of `save`.") from None
+    return from_json(make, text, tokenizer=tokenizer)
 
 
 def _pack(tensor: Tensor) -> dict[str, Any]:

@@ -52,13 +52,17 @@ class FlipPoints:
 
 
 def flip_points(trace: Record, position: int) -> FlipPoints:
-    """See `Trace.flip_points`."""
+    """Where greedy's pick at a position flips as one setting moves and the others stay: see `FlipPoints`.
+
+    Exact and in closed form: scores are linear in the strength, so the winners are the upper envelope of lines, and
+    alpha only lets candidates in one after the other. Raises ValueError as `rescore` does.
+    """
     new_settings(trace, {})
     trace = at_position(trace, position)
     return FlipPoints(
         strength=_strength_spans(trace) if form_of(trace, trace.settings).knob else [],
         alpha=_alpha_spans(trace),
-        truncated=bool(trace.truncated[0]),
+        truncated=bool(truncated(trace)[0]),
     )
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 CANDIDATES = 256
+TENSORS = ("candidates", "score", "rank")  # the fields of a record that are one tensor
+NAMED = ("parts", "normalisers", "entropy", "total_variation", "ranks")  # and those that are one for each part
 _ON_CPU = 300_000  # numbers that wait on a CPU: beyond its cache, copying rows together costs more than it saves
 
 
@@ -85,7 +87,7 @@ class Record:
 
     @property
     def recorded_ids(self) -> list[int]:
-        """The tokens of the recorded text: those every position was really computed behind."""
+        """The tokens of the recorded text: those every position was really computed after."""
         return self.token_ids if self.recorded is None else list(self.recorded)
 
 
@@ -103,12 +105,7 @@ class Recorder:
         self._vocab: int | None = None
 
     def add(
-        self,
-        rows: Sequence[int],
-        score: Tensor,
-        parts: dict[str, Tensor],
-        details: dict[str, Tensor],
-        chosen: Tensor,
+        self, rows: Sequence[int], score: Tensor, parts: dict[str, Tensor], details: dict[str, Tensor], chosen: Tensor
     ) -> None:
         """One step of some batch rows: score [b, V], parts name -> [b, V] or [b, L, V], details name -> [b, ...]."""
         # one stack of many steps costs far less than many small calls, and keeps at most `numbers` numbers waiting
@@ -132,7 +129,7 @@ class Recorder:
         candidates = torch.cat([best, chosen], dim=-1)  # (S, b, N + 1)
         probs = expert.softmax(dim=-1) if len(parts) > 1 else None
         block: dict[str, Any] = {"candidates": candidates, "score": score.gather(-1, candidates), "details": details}
-        block |= {name: {} for name in ("parts", "normalisers", "entropy", "total_variation", "ranks")}
+        block |= {name: {} for name in NAMED}
         for name, part in parts.items():
             for what, value in _measured(part, candidates, None if part is expert else probs).items():
                 block[what][name] = value

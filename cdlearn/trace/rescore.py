@@ -15,21 +15,44 @@ from torch import Tensor
 
 from cdlearn.checks import check_alpha, check_contrast, check_count, is_int, short
 from cdlearn.scores import FLOOR, NEVER
-from cdlearn.trace.record import Form, Record
+from cdlearn.trace.record import NAMED, TENSORS, Form, Record
 
 _UP_TO_A_CONSTANT = "up to a constant per position"
 
 
-def rescore(trace: Record, **changes: Any) -> Record:
-    """See `Trace.rescore`. changes: None leaves a setting as it was."""
-    trace, settings, scores, column = _decided(trace, changes)
+def rescore(
+    trace: Record,
+    strength: float | None = None,
+    alpha: float | None = None,
+    amateur_temperature: float | None = None,
+    top_k: int | None = None,
+    beta: float | None = None,
+    layer: int | None = None,
+) -> Record:
+    """The same text with other settings, without a model: `token_ids` are greedy's picks at each recorded prefix.
+
+    None leaves a setting as it was; alpha=0 takes the mask away. `strength` and `beta` are two forms, giving one leaves
+    the other. A contrast can change all but `layer`, DoLa `alpha` and `layer` (one candidate layer at every position
+    instead of the most divergent), a mixture `alpha`, a source of your own what its `forms` say. The picks are exact
+    wherever the result's `truncated` is False; what would follow the first changed token is another text, see
+    `first_change`. With another amateur_temperature the scores hold up to a constant per position (settings["scores"]
+    says so): its normaliser needs the whole vocabulary. Details and rounds stay those of the recorded run.
+    Raises ValueError for a method with nothing to change or a setting it does not have.
+    """
+    changes = dict(strength=strength, alpha=alpha, amateur_temperature=amateur_temperature)
+    trace, settings, scores, column = _decided(trace, changes | dict(top_k=top_k, beta=beta, layer=layer))
     return _with_choice(trace, scores, column, settings)
 
 
-def picks(trace: Record, **changes: Any) -> Tensor:
-    """Greedy's tokens alone, [P]: `rescore(...).token_ids` for less."""
-    trace, _, _, column = _decided(trace, changes)
-    return trace.candidates.gather(1, column)[:, 0]
+def first_change(trace: Record, **settings: Any) -> int | None:
+    """The first position where greedy picks another token at these settings (as in `rescore`), None if nowhere.
+
+    Up to and including it, `rescore(...).token_ids` is what `generate` gives at these settings. What it is compared
+    with are greedy's picks at the recorded settings, also where the text was sampled.
+    """
+    ours, theirs = (t.candidates.gather(1, c) for t, _, _, c in (_decided(trace, {}), _decided(trace, settings)))
+    changed = (ours != theirs)[:, 0].nonzero()
+    return int(changed[0]) if len(changed) else None
 
 
 def _decided(trace: Record, changes: Mapping[str, Any]) -> tuple[Record, dict[str, Any], Tensor, Tensor]:
@@ -105,8 +128,9 @@ def kept(trace: Record, settings: Mapping[str, Any]) -> Tensor:
     return (expert >= _cutoff(trace, settings)) & (expert > NEVER)
 
 
-def truncated(trace: Record, settings: Mapping[str, Any]) -> Tensor:
-    """[P] bool: where a token beyond the recorded candidates may be kept; nowhere for methods without a mask."""
+def truncated(trace: Record, settings: Mapping[str, Any] | None = None) -> Tensor:
+    """[P] bool: where the kept set may reach beyond the recorded candidates, so that `rescore` may miss a token."""
+    settings = trace.settings if settings is None else settings
     count = trace.candidates.shape[1] - 1
     if not trace.forms or count == trace.vocab_size or not len(trace):
         return torch.zeros(len(trace), dtype=torch.bool)
@@ -218,16 +242,9 @@ def _with_choice(trace: Record, scores: Tensor, column: Tensor, settings: dict[s
             among = torch.zeros_like(among)  # how many of all tokens the amateur likes better was counted for one only
         before = trace.rank if name == "expert" else trace.ranks.get(name, among)
         ranks[name] = torch.where(_like(same[:, None], part)[..., 0], before, among)
-    return replace(
-        trace,
-        candidates=candidates,
-        score=_moved(scores, column).to(trace.score.dtype),
-        parts=parts,
-        rank=ranks["expert"],
-        ranks=ranks,
-        settings=settings,
-        recorded=trace.recorded_ids,
-    )
+    chosen = {"candidates": candidates, "score": _moved(scores, column).to(trace.score.dtype), "parts": parts}
+    chosen |= {"rank": ranks["expert"], "ranks": ranks, "recorded": trace.recorded_ids}
+    return replace(trace, settings=settings, **chosen)
 
 
 def _moved(values: Tensor, column: Tensor) -> Tensor:
@@ -244,7 +261,7 @@ def _with_layer(trace: Record, layer: int) -> Record:
     """The trace that DoLa with this one candidate layer would have left."""
     at = trace.settings["layers"].index(layer)
     one = {}
-    for name in ("parts", "normalisers", "entropy", "total_variation", "ranks"):
+    for name in NAMED:
         values = getattr(trace, name)
         one[name] = values | {"amateur": values["layers"][:, at], "layers": values["layers"][:, at : at + 1]}
     details = trace.details | {"premature_layer": torch.full((len(trace),), layer)}
@@ -258,14 +275,9 @@ def at_position(trace: Record, position: int) -> Record:
         there = f"0 to {len(trace) - 1}" if len(trace) else "none"
         raise ValueError(f"position is {position}: the positions of this trace are {there}.")
     here = slice(position, position + 1)
-    per_part = ("parts", "normalisers", "details", "entropy", "total_variation", "ranks")
-    return replace(
-        trace,
-        prompt_ids=trace.prompt_ids + trace.recorded_ids[:position],
-        recorded=trace.recorded_ids[here],
-        candidates=trace.candidates[here],
-        score=trace.score[here],
-        rank=trace.rank[here],
-        rounds=[],
-        **{name: {key: values[here] for key, values in getattr(trace, name).items()} for name in per_part},
+    prefix, one = (
+        trace.prompt_ids + trace.recorded_ids[:position],
+        {name: getattr(trace, name)[here] for name in TENSORS},
     )
+    one |= {name: {key: values[here] for key, values in getattr(trace, name).items()} for name in (*NAMED, "details")}
+    return replace(trace, prompt_ids=prefix, recorded=trace.recorded_ids[here], rounds=[], **one)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cdlearn.scores import NEVER
 from cdlearn.trace.record import Record
+from cdlearn.trace.rescore import truncated
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def to_frame(trace: Record, top: int | None) -> pd.DataFrame:
-    """See `Trace.to_frame`."""
+def to_frame(trace: Record, *, top: int | None = None) -> pd.DataFrame:
+    """A tidy table, one row per position and candidate; `top` keeps the expert's best few and the chosen token.
+
+    Columns: position (0 is the first new token), rank (1 is the expert's best), token_id, token (None without a
+    tokenizer), expert_logit, amateur_logit, expert_prob, amateur_prob (NaN without an amateur), score, kept,
+    chosen, then the same pair of columns for any other part, and one column per detail with one value per position.
+    """
     import pandas as pd
 
     positions, width = trace.candidates.shape
@@ -56,7 +61,12 @@ def to_frame(trace: Record, top: int | None) -> pd.DataFrame:
 
 
 def step_frame(trace: Record) -> pd.DataFrame:
-    """See `Trace.step_frame`."""
+    """A tidy table, one row per position: what `to_frame` cannot say of a single candidate.
+
+    Columns: position, token_id, token, then for "expert", "amateur", ... `expert_surprisal` (of the chosen token)
+    and `expert_entropy` in nats, `expert_rank` (of the chosen token) and `amateur_tv` (total-variation distance
+    from the expert), then `truncated` and the details with one value per position. Parts with layers are left out.
+    """
     import pandas as pd
 
     columns: dict[str, Any] = {"position": range(len(trace)), "token_id": trace.token_ids}
@@ -65,13 +75,13 @@ def step_frame(trace: Record) -> pd.DataFrame:
         columns[f"{name}_surprisal"] = (trace.normalisers[name] - trace.parts[name][:, -1]).numpy()
         measured = {"entropy": trace.entropy, "rank": trace.ranks, "tv": trace.total_variation}
         columns |= {f"{name}_{what}": values[name].numpy() for what, values in measured.items() if name in values}
-    columns["truncated"] = trace.truncated.numpy()
+    columns["truncated"] = truncated(trace).numpy()
     columns |= {name: values.numpy() for name, values in trace.details.items() if values.dim() == 1}
     return pd.DataFrame(columns)
 
 
 def summary(trace: Record) -> str:
-    """See `Trace.summary`."""
+    """A few lines of text: the settings, the choices, and how sure and how different the models were."""
     method = trace.settings.get("method", "unknown method")
     numbers = ", ".join(f"{name}={value}" for name, value in trace.settings.items() if name != "method")
     width = trace.candidates.shape[1] - 1
@@ -90,10 +100,10 @@ def summary(trace: Record) -> str:
         counts = sorted(Counter(trace.details["premature_layer"].tolist()).items())
         lines.append("premature layers: " + ", ".join(f"{layer} ({n} times)" for layer, n in counts))
     if trace.rounds:
-        drafted, accepted = (sum(map(count, trace.rounds)) for count in (_drafted, itemgetter("accepted")))
+        drafted, accepted = (sum(f) for f in zip(*((len(r["draft_ids"]), r["accepted"]) for r in trace.rounds)))
         lines.append(f"{len(trace.rounds)} rounds, {accepted} of {drafted} drafted tokens accepted")
-    if bool(trace.truncated.any()):
-        lines.append(f"the kept set may exceed the recorded tokens at {int(trace.truncated.sum())} positions")
+    if bool(truncated(trace).any()):
+        lines.append(f"the kept set may exceed the recorded tokens at {int(truncated(trace).sum())} positions")
     return "\n".join(lines)
 
 
@@ -130,7 +140,3 @@ def visible(text: str | None, token_id: int, *, longest: int = 0) -> str:
     }
     shown = "".join(marks.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
     return shown if not longest or len(shown) <= longest else shown[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _drafted(facts: dict[str, Any]) -> int:
-    return len(facts["draft_ids"])
