@@ -13,9 +13,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.cdlearn-installed
 NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' -not -path '*/assignments/*' 2>/dev/null | sort)
 # one thread a worker: two workers on two cores do not fight
+SLOW := tests/test_classroom.py tests/test_browser.py tests/test_wheel.py
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test harness lint format unit notebooks pages bench wheel assignments grade folder clean
+.PHONY: help install lab demo test harness lint format unit notebooks pages bench assignments grade folder clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -38,7 +39,7 @@ lab: $(STAMP)
 demo: $(STAMP)
 	@$(BIN)/python -m cdlearn demo
 
-test: lint notebooks wheel unit harness
+test: lint notebooks unit
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,8 +49,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the longest files first and tests handed from worker to worker: none waits for the other at the end
 unit: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest tests -n 2 --dist loadscope --ignore tests/test_wheel.py --ignore tests/test_harness.py
+	$(TEST_ENV) $(BIN)/python -m pytest $(SLOW) tests -n 2 --dist worksteal --ignore tests/test_harness.py
 
 # strict: the committed outputs must come out again, to the letter
 notebooks: $(STAMP)
@@ -69,10 +71,6 @@ bench: $(STAMP)
 	$(BIN)/python -m cdlearn bench --threads 1 --size 100m --context 64 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/100m.json
 	$(BIN)/python -m cdlearn bench --threads 1 --size 25m --sweep --steps 16 --repetitions 2 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/sweep.json
 	$(MAKE) pages
-
-# the built wheel, installed alone in an empty environment outside the clone, decodes
-wheel: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest tests/test_wheel.py
 
 # a venv that sees what .venv holds, so that torch is there once and the harness's packages stay out of it
 HARNESS := $(VENV)-harness
