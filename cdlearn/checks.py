@@ -24,12 +24,12 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 and " at 0x" not in text else f"a {type(value).__name__}"
 
 
-def check_count(value: Any, name: str, *, low: int = 1) -> int:
-    """A whole number of at least `low`."""
+def check_count(value: Any, name: str, *, low: int = 1, high: float = math.inf) -> int:
+    """A whole number from `low` to `high`."""
     if not is_int(value):
         raise TypeError(f"{name} is {short(value)}: pass a whole number.")
-    if value < low:
-        raise ValueError(f"{name} is {value}: pass at least {low}.")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}: pass at least {low}{f' and at most {high}' * (high < math.inf)}.")
     return int(value)
 
 

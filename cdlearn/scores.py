@@ -24,8 +24,7 @@ from cdlearn.checks import (
 )  # fmt: skip
 
 NEVER = float("-inf")
-# The least log-probability of an amateur: a token it rules out (-inf) must not become +inf or NaN in the score.
-FLOOR = -1e5
+FLOOR = -1e5  # the least log-probability of an amateur: a token it rules out must not become +inf or NaN in the score
 
 
 def plausibility_mask(expert_logits: Tensor, alpha: float | None) -> Tensor:
@@ -281,9 +280,8 @@ def verify_draft(
 
 def _nucleus_cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     """The smallest probability inside the nucleus: [..., V] -> [..., 1]."""
-    # Sort only as many of the best tokens as the nucleus needs: the k that are left, or 64, 512, ... until enough.
     size = probs.shape[-1]
-    k = min(top_k or 64, size)
+    k = min(top_k or 64, size)  # sort only what the nucleus needs: the k that are left, or 64, 512, ... until enough
     while True:
         top = probs.topk(k).values  # (..., k), best first
         before = top.cumsum(dim=-1) - top  # probability already covered before each token

@@ -78,11 +78,14 @@ class Run:
         check_count(max_new_tokens, "max_new_tokens")
         check_count(num_return_sequences, "num_return_sequences")
         check_number(repetition_penalty, "repetition_penalty", open_low=True)
-        _check_seed(seed)
-        _check_sampling(sampling)
-        check_fits(source, ids, mask, max_new_tokens)
         if seed is None:
             seed = torch.Generator().seed() % 2**31  # a fresh one, told in stats, so that any run can be repeated
+        check_count(seed, "seed", low=0, high=2**63 - 1)
+        temperature, top_k, top_p = check_sampling(**sampling)
+        if temperature == 0 and (top_k or top_p < 1):
+            numbers = f"top_k={top_k} and top_p={top_p} change nothing at temperature 0, which is greedy"
+            warnings.warn(f"{numbers}: pass temperature=1.0 to sample.", stacklevel=3)
+        check_fits(source, ids, mask, max_new_tokens)
         if num_return_sequences > 1:
             ids, mask = ids.repeat_interleave(num_return_sequences, 0), mask.repeat_interleave(num_return_sequences, 0)
             self.single = False
@@ -228,15 +231,13 @@ class _Row:
 
 
 def _read_eos(source: Source, tokenizer: Any, given: Sequence[int] | None) -> frozenset[int]:
-    if given is not None:
-        given = (given,) if is_int(given) else given
-        if not isinstance(given, (list, tuple, set, frozenset)) or not all(is_int(token) for token in given):
-            raise TypeError(f"eos_token_ids is {short(given)}: pass a list of token ids, () for none.")
-        return frozenset(given)
-    if source.eos_token_ids:
-        return frozenset(source.eos_token_ids)
-    eos = getattr(tokenizer, "eos_token_id", None)
-    return frozenset() if eos is None else frozenset((eos,))
+    if given is None:
+        known = source.eos_token_ids or (getattr(tokenizer, "eos_token_id", None),)
+        return frozenset(token for token in known if token is not None)
+    given = (given,) if is_int(given) else given
+    if not isinstance(given, (list, tuple, set, frozenset)) or not all(is_int(token) for token in given):
+        raise TypeError(f"eos_token_ids is {short(given)}: pass a list of token ids, () for none.")
+    return frozenset(given)
 
 
 def _read_stream(stream: Any, streamer: Any, tokenizer: Any, single: bool) -> Callable[[str, int], Any] | None:
@@ -249,50 +250,29 @@ def _read_stream(stream: Any, streamer: Any, tokenizer: Any, single: bool) -> Ca
     return (lambda text, row: stream(text)) if single else stream
 
 
-def _check_seed(seed: Any) -> None:
-    if seed is not None and not is_int(seed):
-        raise TypeError(f"seed is {short(seed)}: pass a whole number, or None for a fresh one.")
-    if seed is not None and not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed}: pass a whole number from 0 to 2**63 - 1.")
-
-
-def _check_sampling(sampling: dict[str, Any]) -> None:
-    temperature, top_k, top_p = check_sampling(**sampling)
-    if temperature == 0 and (top_k or top_p < 1):
-        warnings.warn(
-            f"top_k={top_k} and top_p={top_p} change nothing at temperature 0, which is greedy: pass "
-            "temperature=1.0 to sample.",
-            stacklevel=4,
-        )
-
-
 def check_fits(source: Source, ids: Tensor, mask: Tensor, max_new_tokens: int) -> None:
     """Refuse prompts outside the vocabulary, and texts that would outgrow the context, before any work."""
     low, high = int(ids[mask].min()), int(ids[mask].max())
     if low < 0 or high >= source.vocab_size:
-        raise ValueError(
-            f"prompt holds token {low if low < 0 else high} and the source's vocabulary has {source.vocab_size}: "
-            "use the tokenizer that belongs to the model."
-        )
+        wrong = f"prompt holds token {low if low < 0 else high} and the source's vocabulary has {source.vocab_size}"
+        raise ValueError(f"{wrong}: use the tokenizer that belongs to the model.")
     longest = int(mask.sum(dim=1).max())
     limit = source.max_positions
     if limit is not None and longest + max_new_tokens - 1 > limit:  # the last new token is never fed back
         room = limit - longest + 1
         advice = f"pass max_new_tokens={room} or less, or shorten the prompt" if room > 0 else "shorten the prompt"
-        raise ValueError(
-            f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens does not fit the context of {limit}: "
-            f"{advice}."
+        wrong = (
+            f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens does not fit the context of {limit}"
         )
+        raise ValueError(f"{wrong}: {advice}.")
 
 
 def _progress_bar(progress: bool | None, total: int, label: str, *, quiet: bool) -> Any:
     """A tqdm bar or None. By itself it shows only where somebody looks, and only when the work takes seconds."""
+    delay = 2.0 if progress is None else 0.0
     if progress is None:
         watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
         progress = watched and not quiet and not os.environ.get("CI")
-        delay = 2.0
-    else:
-        delay = 0.0
     if not progress:
         return None
     from tqdm.auto import tqdm
