@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,9 @@ class Source:
         """
         ids, mask = check_call(ids, mask, n)
         scores = self.scores(ids, mask, n)
-        row_max(scores if mask is None else scores[mask[:, -n:].to(scores.device)], "scores")
+        seen = scores if mask is None else scores[mask[:, -n:].to(scores.device)]
+        if not seen.amax() < math.inf:  # NaN spreads through a maximum
+            row_max(seen, "scores")
         return scores
 
     @torch.no_grad()
