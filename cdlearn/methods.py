@@ -29,10 +29,13 @@ class Option:
     low: float = 0.0
     high: float = float("inf")
     above: bool = False  # whether `low` itself is out
+    words: tuple[str, ...] = ()  # the only ones, where there are few
     flag: str = ""  # on the command line, where it is not --name
 
     def read(self, name: str, text: str) -> Any:
         """The value of a text. Raises ValueError naming the option."""
+        if self.words and text not in self.words:
+            raise ValueError(f"{name}={text} is unknown: use {' or '.join(self.words)}.")
         if self.kind is str:
             return text
         try:
@@ -61,7 +64,12 @@ OPTIONS = {
     "top_p": Option(1.0, "nucleus of sampling; 1: off", high=1.0, above=True),
     "repetition_penalty": Option(1.0, "makes tokens of the text less likely; 1: off", above=True),
     "gamma": Option(4, "tokens drafted per round", int, low=1),
-    "choices": Option("textbook", "how multiple choice is scored: textbook, or reference as in DoLa's evaluation", str),
+    "choices": Option(
+        "textbook",
+        "how multiple choice is scored: as in textbooks or in DoLa's code",
+        str,
+        words=("textbook", "reference"),
+    ),
 }
 FORM = ("beta", "strength", "amateur_temperature")  # the first excludes the other two
 DRAW = ("temperature", "top_p", "repetition_penalty")  # keywords of every loop
@@ -147,7 +155,7 @@ METHODS: dict[str, Method] = {
         lambda models, numbers: models.amateur,
         DRAW,
         ("amateur",),
-        label=lambda numbers: "amateur, greedy",
+        label=lambda numbers: "amateur, sampled" if numbers["temperature"] else "amateur, greedy",
     ),
     "sample": Method(
         "a draw from the expert",
@@ -197,15 +205,17 @@ class Decoder:
     draw: dict[str, Any]
 
     def __call__(self, prompts: Any, **options: Any) -> Generation | list[Generation]:
-        """Continue prompts. options: the other keywords of `generate` or `speculate`."""
+        """Continue prompts. options: the other keywords of `generate` or `speculate`; they win over `draw`."""
         if self.draft is None:
-            return generate(self.source, prompts, **self.draw, **options)
-        return speculate(self.source, self.draft, prompts, **self.draw, **options)
+            return generate(self.source, prompts, **self.draw | options)
+        return speculate(self.source, self.draft, prompts, **self.draw | options)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The source's method and numbers, and how tokens are drawn."""
-        return self.source.settings | self.draw
+        """The source's method and numbers, and how tokens are drawn: what the method takes of it."""
+        off = {"repetition_penalty": 1}
+        taken = {key: value for key, value in self.draw.items() if key in self.numbers and off.get(key) != value}
+        return self.source.settings | taken
 
     @property
     def sampled(self) -> bool:
@@ -231,16 +241,28 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     return name, numbers
 
 
-def check(name: str, numbers: Mapping[str, Any]) -> None:
-    """Refuse numbers that would change nothing: a silent number is a wrong experiment. Raises ValueError."""
+def _spell(key: str, value: Any) -> str:
+    return f"{key}={value}"
+
+
+def check(name: str, numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = _spell) -> None:
+    """Refuse numbers that would change nothing: a silent number is a wrong experiment. Raises ValueError.
+
+    spell: how a message writes a number, where it was not given as name=value.
+    """
     for key, value in numbers.items():
         owners = [other for other, method in METHODS.items() if key in method.options]
-        if key not in METHODS[name].options:
+        if name not in owners:
             belongs = f"it belongs to {', '.join(owners)}" if owners else f"known are {', '.join(OPTIONS)}"
-            raise ValueError(f"{key}={value} changes nothing with {name}; {belongs}.")
-    if "beta" in numbers and numbers.keys() & set(FORM[1:]):
-        other = next(key for key in FORM[1:] if key in numbers)
-        raise ValueError(f"beta={numbers['beta']} and {other}={numbers[other]} are of two forms: choose one.")
+            raise ValueError(f"{spell(key, value)} changes nothing with {name}; {belongs}.")
+    check_form(numbers, spell)
+
+
+def check_form(numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = _spell) -> None:
+    """Refuse numbers of both forms of the contrast. Raises ValueError."""
+    given = [spell(key, numbers[key]) for key in FORM if key in numbers]
+    if "beta" in numbers and len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} belong to two forms of the contrast: choose one.")
 
 
 def build(models: Models, name: str, numbers: Mapping[str, Any] | None = None) -> Decoder:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from huggingface_hub import constants as hub
@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 
 import cdlearn
 from cdlearn.cli import options
+from cdlearn.methods import METHODS, Decoder, Models, build
+from cdlearn.pairs import Pair
 from cdlearn.pairs.loading import EMBEDDED, pick_device, pick_dtype
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
@@ -85,26 +87,43 @@ def check_notebooks() -> Iterator[Finding]:
 
 
 def check_pair() -> Iterator[Finding]:
-    """Load the embedded pair and decode with it: the cached loop must equal the naive one."""
+    """Load the embedded pair and decode with every method: the cached loop must equal the naive one."""
     start = time.perf_counter()
     try:
         pair = cdlearn.load_pair()
         loaded = time.perf_counter() - start
-        source = cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5)
-        made = cdlearn.generate(source, "Ada had a red", tokenizer=pair.tokenizer, max_new_tokens=16, progress=False)
-        ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
-        for token in made.token_ids:
-            naive = cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5)(ids)[0, -1].argmax()
-            if int(naive) != token:
-                yield BROKEN, "embedded pair", "cached and naive decoding differ; fix: report it with these lines"
-                return
-            ids = torch.cat([ids, naive.view(1, 1)], dim=1)
+        early = cdlearn.load_expert("early", progress=False).expert
     except Exception as error:  # whatever it is, the doctor's answer is a line
-        reason = " ".join(str(error).split())[:200]
-        yield BROKEN, "embedded pair", f"{type(error).__name__}: {reason}; fix: pip install --force-reinstall cdlearn"
+        yield BROKEN, "embedded pair", f"{_reason(error)}; fix: pip install --force-reinstall cdlearn"
         return
     size = sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file()) / 1e6
-    yield OK, "embedded pair", f"{size:.1f} MB, loaded in {loaded:.2f} s, decodes: Ada had a red{made.text[:40]!r}..."
+    yield OK, "embedded pair", f"{size:.1f} MB, loaded in {loaded:.2f} s"
+    equal = []
+    for name in METHODS:
+        try:
+            if _cached_is_naive(lambda name=name: build(Models(pair, early), name), pair):
+                equal.append(name)
+            else:
+                yield BROKEN, name, "cached and naive decoding differ; fix: report it with these lines"
+        except Exception as error:
+            yield BROKEN, name, f"{_reason(error)}; fix: report it with these lines"
+    yield OK, "methods", f"cached and naive decoding agree: {', '.join(equal)}"
+
+
+def _cached_is_naive(make: Callable[[], Decoder], pair: Pair) -> bool:
+    """Whether a method's greedy loop picks what fresh sources, which remember nothing, score best."""
+    ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
+    made = make()(ids, temperature=0.0, max_new_tokens=8, eos_token_ids=(), trace=False, progress=False)
+    for token in made.token_ids:
+        best = make().source(ids)[0, -1].argmax()
+        if int(best) != token:
+            return False
+        ids = torch.cat([ids, best.view(1, 1)], dim=1)
+    return len(made.token_ids) == 8
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 CHECKS = (check_versions, check_device, check_cache, check_notebooks, check_pair)
