@@ -64,12 +64,7 @@ OPTIONS = {
     "top_p": Option(1.0, "nucleus of sampling; 1: off", high=1.0, above=True),
     "repetition_penalty": Option(1.0, "makes tokens of the text less likely; 1: off", above=True),
     "gamma": Option(4, "tokens drafted per round", int, low=1),
-    "choices": Option(
-        "textbook",
-        "how multiple choice is scored: as in textbooks or in DoLa's code",
-        str,
-        words=("textbook", "reference"),
-    ),
+    "choices": Option("textbook", "how multiple choice is scored", str, words=("textbook", "reference")),
 }
 FORM = ("beta", "strength", "amateur_temperature")  # the first excludes the other two
 DRAW = ("temperature", "top_p", "repetition_penalty")  # keywords of every loop
@@ -134,64 +129,43 @@ def _contrast_label(numbers: dict[str, Any]) -> str:
     return f"contrastive ({name} {numbers.get(name, OPTIONS[name].default):g})"
 
 
-_CONTRAST = ("alpha", *FORM, "top_k")
-_PENALTY = ("repetition_penalty",)
+_CONTRAST = ("alpha", *FORM, "top_k", *DRAW)
 METHODS: dict[str, Method] = {
     "contrastive": Method(
-        "expert against amateur: contrastive decoding",
-        lambda models, numbers: _contrast(models.expert, models.amateur, numbers),
-        (*_CONTRAST, *DRAW, *SCORED),
-        ("amateur",),
-        label=_contrast_label,
+        "expert against amateur: contrastive decoding", lambda models, n: _contrast(models.expert, models.amateur, n),
+        (*_CONTRAST, *SCORED), ("amateur",), label=_contrast_label,
     ),
     "greedy": Method(
-        "the expert's likeliest token",
-        lambda models, numbers: models.expert,
-        _PENALTY,
-        label=lambda numbers: "expert, greedy",
+        "the expert's likeliest token", lambda models, n: models.expert,
+        ("repetition_penalty",), label=lambda n: "expert, greedy",
     ),
     "amateur": Method(
-        "the amateur alone",
-        lambda models, numbers: models.amateur,
-        DRAW,
-        ("amateur",),
-        label=lambda numbers: "amateur, sampled" if numbers["temperature"] else "amateur, greedy",
+        "the amateur alone", lambda models, n: models.amateur,
+        DRAW, ("amateur",), label=lambda n: "amateur, sampled" if n["temperature"] else "amateur, greedy",
     ),
     "sample": Method(
-        "a draw from the expert",
-        lambda models, numbers: models.expert,
-        (*DRAW, "top_k"),
-        defaults={"temperature": 1.0},
-        loop=(*DRAW, "top_k"),
+        "a draw from the expert", lambda models, n: models.expert,
+        (*DRAW, "top_k"), defaults={"temperature": 1.0}, loop=(*DRAW, "top_k"),
         label=lambda n: f"expert, top-p {n['top_p']:g}" if n["top_p"] < 1 else "expert, sampled",
     ),
     "dola": Method(
-        "the expert against its own early layers",
-        _dola,
-        ("alpha", "layers", *DRAW, *SCORED),
-        label=lambda numbers: "expert, DoLa",
+        "the expert against its own early layers", _dola,
+        ("alpha", "layers", *DRAW, *SCORED), label=lambda n: "expert, DoLa",
     ),
     "early": Method(
-        "the embedded expert against its own early checkpoint",
-        lambda models, numbers: _contrast(models.expert, models.early, numbers),
-        (*_CONTRAST, *DRAW, *SCORED),
-        ("early",),
+        "the embedded expert against its early checkpoint", lambda models, n: _contrast(models.expert, models.early, n),
+        (*_CONTRAST, *SCORED), ("early",),
     ),
     "speculative": Method(
-        "the expert, drafted by the amateur",
-        lambda models, numbers: (models.expert, models.amateur),
-        (*DRAW, "gamma"),
-        ("amateur", "draft"),
-        loop=(*DRAW, "gamma"),
+        "the expert, drafted by the amateur", lambda models, n: (models.expert, models.amateur),
+        (*DRAW, "gamma"), ("amateur", "draft"), loop=(*DRAW, "gamma"),
     ),
     "speculative-contrastive": Method(
         "the contrast, drafted by its own amateur",
-        lambda models, numbers: (_contrast(models.expert, models.amateur, numbers), models.amateur),
-        (*_CONTRAST, *DRAW, "gamma"),
-        ("amateur", "draft"),
-        loop=(*DRAW, "gamma"),
+        lambda models, n: (_contrast(models.expert, models.amateur, n), models.amateur),
+        (*_CONTRAST, "gamma"), ("amateur", "draft"), loop=(*DRAW, "gamma"),
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCa
 from transformers.utils import logging
 
 from cdlearn.cli import options
-from cdlearn.cli.timing import Forwards, Lap, Stopwatch, machine, now, use_threads
+from cdlearn.cli.timing import Forwards, Lap, Stopwatch, machine, now
 from cdlearn.hf import as_causal_lm
 from cdlearn.loops.generate import generate
 from cdlearn.loops.speculate import speculate
@@ -28,10 +28,7 @@ from cdlearn.pairs.loading import pick_device
 from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, Source
 
 # random pairs: hidden size, intermediate size, layers, heads of the expert and of the amateur; 34M/7M and 98M/20M
-SHAPES = {
-    "25m": ((512, 1408, 8, 8), (256, 704, 4, 4)),
-    "100m": ((768, 2048, 12, 12), (448, 1216, 5, 7)),
-}
+SHAPES = {"25m": ((512, 1408, 8, 8), (256, 704, 4, 4)), "100m": ((768, 2048, 12, 12), (448, 1216, 5, 7))}
 SIZES = ("embedded", *SHAPES)
 GAMMA = 4  # tokens drafted per round
 AIMS = {
@@ -69,16 +66,9 @@ def load(size: str, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedMo
 
 
 def measure(
-    expert: PreTrainedModel,
-    amateur: PreTrainedModel,
-    stories: Sequence[Tensor] = (),
-    *,
-    batch: int = 1,
-    context: int = 32,
-    steps: int = 64,
-    repetitions: int = 5,
-    threads: int | None = None,
-) -> dict[str, Any]:
+    expert: PreTrainedModel, amateur: PreTrainedModel, stories: Sequence[Tensor] = (), *,
+    batch: int = 1, context: int = 32, steps: int = 64, repetitions: int = 5, threads: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Returns the machine, the setting, and rows: one for each method.
 
     Each repetition decodes `steps` tokens in `batch` rows after `context` random ones with every method in turn, and
@@ -87,11 +77,15 @@ def measure(
     speculative rows the speed-up over it), low and high (over repetitions), predicted (the speed-up that the
     acceptance rate and the measured passes give: arXiv 2211.17192, eq. 1 and theorem 3.8), aim.
     """
-    # disable=None: a bar on a terminal only
-    with use_threads(threads), tqdm(total=(repetitions + 1) * (1 + bool(stories)), disable=None) as bar:
-        rows = _step_rows(expert, amateur, batch, context, steps, repetitions, bar)
-        rows += _text_rows(expert, amateur, stories, steps, repetitions, bar) if stories else []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with tqdm(total=(repetitions + 1) * (1 + bool(stories)), disable=None) as bar:  # None: on a terminal only
+            rows = _step_rows(expert, amateur, batch, context, steps, repetitions, bar)
+            rows += _text_rows(expert, amateur, stories, steps, repetitions, bar) if stories else []
         place = machine(expert.device)
+    finally:
+        torch.set_num_threads(before)
     sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (expert, amateur)]
     setting = {"expert": f"{sizes[0]:.1f}M", "amateur": f"{sizes[1]:.2f}M", "batch": batch, "context": context}
     setting |= {"steps": steps, "repetitions": repetitions, "dtype": str(expert.dtype)}
@@ -126,30 +120,26 @@ def _step_rows(expert, amateur, batch: int, context: int, steps: int, repetition
         f"early exit at {half}": (alone, ours(lambda: EarlyExit(expert, half))),
         "transformers generate": (alone, theirs(lambda: expert)),
     }
-    medians: dict[str, list[float]] = {f"{name} forward": [] for name in both}
+    times: dict[str, list[float]] = {}
     floors: dict[str, list[float]] = {}
     for repetition in range(-1, repetitions):  # -1 warms up
         for method, (needed, decode) in methods.items():
             forwards = Forwards(needed, expert.device)
             decode(forwards)
-            if repetition >= 0:
-                spent = {name: statistics.median(times) for name, times in forwards.times.items()}
-                medians.setdefault(method, []).append(statistics.median(forwards.laps))
-                floors.setdefault(method, []).append(sum(spent.values()))
-                for name, seconds in spent.items():
-                    medians[f"{name} forward"].append(seconds)
+            if repetition < 0:
+                continue
+            bare = {f"{name} forward": statistics.median(spent) for name, spent in forwards.times.items()}
+            for name, seconds in (bare | {method: statistics.median(forwards.laps)}).items():
+                times.setdefault(name, []).append(seconds)
+            floors.setdefault(method, []).append(sum(bare.values()))
         bar.update()
     # DoLa and the plain loop ran one after the other: the forwards beside them level the two
-    plain = [m / f for m, f in zip(medians["expert greedy"], floors["expert greedy"])]
-    floors["DoLa"] = [p * f for p, f in zip(plain, floors["DoLa"])]
-    against = {
-        method: "both forwards" if needed is both else "expert forward" for method, (needed, _) in methods.items()
-    }
-    against["DoLa"] = "expert greedy"
-    rows = []
-    for method, times in medians.items():
-        ratios = [time / floor for time, floor in zip(times, floors.get(method, []))]
-        rows.append(_row(method, times, ratios, against.get(method, "")))
+    plain = _ratios(times["expert greedy"], floors["expert greedy"])
+    floors["DoLa"] = [ratio * floor for ratio, floor in zip(plain, floors["DoLa"])]
+    rows = [_row(f"{name} forward", times[f"{name} forward"], [], "") for name in both]
+    for method, (needed, _) in methods.items():
+        against = "expert greedy" if method == "DoLa" else "both forwards" if needed is both else "expert forward"
+        rows.append(_row(method, times[method], _ratios(times[method], floors[method]), against))
     return rows
 
 
@@ -194,9 +184,8 @@ def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitio
     rows = []
     for name, times in seconds.items():
         base = "contrastive text" if name == "speculative contrastive" else "greedy text"
-        compared = "text" not in name
-        ratios = [plain / time for plain, time in zip(seconds[base], times)] if compared else []
-        row = _row(name, times, ratios, base if compared else "")
+        plain = "text" in name
+        row = _row(name, times, [] if plain else _ratios(seconds[base], times), "" if plain else base)
         if accepted[name][1]:
             rate = accepted[name][0] / accepted[name][1]
             row |= {"predicted": _predicted(name, rate, cost), "accepted": rate}
@@ -240,6 +229,10 @@ def _greedy(model: PreTrainedModel, ids: Tensor, steps: int, **more: Any) -> Non
         model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=numbers, **more)
     finally:
         logging.set_verbosity(before)
+
+
+def _ratios(above: list[float], below: list[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below)]
 
 
 def _row(method: str, times: list[float], ratios: list[float], against: str) -> dict[str, Any]:
@@ -290,9 +283,6 @@ def main(argv: list[str]) -> int:
         return 0
     for facts in (record["machine"], record["setting"]):
         print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(
-        "\nratio: time over that of what it is held against, in pairs; of a whole text the speed-up (more is faster)\n"
-    )
-    print(f"{'method':25}{'ms':>9}{'ratio':>8}  {'range':15}against")
-    print("\n".join(map(as_line, record["rows"])))
+    print("\nratio: time over that of what it is held against; of a whole text the speed-up (more is faster)\n")
+    print(f"{'method':25}{'ms':>9}{'ratio':>8}  {'range':15}against", *map(as_line, record["rows"]), sep="\n")
     return 0

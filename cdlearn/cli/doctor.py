@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from huggingface_hub import constants as hub
@@ -65,14 +66,11 @@ def check_device() -> Iterator[Finding]:
 
 def check_cache() -> Iterator[Finding]:
     """Say where downloaded models go, and whether they can."""
-    cache = hub.HF_HUB_CACHE
-    parent = cache
-    while not os.path.isdir(parent) and os.path.dirname(parent) != parent:
-        parent = os.path.dirname(parent)
+    cache = Path(hub.HF_HUB_CACHE)
+    parent = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     if os.access(parent, os.W_OK):
-        models = sum(name.startswith("models--") for name in os.listdir(cache)) if os.path.isdir(cache) else 0
         offline = ", offline (HF_HUB_OFFLINE=1)" if hub.HF_HUB_OFFLINE else ""
-        yield OK, "model cache", f"{cache}, {models} models{offline}"
+        yield OK, "model cache", f"{cache}, {len(list(cache.glob('models--*')))} models{offline}"
     else:
         yield NOTE, "model cache", f"{cache} cannot be written; fix: set HF_HOME to a folder of yours"
 
@@ -101,32 +99,30 @@ def check_pair() -> Iterator[Finding]:
     equal = []
     for name in METHODS:
         try:
-            if _cached_is_naive(lambda name=name: build(Models(pair, early), name), pair):
-                equal.append(name)
-            else:
-                yield BROKEN, name, "cached and naive decoding differ; fix: report it with these lines"
+            wrong = _difference(lambda name=name: build(Models(pair, early), name), pair)
         except Exception as error:
-            yield BROKEN, name, f"{_reason(error)}; fix: report it with these lines"
+            wrong = _reason(error)
+        if wrong:
+            yield BROKEN, name, f"{wrong}; fix: report it with these lines"
+        else:
+            equal.append(name)
     yield OK, "methods", f"cached and naive decoding agree: {', '.join(equal)}"
 
 
-def _cached_is_naive(make: Callable[[], Decoder], pair: Pair) -> bool:
-    """Whether a method's greedy loop picks what fresh sources, which remember nothing, score best."""
+def _difference(make: Callable[[], Decoder], pair: Pair) -> str:
+    """What is wrong, if a greedy loop does not pick what fresh sources, which remember nothing, score best."""
     ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
     made = make()(ids, temperature=0.0, max_new_tokens=8, eos_token_ids=(), trace=False, progress=False)
     for token in made.token_ids:
         best = make().source(ids)[0, -1].argmax()
         if int(best) != token:
-            return False
+            return "cached and naive decoding differ"
         ids = torch.cat([ids, best.view(1, 1)], dim=1)
-    return len(made.token_ids) == 8
+    return "" if len(made.token_ids) == 8 else f"decoded {len(made.token_ids)} tokens of 8"
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-CHECKS = (check_versions, check_device, check_cache, check_notebooks, check_pair)
 
 
 def main(argv: list[str]) -> int:
@@ -136,7 +132,7 @@ def main(argv: list[str]) -> int:
     )
     parser.parse_args(argv)
     broken = 0
-    for check in CHECKS:
+    for check in (check_versions, check_device, check_cache, check_notebooks, check_pair):
         for state, what, detail in check():
             broken += state == BROKEN
             print(f"{state:7}{what:20}{detail}", flush=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -102,14 +100,3 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-@contextlib.contextmanager
-def use_threads(count: int | None) -> Iterator[None]:
-    """Use `count` threads for a while (None: leave them): the process's own number comes back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
