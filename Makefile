@@ -69,7 +69,7 @@ pages: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m cdlearn bench --threads 1 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/embedded.json
 	$(BIN)/python -m cdlearn bench --threads 1 --size 100m --context 64 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/100m.json
-	$(BIN)/python -m cdlearn bench --threads 1 --size 25m --sweep --steps 16 --repetitions 2 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/sweep.json
+	$(BIN)/python .ci/sweep.py > .ci/bench/new && mv .ci/bench/new .ci/bench/sweep.json
 	$(MAKE) pages
 
 # a venv that sees what .venv holds, so that torch is there once and the harness's packages stay out of it

@@ -30,7 +30,7 @@ FAST, SLOW = "<!-- performance: make bench -->", "<!-- end of performance -->"
 START, END = "<!-- index: make pages -->", "<!-- end of index -->"
 WIDTH = 360  # pixels of a thumbnail, shown at half of it
 GALLERY = ["compare", "--prompts-file", "notebooks/prompts.jsonl", "--format", "markdown", "--max-new-tokens", "64"]
-GALLERY += ["--methods", "amateur", "greedy", "top-p", "contrastive"]
+GALLERY += ["--methods", "amateur", "greedy", "sample top_p=0.95", "contrastive"]
 SETUP = f"""\
 # Colab has no cdlearn yet; an installed one, and its torch, are left alone
 import importlib.util
@@ -105,7 +105,7 @@ def gallery() -> str:
     with contextlib.redirect_stdout(printed), contextlib.chdir(FOLDER.parent):
         code = main(GALLERY)
     assert code in (0, None), code
-    command = " ".join(GALLERY)
+    command = " ".join(f'"{word}"' if " " in word else word for word in GALLERY)
     return (
         "# Gallery\n\n"
         "Seven prompts, four ways to continue them, nothing chosen after the fact: the first text each method gives "
@@ -238,11 +238,9 @@ def with_performance(page: str) -> str:
 
 def sweep_figure() -> Figure:
     """The README's figure of speed: the ratios of the sweep over the context, a panel for each batch."""
-    import pandas as pd
+    from sweep import plot_sweep  # beside this script
 
-    from cdlearn.cli.bench import plot_sweep
-
-    return plot_sweep(pd.DataFrame(measured("sweep")[0]["rows"]))
+    return plot_sweep(measured("sweep")[0]["rows"])
 
 
 def written(notebook: dict) -> str:

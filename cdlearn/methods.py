@@ -29,10 +29,13 @@ class Option:
     low: float = 0.0
     high: float = float("inf")
     above: bool = False  # whether `low` itself is out
+    words: tuple[str, ...] = ()  # the only ones, where there are few
     flag: str = ""  # on the command line, where it is not --name
 
     def read(self, name: str, text: str) -> Any:
         """The value of a text. Raises ValueError naming the option."""
+        if self.words and text not in self.words:
+            raise ValueError(f"{name}={text} is unknown: use {' or '.join(self.words)}.")
         if self.kind is str:
             return text
         try:
@@ -61,7 +64,7 @@ OPTIONS = {
     "top_p": Option(1.0, "nucleus of sampling; 1: off", high=1.0, above=True),
     "repetition_penalty": Option(1.0, "makes tokens of the text less likely; 1: off", above=True),
     "gamma": Option(4, "tokens drafted per round", int, low=1),
-    "choices": Option("textbook", "how multiple choice is scored: textbook, or reference as in DoLa's evaluation", str),
+    "choices": Option("textbook", "how multiple choice is scored", str, words=("textbook", "reference")),
 }
 FORM = ("beta", "strength", "amateur_temperature")  # the first excludes the other two
 DRAW = ("temperature", "top_p", "repetition_penalty")  # keywords of every loop
@@ -126,64 +129,43 @@ def _contrast_label(numbers: dict[str, Any]) -> str:
     return f"contrastive ({name} {numbers.get(name, OPTIONS[name].default):g})"
 
 
-_CONTRAST = ("alpha", *FORM, "top_k")
-_PENALTY = ("repetition_penalty",)
+_CONTRAST = ("alpha", *FORM, "top_k", *DRAW)
 METHODS: dict[str, Method] = {
     "contrastive": Method(
-        "expert against amateur: contrastive decoding",
-        lambda models, numbers: _contrast(models.expert, models.amateur, numbers),
-        (*_CONTRAST, *DRAW, *SCORED),
-        ("amateur",),
-        label=_contrast_label,
+        "expert against amateur: contrastive decoding", lambda models, n: _contrast(models.expert, models.amateur, n),
+        (*_CONTRAST, *SCORED), ("amateur",), label=_contrast_label,
     ),
     "greedy": Method(
-        "the expert's likeliest token",
-        lambda models, numbers: models.expert,
-        _PENALTY,
-        label=lambda numbers: "expert, greedy",
+        "the expert's likeliest token", lambda models, n: models.expert,
+        ("repetition_penalty",), label=lambda n: "expert, greedy",
     ),
     "amateur": Method(
-        "the amateur alone",
-        lambda models, numbers: models.amateur,
-        DRAW,
-        ("amateur",),
-        label=lambda numbers: "amateur, greedy",
+        "the amateur alone", lambda models, n: models.amateur,
+        DRAW, ("amateur",), label=lambda n: "amateur, sampled" if n["temperature"] else "amateur, greedy",
     ),
     "sample": Method(
-        "a draw from the expert",
-        lambda models, numbers: models.expert,
-        (*DRAW, "top_k"),
-        defaults={"temperature": 1.0},
-        loop=(*DRAW, "top_k"),
+        "a draw from the expert", lambda models, n: models.expert,
+        (*DRAW, "top_k"), defaults={"temperature": 1.0}, loop=(*DRAW, "top_k"),
         label=lambda n: f"expert, top-p {n['top_p']:g}" if n["top_p"] < 1 else "expert, sampled",
     ),
     "dola": Method(
-        "the expert against its own early layers",
-        _dola,
-        ("alpha", "layers", *DRAW, *SCORED),
-        label=lambda numbers: "expert, DoLa",
+        "the expert against its own early layers", _dola,
+        ("alpha", "layers", *DRAW, *SCORED), label=lambda n: "expert, DoLa",
     ),
     "early": Method(
-        "the embedded expert against its own early checkpoint",
-        lambda models, numbers: _contrast(models.expert, models.early, numbers),
-        (*_CONTRAST, *DRAW, *SCORED),
-        ("early",),
+        "the embedded expert against its early checkpoint", lambda models, n: _contrast(models.expert, models.early, n),
+        (*_CONTRAST, *SCORED), ("early",),
     ),
     "speculative": Method(
-        "the expert, drafted by the amateur",
-        lambda models, numbers: (models.expert, models.amateur),
-        (*DRAW, "gamma"),
-        ("amateur", "draft"),
-        loop=(*DRAW, "gamma"),
+        "the expert, drafted by the amateur", lambda models, n: (models.expert, models.amateur),
+        (*DRAW, "gamma"), ("amateur", "draft"), loop=(*DRAW, "gamma"),
     ),
     "speculative-contrastive": Method(
         "the contrast, drafted by its own amateur",
-        lambda models, numbers: (_contrast(models.expert, models.amateur, numbers), models.amateur),
-        (*_CONTRAST, *DRAW, "gamma"),
-        ("amateur", "draft"),
-        loop=(*DRAW, "gamma"),
+        lambda models, n: (_contrast(models.expert, models.amateur, n), models.amateur),
+        (*_CONTRAST, "gamma"), ("amateur", "draft"), loop=(*DRAW, "gamma"),
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -197,15 +179,17 @@ class Decoder:
     draw: dict[str, Any]
 
     def __call__(self, prompts: Any, **options: Any) -> Generation | list[Generation]:
-        """Continue prompts. options: the other keywords of `generate` or `speculate`."""
+        """Continue prompts. options: the other keywords of `generate` or `speculate`; they win over `draw`."""
         if self.draft is None:
-            return generate(self.source, prompts, **self.draw, **options)
-        return speculate(self.source, self.draft, prompts, **self.draw, **options)
+            return generate(self.source, prompts, **self.draw | options)
+        return speculate(self.source, self.draft, prompts, **self.draw | options)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The source's method and numbers, and how tokens are drawn."""
-        return self.source.settings | self.draw
+        """The source's method and numbers, and how tokens are drawn: what the method takes of it."""
+        off = {"repetition_penalty": 1}
+        taken = {key: value for key, value in self.draw.items() if key in self.numbers and off.get(key) != value}
+        return self.source.settings | taken
 
     @property
     def sampled(self) -> bool:
@@ -231,16 +215,28 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     return name, numbers
 
 
-def check(name: str, numbers: Mapping[str, Any]) -> None:
-    """Refuse numbers that would change nothing: a silent number is a wrong experiment. Raises ValueError."""
+def _spell(key: str, value: Any) -> str:
+    return f"{key}={value}"
+
+
+def check(name: str, numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = _spell) -> None:
+    """Refuse numbers that would change nothing: a silent number is a wrong experiment. Raises ValueError.
+
+    spell: how a message writes a number, where it was not given as name=value.
+    """
     for key, value in numbers.items():
         owners = [other for other, method in METHODS.items() if key in method.options]
-        if key not in METHODS[name].options:
+        if name not in owners:
             belongs = f"it belongs to {', '.join(owners)}" if owners else f"known are {', '.join(OPTIONS)}"
-            raise ValueError(f"{key}={value} changes nothing with {name}; {belongs}.")
-    if "beta" in numbers and numbers.keys() & set(FORM[1:]):
-        other = next(key for key in FORM[1:] if key in numbers)
-        raise ValueError(f"beta={numbers['beta']} and {other}={numbers[other]} are of two forms: choose one.")
+            raise ValueError(f"{spell(key, value)} changes nothing with {name}; {belongs}.")
+    check_form(numbers, spell)
+
+
+def check_form(numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = _spell) -> None:
+    """Refuse numbers of both forms of the contrast. Raises ValueError."""
+    given = [spell(key, numbers[key]) for key in FORM if key in numbers]
+    if "beta" in numbers and len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} belong to two forms of the contrast: choose one.")
 
 
 def build(models: Models, name: str, numbers: Mapping[str, Any] | None = None) -> Decoder:

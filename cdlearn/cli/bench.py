@@ -1,37 +1,36 @@
-"""What decoding costs, as ratios to the bare forward passes measured beside it.
+"""`cdlearn bench`: what decoding costs, as ratios to the bare forward passes measured beside it.
 
-Steps: every step of a loop is followed at once by the bare forwards of the same token with the same context length, so
-that a noisy machine slows both and the ratio stays. Texts: whole continuations by the plain and the speculative loops
-in turn. Nothing here is a test: times depend on the machine.
+Steps: the bare forwards of the same token follow at once every step of a loop, so that a noisy machine slows both and
+the ratio stays. Texts: whole continuations by the plain and the speculative loops in turn. Nothing here is a test:
+times depend on the machine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import pandas as pd
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from cdlearn.cli import options
-from cdlearn.cli.costs import step_rows, text_rows
-from cdlearn.cli.timing import machine, peak_memory, use_threads
+from cdlearn.cli.timing import Forwards, Lap, Stopwatch, machine, now
+from cdlearn.hf import as_causal_lm
+from cdlearn.loops.generate import generate
+from cdlearn.loops.speculate import speculate
+from cdlearn.pairs import load_pair
 from cdlearn.pairs.loading import pick_device
-from cdlearn.pairs.pair import load_pair
-from cdlearn.show.style import BLUE, GREEN, ORANGE, PURPLE, SKY
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, Source
 
 # random pairs: hidden size, intermediate size, layers, heads of the expert and of the amateur; 34M/7M and 98M/20M
-SHAPES = {
-    "25m": ((512, 1408, 8, 8), (256, 704, 4, 4)),
-    "100m": ((768, 2048, 12, 12), (448, 1216, 5, 7)),
-}
+SHAPES = {"25m": ((512, 1408, 8, 8), (256, 704, 4, 4)), "100m": ((768, 2048, 12, 12), (448, 1216, 5, 7))}
 SIZES = ("embedded", *SHAPES)
+GAMMA = 4  # tokens drafted per round
 AIMS = {
     "contrastive, no trace": "<= 1.05 at 25M+, <= 1.15 embedded",
     "contrastive": "<= 1.05 at 25M+, <= 1.15 embedded",
@@ -47,92 +46,17 @@ STORIES = (
 )
 
 
-def random_pair(size: str = "25m", *, seed: int = 0, vocab_size: int = 16384) -> tuple[PreTrainedModel, ...]:
+def random_pair(size: str = "25m", *, seed: int = 0, vocab_size: int = 16384) -> list[PreTrainedModel]:
     """Return a random Llama expert and amateur of a size in `SHAPES`, where a step is mostly matrix products."""
-    models = []
+    numbers = {"vocab_size": vocab_size, "tie_word_embeddings": True, "max_position_embeddings": 4096}
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for width, inner, layers, heads in SHAPES[size]:
-            config = LlamaConfig(
-                vocab_size=vocab_size,
-                hidden_size=width,
-                intermediate_size=inner,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                tie_word_embeddings=True,
-                max_position_embeddings=4096,
-            )
-            models.append(LlamaForCausalLM(config).eval())
-    return tuple(models)
+        configs = [LlamaConfig(**numbers, **dict(zip(names, shape))) for shape in SHAPES[size]]
+        return [LlamaForCausalLM(config).eval() for config in configs]
 
 
-def run(
-    expert: PreTrainedModel | None = None,
-    amateur: PreTrainedModel | None = None,
-    *,
-    size: str = "embedded",
-    batch: int = 1,
-    context: int = 32,
-    steps: int = 64,
-    repetitions: int = 5,
-    threads: int | None = None,
-    device: str = "auto",
-    progress: bool | None = None,
-) -> pd.DataFrame:
-    """Measure; returns a row for each method, with the machine and the setting in `.attrs`.
-
-    Two models, or `size` "embedded", "25m" or "100m" (random). Steps: each repetition decodes `steps` tokens in `batch`
-    rows after `context` random ones with every method in turn. Texts, of the embedded pair or models with its
-    vocabulary: `STORIES` continued by `steps` tokens. Columns: method, ms (a step, or a token of a text; median),
-    against, ratio (times to the bare forwards or the method named in `against`; for speculative rows the speed-up over
-    it), low and high (over repetitions), predicted (the speed-up that the acceptance rate and the measured passes give:
-    arXiv 2211.17192, eq. 1 and theorem 3.8), aim.
-    """
-    _check(expert, amateur, size, batch, context, steps, repetitions, threads)
-    models = _load(size, device) if expert is None else (expert, amateur, [])
-    return _measure(*models, batch, context, steps, repetitions, threads, progress)
-
-
-def _check(expert, amateur, size: str, batch: int, context: int, steps: int, repetitions: int, threads: Any) -> None:
-    if (expert is None) != (amateur is None):
-        raise ValueError("give both expert and amateur, or neither and a size.")
-    if size not in SIZES:
-        raise ValueError(f"size={size!r} is unknown: use {' or '.join(map(repr, SIZES))}.")
-    numbers = (("batch", batch, 1), ("context", context, 1), ("steps", steps, 2), ("repetitions", repetitions, 1))
-    for name, value, least in numbers:
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads={threads!r} must be a whole number of at least 1, or None.")
-
-
-def _measure(
-    expert: PreTrainedModel,
-    amateur: PreTrainedModel,
-    stories: list[torch.Tensor],
-    batch: int,
-    context: int,
-    steps: int,
-    repetitions: int,
-    threads: int | None,
-    progress: bool | None,
-) -> pd.DataFrame:
-    """The table of `run`, with the rows about whole texts where there are stories to continue."""
-    with use_threads(threads) as used, tqdm(total=repetitions + 1, disable=_hide(progress)) as bar:
-        rows = step_rows(expert, amateur, batch, context, steps, repetitions, bar)
-        if stories:
-            rows += text_rows(expert, amateur, stories, steps, repetitions)
-    table = pd.DataFrame(rows)
-    table["aim"] = table["method"].map(AIMS).fillna("")
-    table.attrs["machine"] = machine(expert.device, used) | {"peak memory": peak_memory(expert.device)}
-    sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (expert, amateur)]
-    table.attrs["setting"] = {"expert": f"{sizes[0]:.1f}M", "amateur": f"{sizes[1]:.2f}M", "batch": batch}
-    table.attrs["setting"] |= {"context": context, "steps": steps, "repetitions": repetitions}
-    table.attrs["setting"] |= {"dtype": str(expert.dtype)}
-    return table
-
-
-def _load(size: str, device: str) -> tuple[PreTrainedModel, PreTrainedModel, list[torch.Tensor]]:
+def load(size: str, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedModel, list[Tensor]]:
     """The expert and the amateur of a size, and the ids of the stories that the embedded ones can continue."""
     place = ("cpu" if size == "embedded" else pick_device()) if device == "auto" else device
     if size == "embedded":
@@ -141,87 +65,191 @@ def _load(size: str, device: str) -> tuple[PreTrainedModel, PreTrainedModel, lis
     return *(model.to(place) for model in random_pair(size)), []
 
 
-def sweep(
-    *models: PreTrainedModel,
-    batches: Sequence[int] = (1, 4, 16),
-    contexts: Sequence[int] = (32, 128, 512),
-    most: int = 2048,
-    size: str = "embedded",
-    steps: int = 64,
-    repetitions: int = 5,
-    threads: int | None = None,
-    device: str = "auto",
-    progress: bool | None = None,
-) -> pd.DataFrame:
-    """`run` at every batch and context that the models can read; its rows with two more columns, `batch`, `context`.
+def measure(
+    expert: PreTrainedModel, amateur: PreTrainedModel, stories: Sequence[Tensor] = (), *,
+    batch: int = 1, context: int = 32, steps: int = 64, repetitions: int = 5, threads: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns the machine, the setting, and rows: one for each method.
 
-    most: settings with more tokens than this (batch times context) are left out: reading such prompts takes far longer
-    than the steps that are measured. The rows about whole texts depend on neither and are measured once. Other
-    arguments as in `run`.
+    Each repetition decodes `steps` tokens in `batch` rows after `context` random ones with every method in turn, and
+    continues the stories, ids [1, T] that the models can read, by `steps` tokens. In a row: method, ms (a step, or a
+    token of a text; median), against, ratio (times to the bare forwards or the method named in `against`; for
+    speculative rows the speed-up over it), low and high (over repetitions), predicted (the speed-up that the
+    acceptance rate and the measured passes give: arXiv 2211.17192, eq. 1 and theorem 3.8), aim.
     """
-    expert, amateur = (*models, None, None)[:2]
-    for batch in batches:
-        for context in contexts:
-            _check(expert, amateur, size, batch, context, steps, repetitions, threads)
-    expert, amateur, stories = (*models, []) if models else _load(size, device)
-    limit = min(model.config.get_text_config().max_position_embeddings for model in (expert, amateur))
-    settings = [(b, c) for b in batches for c in contexts if c + steps <= limit and b * c <= most]
-    if not settings:
-        raise ValueError(f"contexts={tuple(contexts)!r} do not fit: the models read at most {limit} tokens.")
-    tables, facts = [], {}
-    for batch, context in settings:
-        told = stories if not tables else []
-        table = _measure(expert, amateur, told, batch, context, steps, repetitions, threads, progress)
-        facts = table.attrs
-        tables.append(table.assign(batch=batch, context=context))
-    found = pd.concat(tables, ignore_index=True)
-    found.attrs = facts | {"setting": {k: v for k, v in facts["setting"].items() if k not in ("batch", "context")}}
-    return found
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with tqdm(total=(repetitions + 1) * (1 + bool(stories)), disable=None) as bar:  # None: on a terminal only
+            rows = _step_rows(expert, amateur, batch, context, steps, repetitions, bar)
+            rows += _text_rows(expert, amateur, stories, steps, repetitions, bar) if stories else []
+        place = machine(expert.device)
+    finally:
+        torch.set_num_threads(before)
+    sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (expert, amateur)]
+    setting = {"expert": f"{sizes[0]:.1f}M", "amateur": f"{sizes[1]:.2f}M", "batch": batch, "context": context}
+    setting |= {"steps": steps, "repetitions": repetitions, "dtype": str(expert.dtype)}
+    return {"machine": place, "setting": setting, "rows": [row | {"aim": AIMS.get(row["method"], "")} for row in rows]}
 
 
-STEP_METHODS = ("contrastive", "as_causal_lm", "DoLa", "mix", "transformers generate")
+def _step_rows(expert, amateur, batch: int, context: int, steps: int, repetitions: int, bar: tqdm) -> list[dict]:
+    """One-token steps of every loop against the bare forwards beside each step."""
+    vocab = min(model.config.get_text_config().vocab_size for model in (expert, amateur))
+    prompt = torch.randint(0, vocab, (batch, context), generator=torch.Generator().manual_seed(0))
+    half = max(1, expert.config.get_text_config().num_hidden_layers // 2)
+    both, alone = {"expert": expert, "amateur": amateur}, {"expert": expert}
+
+    def ours(make: Callable[[], Source], trace: bool = True) -> Callable[[Forwards], Any]:
+        numbers = {"max_new_tokens": steps, "trace": trace, "progress": False}
+        return lambda forwards: generate(Stopwatch(make(), forwards), prompt, **numbers)
+
+    def theirs(make: Callable[[], Any]) -> Callable[[Forwards], Any]:
+        return lambda forwards: _greedy(make(), prompt, steps, stopping_criteria=[Lap(forwards)])
+
+    def contrast() -> Source:
+        return Contrast(expert, amateur, beta=0.5)
+
+    methods = {
+        "contrastive, no trace": (both, ours(contrast, trace=False)),
+        "contrastive": (both, ours(contrast)),
+        "as_causal_lm": (both, theirs(lambda: as_causal_lm(contrast()))),
+        "expert greedy": (alone, ours(lambda: CachedLM(expert))),
+        "DoLa": (alone, ours(lambda: DoLa(expert))),
+        "mix": (both, ours(lambda: Mix([(1.5, expert), (-0.5, amateur)], alpha=0.1))),
+        "prompted": (alone, ours(lambda: Prompted(expert, [1, 2, 3, 4]))),
+        f"early exit at {half}": (alone, ours(lambda: EarlyExit(expert, half))),
+        "transformers generate": (alone, theirs(lambda: expert)),
+    }
+    times: dict[str, list[float]] = {}
+    floors: dict[str, list[float]] = {}
+    for repetition in range(-1, repetitions):  # -1 warms up
+        for method, (needed, decode) in methods.items():
+            forwards = Forwards(needed, expert.device)
+            decode(forwards)
+            if repetition < 0:
+                continue
+            bare = {f"{name} forward": statistics.median(spent) for name, spent in forwards.times.items()}
+            for name, seconds in (bare | {method: statistics.median(forwards.laps)}).items():
+                times.setdefault(name, []).append(seconds)
+            floors.setdefault(method, []).append(sum(bare.values()))
+        bar.update()
+    # DoLa and the plain loop ran one after the other: the forwards beside them level the two
+    plain = _ratios(times["expert greedy"], floors["expert greedy"])
+    floors["DoLa"] = [ratio * floor for ratio, floor in zip(plain, floors["DoLa"])]
+    rows = [_row(f"{name} forward", times[f"{name} forward"], [], "") for name in both]
+    for method, (needed, _) in methods.items():
+        against = "expert greedy" if method == "DoLa" else "both forwards" if needed is both else "expert forward"
+        rows.append(_row(method, times[method], _ratios(times[method], floors[method]), against))
+    return rows
 
 
-def plot_sweep(table: pd.DataFrame) -> Figure:
-    """The ratios of a `sweep` over the context, one panel a batch: a matplotlib Figure, bars from low to high."""
-    from matplotlib.figure import Figure
+def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitions: int, bar: tqdm) -> list[dict]:
+    """Whole texts: each speculative loop's speed-up over its plain loop, beside what theory makes of the acceptance."""
+    shared = CachedLM(amateur)  # the draft is the contrast's own amateur
+    layer = max(1, expert.config.get_text_config().num_hidden_layers // 3)
+    numbers = {"max_new_tokens": steps, "eos_token_ids": (), "trace": False, "progress": False}
+    drafted = numbers | {"gamma": GAMMA}
 
-    batches = sorted(set(table["batch"]))
-    figure = Figure(figsize=(3.6 * len(batches) + 1.5, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
-    for ax, batch in zip(axes, batches):
-        for name, color, marker in zip(STEP_METHODS, (BLUE, ORANGE, GREEN, PURPLE, SKY), "osD^v"):
-            rows = table[(table["method"] == name) & (table["batch"] == batch)].sort_values("context")
-            spread = [rows["ratio"] - rows["low"], rows["high"] - rows["ratio"]]
-            ax.errorbar(rows["context"], rows["ratio"], yerr=spread, color=color, marker=marker, capsize=3, label=name)
-        ax.axhline(1, color="black", linewidth=0.8, linestyle=":")
-        ax.set(xscale="log", xlabel="tokens of context", title=f"batch {batch}")
-        ax.set_xticks(sorted(set(table["context"])), labels=map(str, sorted(set(table["context"]))), minor=False)
-        ax.minorticks_off()
-    axes[0].set_ylabel("time, relative to bare forwards")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    def contrast() -> Source:
+        return Contrast(expert, shared, beta=0.5)
+
+    methods: dict[str, Callable[[Tensor], Any]] = {
+        "contrastive text": lambda ids: generate(contrast(), ids, **numbers),
+        "speculative contrastive": lambda ids: speculate(contrast(), shared, ids, **drafted),
+        "greedy text": lambda ids: generate(CachedLM(expert), ids, **numbers),
+        "speculative": lambda ids: speculate(CachedLM(expert), shared, ids, **drafted),
+        f"self-speculative, exit {layer}": lambda ids: speculate(expert, EarlyExit(expert, layer), ids, **drafted),
+        "transformers assisted": lambda ids: _greedy(expert, ids, steps, assistant_model=amateur),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    accepted: dict[str, list[int]] = {name: [0, 0] for name in methods}  # of those that were tested
+    passes: list[dict[str, float]] = []
+    for repetition in range(-1, repetitions):
+        for name, decode in methods.items():
+            total = 0.0
+            for ids in stories:
+                shared.reset()
+                start = now(expert.device)
+                made = decode(ids)
+                total += now(expert.device) - start
+                stats = getattr(made, "stats", {})
+                accepted[name][0] += stats.get("accepted", 0)
+                accepted[name][1] += stats.get("tested", 0)
+            if repetition >= 0:
+                seconds[name].append(total / len(stories) / steps)
+        if repetition >= 0:
+            passes.append(_passes(expert, amateur, layer, stories[0]))
+        bar.update()
+    cost = {name: statistics.median(spent[name] for spent in passes) for name in passes[0]}
+    rows = []
+    for name, times in seconds.items():
+        base = "contrastive text" if name == "speculative contrastive" else "greedy text"
+        plain = "text" in name
+        row = _row(name, times, [] if plain else _ratios(seconds[base], times), "" if plain else base)
+        if accepted[name][1]:
+            rate = accepted[name][0] / accepted[name][1]
+            row |= {"predicted": _predicted(name, rate, cost), "accepted": rate}
+        rows.append(row)
+    return rows
 
 
-def _hide(progress: bool | None) -> bool | None:
-    return None if progress is None else not progress
+def _predicted(name: str, rate: float, cost: dict[str, float]) -> float:
+    """The speed-up of a speculative loop that its acceptance rate and the costs of the passes give."""
+    tokens = (1 - rate ** (GAMMA + 1)) / (1 - rate) if rate < 1 else GAMMA + 1  # per round
+    if name == "speculative contrastive":  # the amateur reads the last draft too, and nothing twice
+        return tokens * (cost["expert"] + cost["amateur"]) / ((GAMMA + 1) * cost["amateur"] + cost["check"])
+    draft = cost["exit" if name.startswith("self") else "amateur"]
+    return tokens * cost["expert"] / (GAMMA * draft + cost["check"])
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """The table for a README: method, ms, ratio with its range, prediction, aim."""
-    lines = ["| method | ms | ratio | range | against | predicted | aim |", "|---|---|---|---|---|---|---|"]
-    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
-        ratio, span = "", ""
-        if row["ratio"] is not None:
-            ratio, span = f"{row['ratio']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}"
-        predicted = f"{row['predicted']:.2f} (a = {row['accepted']:.2f})" if row.get("predicted") is not None else ""
-        cells = (_name(row), f"{row['ms']:.3f}", ratio, span, row["against"], predicted, row["aim"])
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+@torch.no_grad()
+def _passes(expert, amateur, layer: int, ids: Tensor) -> dict[str, float]:
+    """Median seconds of bare passes after a context: one token of each model, and the check of a round's tokens."""
+    models = {"expert": (expert, 1), "amateur": (amateur, 1), "exit": (EarlyExit(expert, layer).model, 1)}
+    costs = {}
+    for name, (model, width) in (models | {"check": (expert, GAMMA + 1)}).items():
+        cache, times = DynamicCache(config=model.config), []
+        model(input_ids=ids.to(model.device), past_key_values=cache)
+        for _ in range(15):
+            start = now(model.device)
+            model(input_ids=ids[:, :1].expand(-1, width).to(model.device), past_key_values=cache)
+            times.append(now(model.device) - start)
+            cache.crop(-width)
+        costs[name] = statistics.median(times)
+    return costs
 
 
-def _name(row: dict[str, Any]) -> str:
-    return f"{row['method']}, batch {row['batch']}, context {row['context']}" if "context" in row else row["method"]
+def _greedy(model: PreTrainedModel, ids: Tensor, steps: int, **more: Any) -> None:
+    """So many greedy tokens by the generate() of transformers."""
+    never = model.config.get_text_config().vocab_size  # an EOS id that no model can emit
+    numbers = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=never, pad_token_id=0)
+    ids, before = ids.to(model.device), logging.get_verbosity()
+    logging.set_verbosity_error()  # assisted generation warns of its own inner calls
+    try:
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=numbers, **more)
+    finally:
+        logging.set_verbosity(before)
+
+
+def _ratios(above: list[float], below: list[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below)]
+
+
+def _row(method: str, times: list[float], ratios: list[float], against: str) -> dict[str, Any]:
+    row = {"method": method, "ms": 1e3 * statistics.median(times), "against": against}
+    row["ratio"] = statistics.median(ratios) if ratios else None
+    return row | {"low": min(ratios, default=None), "high": max(ratios, default=None)}
+
+
+def as_line(row: dict[str, Any]) -> str:
+    """A row for a terminal."""
+    line = f"{row['method']:25}{row['ms']:9.3f}"
+    if row["against"]:
+        base = ("speed-up over " if row["against"].endswith("text") else "") + row["against"]
+        line += f"{row['ratio']:8.3f}  {row['low']:6.3f}-{row['high']:<6.3f}  {base}"
+    notes = [f"predicted {row['predicted']:.2f}"] if "predicted" in row else []
+    notes += [f"aim {row['aim']}"] if row["aim"] else []
+    return line + (f"  ({'; '.join(notes)})" if notes else "")
 
 
 def main(argv: list[str]) -> int:
@@ -229,7 +257,7 @@ def main(argv: list[str]) -> int:
     parser = options.Parser(
         prog="cdlearn bench",
         description="Cost of decoding as ratios to the bare forward passes timed beside it; speculation: the speed-up.",
-        epilog="example: cdlearn bench --size 25m --threads 2 --markdown",
+        epilog="example: cdlearn bench --size 25m --threads 2",
     )
     parser.add_argument("--size", choices=SIZES, default="embedded", help="25m, 100m: random pairs of 34M/7M, 98M/20M")
     parser.add_argument("--expert", metavar="MODEL", help="hub id or folder instead of --size; needs --amateur")
@@ -241,38 +269,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repetitions", type=count, default=5, help="default: 5")
     parser.add_argument("--threads", type=count, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="auto", help="default: auto")
-    parser.add_argument("--sweep", action="store_true", help="batches 1, 4, 16 and contexts 32, 128, 512, as they fit")
-    parser.add_argument("--figure", metavar="FILE", help="with --sweep: ratios over the context, as PNG or SVG")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--markdown", action="store_true", help="print a markdown table")
     args = parser.parse_args(argv)
-    if args.figure and not args.sweep:
-        parser.error("--figure draws a sweep: add --sweep")
-    models: tuple = ()
     if args.expert or args.amateur:
         pair = load_pair(args.expert, args.amateur, device=args.device)
         models = (pair.expert, pair.amateur)
-    names = ("size", "steps", "repetitions", "threads", "device", *(() if args.sweep else ("batch", "context")))
-    table = (sweep if args.sweep else run)(*models, **{name: getattr(args, name) for name in names})
-    if args.figure:
-        plot_sweep(table).savefig(args.figure)
+    else:
+        models = load(args.size, args.device)
+    numbers = {name: getattr(args, name) for name in ("batch", "context", "steps", "repetitions", "threads")}
+    record = measure(*models, **numbers)
     if args.json:
-        rows = table.astype(object).where(table.notna(), None).to_dict("records")
-        print(json.dumps(table.attrs | {"rows": rows}, indent=1))
+        print(json.dumps(record, indent=1))
         return 0
-    for facts in table.attrs.values():
+    for facts in (record["machine"], record["setting"]):
         print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    if args.markdown:
-        print("\n" + as_markdown(table))
-        return 0
-    width = 50 if args.sweep else 25
-    print("\nratio: time over what stands behind it, in pairs; of a whole text the speed-up (more is faster)\n")
-    print(f"{'method':{width}}{'ms':>9}{'ratio':>8}  {'range':15}against")
-    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
-        span = f"{row['low']:.3f}-{row['high']:.3f}" if row["against"] else ""
-        base = ("speed-up over " if row["against"].endswith("text") else "") + row["against"]
-        ratio = f"{row['ratio']:8.3f}  {span:15}{base}" if base else ""
-        more = [f"predicted {row['predicted']:.2f}"] if row.get("predicted") is not None else []
-        more += [f"aim {row['aim']}"] if row["aim"] else []
-        print(f"{_name(row):{width}}{row['ms']:9.3f}{ratio}" + (f"  ({'; '.join(more)})" if more else ""))
+    print("\nratio: time over that of what it is held against; of a whole text the speed-up (more is faster)\n")
+    print(f"{'method':25}{'ms':>9}{'ratio':>8}  {'range':15}against", *map(as_line, record["rows"]), sep="\n")
     return 0

@@ -7,16 +7,19 @@ import html
 import json
 import shutil
 import sys
-import textwrap
 import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from cdlearn.cli import options
-from cdlearn.pairs.pair import Pair
+from cdlearn.methods import FORM, METHODS, SCORED, Decoder, Models, build, parse
+from cdlearn.pairs import Pair
 
-METHODS = ("greedy", "amateur", "top-p", "contrastive", "dola")
-DEMO_METHODS = ("greedy", "amateur", "contrastive")
+DEFAULT = ("greedy", "amateur", "sample top_p=0.95", "contrastive")
+DEMO = ("greedy", "amateur", "contrastive")
+FLAGS = ("alpha", *FORM, "top_k")
 DEMO_PROMPTS = (
     "Ada had a red ball. She had a dog too. They lived near the park.",
     "Rosa has the ring. Tom has the key. Rosa gives the ring to Sam. Sam gives the ring to Mia. Who has the ring?",
@@ -25,50 +28,59 @@ DEMO_PROMPTS = (
 )
 BATCH = 16
 NARROWEST = 22  # a column with fewer characters is harder to read than a list
+EXAMPLES = """
+methods, and the numbers they take, as in "contrastive beta=1 alpha=0.3":
+{methods}
+
+examples:
+  cdlearn compare "Ada had a red" "Ben had a dog"
+  cdlearn compare --prompts-file prompts.jsonl --format json > texts.json
+  cdlearn compare "Who are you?" --methods greedy "sample top_p=0.9" "contrastive beta=1" --format markdown
+"""
 
 
-def compare(pair: Pair, prompts: list[str], methods: tuple[str, ...], args: argparse.Namespace, bar=None) -> list[dict]:
+def columns(pair: Pair, specs: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Decoder]:
+    """A decoder for each spec. flags: numbers for the methods that take them, where a spec does not say otherwise."""
+    models, built = Models(pair), {}
+    for spec in specs:
+        name, numbers = parse(spec)
+        other = FORM[1:] if "beta" in numbers else FORM[:1] if numbers.keys() & set(FORM) else ()
+        shared = {key: value for key, value in flags.items() if key in METHODS[name].options and key not in other}
+        built[spec] = build(models, name, shared | numbers)
+    return built
+
+
+def compare(
+    pair: Pair, prompts: Sequence[str], decoders: Mapping[str, Decoder], args: argparse.Namespace, bar: Any = None
+) -> list[dict]:
     """Return one record for each prompt and method, prompts first; stops early, marked, at an interrupt."""
-    done: dict[tuple[int, str], dict] = {}
+    labels = {spec: METHODS[decoder.name].named(decoder.name, decoder.numbers) for spec, decoder in decoders.items()}
+    shared = [label for label in labels.values() if list(labels.values()).count(label) > 1]
+    records: dict[tuple[int, int], dict] = {}
     for start in range(0, len(prompts), BATCH):
-        chosen = prompts[start : start + BATCH]
-        for method in methods:
-            settings = argparse.Namespace(**vars(args))
-            settings.seed, kind = args.seed + start, method
-            if method == "top-p":
-                kind, settings.temperature, settings.top_p, settings.top_k = "sample", 1.0, args.nucleus, 0
-            texts, numbers = options.run_method(kind, pair, chosen, settings, progress=False)
-            for k, made in enumerate(texts):
-                record = {"prompt": chosen[k], "method": method, "label": label(method, settings), "text": made.text}
+        batch = list(prompts[start : start + BATCH])
+        for column, (spec, decoder) in enumerate(decoders.items()):
+            label = spec if labels[spec] in shared else labels[spec]
+            for row, made in enumerate(options.decode(decoder, pair, batch, args, skip=start)):
+                record = {"prompt": batch[row], "method": spec, "label": label, "text": made.text}
                 record |= {"token_ids": list(made.token_ids), "finish_reason": made.finish_reason}
-                record["settings"] = numbers
-                done[start + k, method] = record
+                records[start + row, column] = record | {"settings": decoder.settings}
             if bar is not None:
-                bar.update(len(chosen))
-            if any(record["finish_reason"] == "interrupted" for record in done.values()):
-                return _in_order(done, methods)
-    return _in_order(done, methods)
+                bar.update(len(batch))
+            if interrupted(records.values()):
+                return [records[place] for place in sorted(records)]
+    return [records[place] for place in sorted(records)]
 
 
-def _in_order(done: dict, methods: tuple[str, ...]) -> list[dict]:
-    return [done[key] for key in sorted(done, key=lambda key: (key[0], methods.index(key[1])))]
-
-
-def label(method: str, args: argparse.Namespace) -> str:
-    """Name a method for a column: which model, and the number that matters."""
-    if method == "contrastive":
-        if args.strength is not None or args.tau_amateur is not None:
-            return f"contrastive (strength {1.0 if args.strength is None else args.strength:g})"
-        return f"contrastive (beta {0.5 if args.beta is None else args.beta:g})"
-    names = {"greedy": "expert, greedy", "amateur": "amateur, greedy", "dola": "expert, DoLa"}
-    return names.get(method) or f"expert, top-p {args.nucleus:g}"
+def interrupted(records) -> bool:
+    return any(record["finish_reason"] == "interrupted" for record in records)
 
 
 def as_table(records: list[dict], *, width: int) -> str:
     """Lay out the records `width` characters wide: columns side by side, or stacked where that is too narrow."""
     blocks = []
-    for prompt, rows in _by_prompt(records):
-        head = wrap(f"> {options.clean(prompt)}", width)
+    for rows in _by_prompt(records):
+        head = wrap(f"> {options.clean(rows[0]['prompt'])}", width)
         column = (width - 3 * (len(rows) - 1)) // len(rows)
         texts = [options.clean(row["text"]).strip() or "(nothing)" for row in rows]
         if column < NARROWEST:
@@ -86,7 +98,6 @@ def as_table(records: list[dict], *, width: int) -> str:
 
 def as_markdown(records: list[dict]) -> str:
     """Write one markdown table: a row for each prompt, a column for each method."""
-    grouped = _by_prompt(records)
     labels = list(dict.fromkeys(record["label"] for record in records))
 
     def cell(text: str) -> str:
@@ -95,19 +106,19 @@ def as_markdown(records: list[dict]) -> str:
         return "<br>".join(escaped.replace("|", "\\|").replace("`", "\\`").splitlines())
 
     lines = [["prompt", *labels], ["---"] * (len(labels) + 1)]
-    for prompt, rows in grouped:
+    for rows in _by_prompt(records):
         texts = {row["label"]: row["text"] for row in rows}
-        lines.append([cell(prompt), *(cell(texts.get(name, "")) for name in labels)])
+        lines.append([cell(rows[0]["prompt"]), *(cell(texts.get(name, "")) for name in labels)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _by_prompt(records: list[dict]) -> list[tuple[str, list[dict]]]:
-    """Group neighbours: a prompt asked twice stays two groups, because its methods start again."""
-    groups: list[tuple[str, list[dict]]] = []
+def _by_prompt(records: list[dict]) -> list[list[dict]]:
+    """The records of each prompt: every one has a text of the first method."""
+    groups: list[list[dict]] = []
     for record in records:
-        if not groups or groups[-1][0] != record["prompt"] or record["method"] == groups[-1][1][0]["method"]:
-            groups.append((record["prompt"], []))
-        groups[-1][1].append(record)
+        if record["method"] == records[0]["method"]:
+            groups.append([])
+        groups[-1].append(record)
     return groups
 
 
@@ -158,81 +169,81 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
+def _spec(text: str) -> str:
+    if text == "top-p":
+        raise ValueError('top-p is a number of sample: write "sample top_p=0.95"')
+    try:
+        _, numbers = parse(text)
+    except ValueError as error:
+        raise ValueError(f"{error} Prompts go before --methods.") from None
+    for key in numbers.keys() & set(SCORED):
+        raise ValueError(f"{key}={numbers[key]} changes no text: it belongs to cdlearn eval")
+    return " ".join(text.split())
+
+
 def _parser(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    parser = options.Parser(prog=f"cdlearn {command}", description=description, epilog=textwrap.dedent(epilog))
+    parser = options.Parser(prog=f"cdlearn {command}", description=description, epilog=epilog)
     options.add_models(parser)
-    options.add_contrast(parser)
+    options.add_numbers(parser, FLAGS)
     options.add_generation(parser)
     return parser
 
 
-def _method(text: str) -> str:
-    if text not in METHODS:
-        raise argparse.ArgumentTypeError(
-            f"invalid choice: {text!r} is no method ({', '.join(METHODS)}); prompts go before --methods"
-        )
-    return text
+def _open(parser: argparse.ArgumentParser, args: argparse.Namespace, specs: Sequence[str]) -> tuple[Pair, dict]:
+    """The pair, and the decoders of the specs with the numbers that the flags give."""
+    names = [parse(spec)[0] for spec in specs]
+    flags = options.numbers_of(parser, args, names)
+    pair = options.open_pair(args, names)
+    return pair, columns(pair, specs, flags)
 
 
 def main(argv: list[str]) -> int:
     """`cdlearn compare`."""
-    parser = _parser(
-        "compare",
-        "Decode several prompts with several methods and show them side by side.",
-        """
-        examples:
-          cdlearn compare "Ada had a red" "Ben had a dog"
-          cdlearn compare --prompts-file prompts.jsonl --format json > texts.json
-          cdlearn compare "Who are you?" --methods greedy contrastive dola --format markdown
-        """,
-    )
+    about = "Decode several prompts with several methods and show them side by side."
+    parser = _parser("compare", about, EXAMPLES.format(methods=options.methods_help()))
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: the lines of standard input)")
     parser.add_argument("--prompts-file", metavar="FILE", help='.txt: one a line; .jsonl: objects with a "prompt"')
-    parser.add_argument("--methods", nargs="+", type=_method, default=list(METHODS[:4]), metavar="METHOD")
+    usual = " ".join(f'"{spec}"' if " " in spec else spec for spec in DEFAULT)
     parser.add_argument(
-        "--top-p", dest="nucleus", type=options.number(float, 0, 1, above=True), default=0.95, help="default: 0.95"
+        "--methods", nargs="+", type=options.checked(_spec), default=DEFAULT, metavar="METHOD", help=f"default: {usual}"
     )
     parser.add_argument("--format", choices=("table", "markdown", "json"), default="table", help="default: table")
     parser.add_argument("--width", type=options.number(int, 20), help="of the table (default: the terminal's)")
     args = parser.parse_args(argv)
-    options.check_flags(parser, args)
-    prompts = list(args.prompts)
-    if args.prompts_file:
-        prompts += read_prompts(args.prompts_file)
+    prompts = args.prompts + (read_prompts(args.prompts_file) if args.prompts_file else [])
     if not prompts and not sys.stdin.isatty():
         prompts = [line for line in sys.stdin.read().splitlines() if line.strip()]
     if not prompts:
         parser.error("no prompt: give some, or --prompts-file FILE, or pipe lines in")
-    methods = tuple(dict.fromkeys(args.methods))
-    pair = options.open_pair(args, methods)
+    pair, decoders = _open(parser, args, args.methods)
     # disable=None: a bar on a terminal only, and on stderr, so that redirected output stays clean
-    with tqdm(total=len(prompts) * len(methods), unit="text", disable=None, leave=False) as bar:
-        records = compare(pair, prompts, methods, args, bar)
+    with tqdm(total=len(prompts) * len(decoders), unit="text", disable=None, leave=False) as bar:
+        records = compare(pair, prompts, decoders, args, bar)
     if args.format == "json":
         print(json.dumps(records, ensure_ascii=False, indent=1))
     elif args.format == "markdown":
         print(as_markdown(records))
     else:
         print(as_table(records, width=args.width or _terminal_width()))
-    return 130 if any(record["finish_reason"] == "interrupted" for record in records) else 0
+    return 130 if interrupted(records) else 0
 
 
 def demo(argv: list[str]) -> int:
     """`cdlearn demo`: built-in prompts side by side, then whatever the user types."""
-    parser = _parser(
-        "demo",
-        "Expert, amateur and contrastive text side by side: first built-in prompts, then yours.",
-        """
-        example:
-          cdlearn demo --strength 1
-        """,
-    )
+    about = "Expert, amateur and contrastive text side by side: first built-in prompts, then yours."
+    parser = _parser("demo", about, "example: cdlearn demo --strength 1")
     args = parser.parse_args(argv)
-    options.check_flags(parser, args)
-    pair = options.open_pair(args)
+    pair, decoders = _open(parser, args, DEMO)
+
+    def show(prompt: str) -> None:
+        records = compare(pair, [prompt], decoders, args)
+        print("\n" + as_table(records, width=_terminal_width()))
+        if interrupted(records):
+            raise KeyboardInterrupt
+
     print(pair.describe())
     for prompt in DEMO_PROMPTS:
-        _show(pair, prompt, args)
+        show(prompt)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return 0
     print("\nYour turn: type any prompt. An empty line ends.")
@@ -245,16 +256,9 @@ def demo(argv: list[str]) -> int:
         if not prompt.strip():
             return 0
         try:
-            _show(pair, prompt, args)
+            show(prompt)
         except ValueError as error:  # too long, say: the next prompt may be better
             print(f"cdlearn: {error}")
-
-
-def _show(pair: Pair, prompt: str, args: argparse.Namespace) -> None:
-    records = compare(pair, [prompt], DEMO_METHODS, args)
-    print("\n" + as_table(records, width=_terminal_width()))
-    if any(record["finish_reason"] == "interrupted" for record in records):
-        raise KeyboardInterrupt
 
 
 def _terminal_width() -> int:

@@ -8,7 +8,8 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from huggingface_hub import constants as hub
@@ -16,6 +17,8 @@ from packaging.requirements import Requirement
 
 import cdlearn
 from cdlearn.cli import options
+from cdlearn.methods import METHODS, Decoder, Models, build
+from cdlearn.pairs import Pair
 from cdlearn.pairs.loading import EMBEDDED, pick_device, pick_dtype
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
@@ -63,14 +66,11 @@ def check_device() -> Iterator[Finding]:
 
 def check_cache() -> Iterator[Finding]:
     """Say where downloaded models go, and whether they can."""
-    cache = hub.HF_HUB_CACHE
-    parent = cache
-    while not os.path.isdir(parent) and os.path.dirname(parent) != parent:
-        parent = os.path.dirname(parent)
+    cache = Path(hub.HF_HUB_CACHE)
+    parent = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     if os.access(parent, os.W_OK):
-        models = sum(name.startswith("models--") for name in os.listdir(cache)) if os.path.isdir(cache) else 0
         offline = ", offline (HF_HUB_OFFLINE=1)" if hub.HF_HUB_OFFLINE else ""
-        yield OK, "model cache", f"{cache}, {models} models{offline}"
+        yield OK, "model cache", f"{cache}, {len(list(cache.glob('models--*')))} models{offline}"
     else:
         yield NOTE, "model cache", f"{cache} cannot be written; fix: set HF_HOME to a folder of yours"
 
@@ -85,29 +85,44 @@ def check_notebooks() -> Iterator[Finding]:
 
 
 def check_pair() -> Iterator[Finding]:
-    """Load the embedded pair and decode with it: the cached loop must equal the naive one."""
+    """Load the embedded pair and decode with every method: the cached loop must equal the naive one."""
     start = time.perf_counter()
     try:
         pair = cdlearn.load_pair()
         loaded = time.perf_counter() - start
-        source = cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5)
-        made = cdlearn.generate(source, "Ada had a red", tokenizer=pair.tokenizer, max_new_tokens=16, progress=False)
-        ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
-        for token in made.token_ids:
-            naive = cdlearn.Contrast(pair.expert, pair.amateur, beta=0.5)(ids)[0, -1].argmax()
-            if int(naive) != token:
-                yield BROKEN, "embedded pair", "cached and naive decoding differ; fix: report it with these lines"
-                return
-            ids = torch.cat([ids, naive.view(1, 1)], dim=1)
+        early = cdlearn.load_expert("early", progress=False).expert
     except Exception as error:  # whatever it is, the doctor's answer is a line
-        reason = " ".join(str(error).split())[:200]
-        yield BROKEN, "embedded pair", f"{type(error).__name__}: {reason}; fix: pip install --force-reinstall cdlearn"
+        yield BROKEN, "embedded pair", f"{_reason(error)}; fix: pip install --force-reinstall cdlearn"
         return
     size = sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file()) / 1e6
-    yield OK, "embedded pair", f"{size:.1f} MB, loaded in {loaded:.2f} s, decodes: Ada had a red{made.text[:40]!r}..."
+    yield OK, "embedded pair", f"{size:.1f} MB, loaded in {loaded:.2f} s"
+    equal = []
+    for name in METHODS:
+        try:
+            wrong = _difference(lambda name=name: build(Models(pair, early), name), pair)
+        except Exception as error:
+            wrong = _reason(error)
+        if wrong:
+            yield BROKEN, name, f"{wrong}; fix: report it with these lines"
+        else:
+            equal.append(name)
+    yield OK, "methods", f"cached and naive decoding agree: {', '.join(equal)}"
 
 
-CHECKS = (check_versions, check_device, check_cache, check_notebooks, check_pair)
+def _difference(make: Callable[[], Decoder], pair: Pair) -> str:
+    """What is wrong, if a greedy loop does not pick what fresh sources, which remember nothing, score best."""
+    ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
+    made = make()(ids, temperature=0.0, max_new_tokens=8, eos_token_ids=(), trace=False, progress=False)
+    for token in made.token_ids:
+        best = make().source(ids)[0, -1].argmax()
+        if int(best) != token:
+            return "cached and naive decoding differ"
+        ids = torch.cat([ids, best.view(1, 1)], dim=1)
+    return "" if len(made.token_ids) == 8 else f"decoded {len(made.token_ids)} tokens of 8"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def main(argv: list[str]) -> int:
@@ -117,7 +132,7 @@ def main(argv: list[str]) -> int:
     )
     parser.parse_args(argv)
     broken = 0
-    for check in CHECKS:
+    for check in (check_versions, check_device, check_cache, check_notebooks, check_pair):
         for state, what, detail in check():
             broken += state == BROKEN
             print(f"{state:7}{what:20}{detail}", flush=True)

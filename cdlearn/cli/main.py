@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import json
 import os
 import sys
 
 import cdlearn
 from cdlearn.cli import options
+from cdlearn.methods import METHODS, OPTIONS, SCORED, Models, build
 
+# name -> (module, function, what it does); a module is imported when it is asked for, so that a prompt waits for none
 COMMANDS = {
-    "demo": "expert, amateur and contrastive text side by side (also: no arguments on a terminal)",
-    "compare": "several prompts, several methods, as a table, markdown or JSON",
-    "bench": "speed against the bare forward passes",
-    "eval": "strategies on tasks or on your prompts file, with intervals; can be resumed",
-    "doctor": "check the installation, one line each",
-    "assignments": "build what students get (needs the classroom extra and a clone)",
-    "grade": "grade a folder of submissions",
+    "demo": ("compare", "demo", "expert, amateur and contrastive text side by side (also: no arguments on a terminal)"),
+    "compare": ("compare", "main", "several prompts, several methods, as a table, markdown or JSON"),
+    "bench": ("bench", "main", "speed against the bare forward passes"),
+    "eval": ("evaluate", "main", "methods on tasks or on your prompts file, with intervals; can be resumed"),
+    "doctor": ("doctor", "main", "check the installation, one line each"),
+    "assignments": ("classroom", "assignments", "build what students get (needs the classroom extra and a clone)"),
+    "grade": ("classroom", "grades", "grade a folder of submissions"),
 }
-EXAMPLES = """
+HELP = """
 commands (each has its own --help):
 {commands}
+
+methods, and the numbers they take:
+{methods}
 
 examples:
   cdlearn                                                    the demo, then your own prompts
@@ -37,30 +43,27 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:11} {text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:11} {about}" for name, (_, _, about) in COMMANDS.items())
     parser = options.Parser(
         prog="cdlearn",
         usage="cdlearn [COMMAND] [--prompt TEXT] [--method METHOD] [options]",
         description="Contrastive decoding: an expert, an amateur, and the text their difference writes.",
-        epilog=EXAMPLES.format(commands=commands),
+        epilog=HELP.format(commands=commands, methods=options.methods_help()),
     )
     parser.add_argument("--version", action="version", version=f"cdlearn {cdlearn.__version__}")
     parser.add_argument("--prompt", metavar="TEXT", help="the prompt (default: standard input)")
-    parser.add_argument("--method", choices=options.METHODS, default="contrastive", help="default: contrastive")
-    options.add_models(parser)
-    options.add_contrast(parser)
-    options.add_generation(parser)
     parser.add_argument(
-        "--temperature", type=options.number(float, 0), help="0 is greedy (default: 0; 1 with --method sample)"
-    )
-    parser.add_argument(
-        "--top-p", type=options.number(float, 0, 1, above=True), help="nucleus of sampling (default: 1)"
-    )
-    parser.add_argument(
-        "--gamma", type=options.number(int, 1), help="tokens drafted a round by the speculative methods (default: 4)"
+        "--method",
+        choices=list(METHODS),
+        default="contrastive",
+        metavar="METHOD",
+        help="see below (default: contrastive)",
     )
     parser.add_argument("--no-stream", action="store_true", help="print the whole text at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    options.add_models(parser)
+    options.add_numbers(parser, [name for name in OPTIONS if name not in SCORED])
+    options.add_generation(parser)
     return parser
 
 
@@ -91,22 +94,8 @@ def _dispatch(argv: list[str]) -> int:
     if not argv and sys.stdin.isatty() and sys.stdout.isatty():
         argv = ["demo"]
     if argv and argv[0] in COMMANDS:
-        # imported here: an evaluation's imports are not the price of a prompt
-        if argv[0] == "demo":
-            from cdlearn.cli.compare import demo as command
-        elif argv[0] == "compare":
-            from cdlearn.cli.compare import main as command
-        elif argv[0] == "bench":
-            from cdlearn.cli.bench import main as command
-        elif argv[0] == "eval":
-            from cdlearn.cli.evaluate import main as command
-        elif argv[0] == "assignments":
-            from cdlearn.cli.classroom import assignments as command
-        elif argv[0] == "grade":
-            from cdlearn.cli.classroom import grades as command
-        else:
-            from cdlearn.cli.doctor import main as command
-        return command(argv[1:]) or 0
+        module, function, _ = COMMANDS[argv[0]]
+        return getattr(importlib.import_module(f"cdlearn.cli.{module}"), function)(argv[1:]) or 0
     return _continue(argv)
 
 
@@ -118,36 +107,32 @@ def _continue(argv: list[str]) -> int:
         guess = f"; did you mean {close[0]}?" if close else "; a text goes after --prompt"
         parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}){guess}")
     args = parser.parse_args(argv)
-    options.check_flags(parser, args)
+    numbers = options.numbers_of(parser, args, [args.method])
     prompt = args.prompt if args.prompt is not None else _read_prompt(parser)
     if not prompt:
         parser.error("--prompt is empty: give the text that is to be continued")
-    pair = options.open_pair(args, (args.method,))
+    pair = options.open_pair(args, [args.method])
+    decoder = build(Models(pair), args.method, numbers)
 
-    stream = not (args.no_stream or args.json)
-    terminal = sys.stdout.isatty()
+    streams = not (args.no_stream or args.json)
+    show = options.clean if sys.stdout.isatty() else str
 
-    def show(piece: str, row: int = 0) -> None:
-        sys.stdout.write(options.clean(piece) if terminal else piece)
+    def write(piece: str, row: int = 0) -> None:
+        sys.stdout.write(show(piece))
         sys.stdout.flush()
 
-    stream_to = show if stream else None
-    (made,), settings = options.run_method(args.method, pair, [prompt], args, stream=stream_to, progress=False)
+    (made,) = options.decode(decoder, pair, [prompt], args, stream=write if streams else None)
     if args.json:
         record = {"prompt": prompt, "text": made.text, "token_ids": list(made.token_ids)}
-        record |= {"finish_reason": made.finish_reason, "settings": settings, "models": pair.names}
+        record |= {"finish_reason": made.finish_reason, "settings": decoder.settings, "models": pair.names}
         print(json.dumps(record | {"stats": made.stats}, ensure_ascii=False))
-    elif stream:
-        print()
     else:
-        print(options.clean(made.text) if terminal else made.text)
+        print("" if streams else show(made.text))
     return 130 if made.finish_reason == "interrupted" else 0
 
 
 def _read_prompt(parser: argparse.ArgumentParser) -> str:
-    if sys.stdin is None or sys.stdin.isatty():
-        parser.error("no prompt: give --prompt TEXT, or pipe a text in")
-    text = sys.stdin.read()
+    text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     if not text:
         parser.error("no prompt: standard input is empty; give --prompt TEXT, or pipe a text in")
     return text.removesuffix("\n").removesuffix("\r")

@@ -1,4 +1,4 @@
-"""What the sub-commands share: checked flags, the pair they name, a method as a source, text for terminals."""
+"""What the sub-commands share: checked flags, the pair they name, decoding with it, text for terminals."""
 
 from __future__ import annotations
 
@@ -6,29 +6,14 @@ import argparse
 import difflib
 import sys
 import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cdlearn.loops.generate import generate
-from cdlearn.loops.speculate import speculate
+from cdlearn.loops.run import Generation
+from cdlearn.methods import METHODS, OPTIONS, Decoder, Option, check, check_form
+from cdlearn.pairs import Pair, load_expert, load_pair
 from cdlearn.pairs.loading import where
-from cdlearn.pairs.pair import Pair, load_expert, load_pair
-from cdlearn.sources import CachedLM, Contrast, DoLa, Source
-
-METHODS = ("contrastive", "greedy", "amateur", "sample", "dola", "speculative", "speculative-contrastive")
-NEEDS_AMATEUR = ("contrastive", "amateur", "speculative", "speculative-contrastive")
-CONTRASTS = ("contrastive", "speculative-contrastive")
-# the flags that change nothing for the methods that are not named here
-FLAGS_OF = {
-    "alpha": (*CONTRASTS, "dola"),
-    "strength": CONTRASTS,
-    "beta": CONTRASTS,
-    "tau_amateur": CONTRASTS,
-    "temperature": tuple(method for method in METHODS if method != "greedy"),
-    "top_k": (*CONTRASTS, "sample"),
-    "top_p": tuple(method for method in METHODS if method != "greedy"),
-    "gamma": ("speculative", "speculative-contrastive"),
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,20 +32,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help shows what there is\n")
 
 
-def number(kind: type, low: float, high: float | None = None, *, above: bool = False):
-    """An argparse type: a number from `low` (or above it) to `high`."""
-    bound = f"{'more than' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high is not None else "")
+def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type of a reader that raises ValueError: its message is what the user sees."""
 
-    def parse(text: str):
+    def parse(text: str) -> Any:
         try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number; give {bound}") from None
-        if not (value > low if above else value >= low) or (high is not None and value > high) or value == float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is out of range; give {bound}")
-        return value
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
+
+
+def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
+    """An argparse type: a number from `low` (or above it) to `high`."""
+    option = Option(None, "", kind, low, high, above)
+    return checked(lambda text: option.read("value", text))
+
+
+def flag(name: str) -> str:
+    """How the command line writes a number of a method."""
+    return OPTIONS[name].flag or "--" + name.replace("_", "-")
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -73,22 +65,19 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: auto)")
 
 
-def add_contrast(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the contrast")
-    group.add_argument(
-        "--alpha", type=number(float, 0, 1, above=True), help="keep tokens with p >= alpha * max p (default: 0.1)"
-    )
-    form = group.add_mutually_exclusive_group()
-    form.add_argument(
-        "--beta", type=number(float, 0), help="2023 form: (1 + beta) * expert - beta * amateur logits (default: 0.5)"
-    )
-    form.add_argument(
-        "--strength", type=number(float, 0), help="2022 form: log p expert - strength * log p amateur (1: the paper)"
-    )
-    group.add_argument("--top-k", type=number(int, 0), help="prune the expert's candidates to the k best (0: off)")
-    group.add_argument(
-        "--tau-amateur", type=number(float, 0, above=True), help="amateur temperature of the 2022 form (default: 1)"
-    )
+def add_numbers(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """A flag for each of these numbers of methods; `numbers_of` reads them back."""
+    group = parser.add_argument_group("numbers of the method")
+    for name in names:
+        option = OPTIONS[name]
+        others = [
+            f"; {method.defaults[name]:g} with {key}" for key, method in METHODS.items() if name in method.defaults
+        ]
+        default = option.default if option.kind is str else f"{option.default:g}"
+        about = f"{option.about} (default: {default}{''.join(others)})"
+        group.add_argument(
+            flag(name), dest=name, type=checked(lambda text, n=name: OPTIONS[n].read(n, text)), help=about
+        )
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
@@ -101,68 +90,58 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-chat-template", action="store_true", help="give the prompt to the models as it is")
 
 
-def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse flags that would change nothing: a silent flag is a wrong experiment."""
+def methods_help() -> str:
+    """What every method is, and the numbers it takes."""
+    return "\n".join(f"  {name:24}{m.about}\n{'':26}{' '.join(m.options)}" for name, m in METHODS.items())
+
+
+def numbers_of(parser: argparse.ArgumentParser, args: argparse.Namespace, methods: Sequence[str]) -> dict[str, Any]:
+    """The numbers that flags give. A usage error for what changes nothing with any of the methods."""
     if args.system_prompt and args.no_chat_template:
         parser.error("--system-prompt goes into the chat template: leave out --no-chat-template")
-    method = getattr(args, "method", "contrastive")
-    for flag, methods in FLAGS_OF.items():
-        if getattr(args, flag, None) is not None and method not in methods:
-            name = "--" + flag.replace("_", "-")
-            parser.error(f"{name} changes nothing with --method {method}; it belongs to {', '.join(methods)}")
-    if args.beta is not None and args.tau_amateur is not None:
-        parser.error("--tau-amateur belongs to the 2022 form: give --strength instead of --beta")
+    numbers = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
+
+    def spell(name: str, value: Any) -> str:
+        return f"{flag(name)} {value}"
+
+    try:
+        for name, value in numbers.items():
+            takers = [method for method in methods if name in METHODS[method].options]
+            check((takers or methods)[0], {name: value}, spell)
+        check_form(numbers, spell)
+    except ValueError as error:
+        parser.error(str(error))
+    return numbers
 
 
-def open_pair(args: argparse.Namespace, methods: tuple[str, ...] = ("contrastive",)) -> Pair:
+def open_pair(args: argparse.Namespace, methods: Sequence[str] = ("contrastive",)) -> Pair:
     """Load what the flags name: one model is enough where no method needs an amateur."""
     options = {"device": args.device, "dtype": args.dtype}
-    if args.amateur is None and not set(methods) & set(NEEDS_AMATEUR):
+    needs = {need for method in methods for need in METHODS[method].needs}
+    if "early" in needs and args.expert is not None:
+        raise ValueError(
+            f"--expert {args.expert} has no early checkpoint here: name one with --amateur MODEL and use contrastive."
+        )
+    if args.amateur is None and "amateur" not in needs:
         return load_expert(args.expert, **options)
     if args.amateur is None and args.expert is not None:
         where("--expert", args.expert)
+        alone = [name for name, method in METHODS.items() if not {"amateur", "early"} & set(method.needs)]
         raise ValueError(
             f"--expert {args.expert} needs an amateur: add --amateur MODEL, a smaller one of the family, or choose "
-            "a method that works with one model: greedy, sample, dola."
+            f"a method that works with one model: {', '.join(alone)}."
         )
     return load_pair(args.expert, args.amateur, **options)
 
 
-def source_of(method: str, pair: Pair, args: argparse.Namespace) -> tuple[Source, Source | None, dict[str, Any]]:
-    """Return the source of a method, its draft if it has one, and what it adds to the arguments of the loop."""
-    alpha = 0.1 if args.alpha is None else args.alpha
-    top_p, temperature = getattr(args, "top_p", None), getattr(args, "temperature", None)
-    draw = {"temperature": temperature or 0.0, "top_p": 1.0 if top_p is None else top_p}
-    if method in CONTRASTS:
-        form: dict[str, Any] = {"beta": 0.5 if args.beta is None else args.beta}
-        if args.strength is not None or args.tau_amateur is not None:
-            form = {"strength": 1.0 if args.strength is None else args.strength}
-            form["amateur_temperature"] = 1.0 if args.tau_amateur is None else args.tau_amateur
-        amateur = CachedLM(pair.amateur)  # one source: the draft and the contrast share what it computed
-        source = Contrast(pair.expert, amateur, alpha=alpha, top_k=args.top_k or 0, **form)
-        return source, amateur if method == "speculative-contrastive" else None, draw
-    if method == "speculative":
-        return CachedLM(pair.expert), CachedLM(pair.amateur), draw
-    if method == "dola":
-        return DoLa(pair.expert, alpha=alpha), None, draw
-    if method == "amateur":
-        return CachedLM(pair.amateur), None, draw
-    if method == "sample":
-        draw |= {"temperature": 1.0 if temperature is None else temperature, "top_k": args.top_k or 0}
-        return CachedLM(pair.expert), None, draw
-    return CachedLM(pair.expert), None, {}
-
-
-def run_method(method: str, pair: Pair, prompts: list[str], args: argparse.Namespace, **options: Any) -> tuple:
-    """Decode the prompts with one method; returns one `Generation` each, and the settings of the source."""
-    source, draft, draw = source_of(method, pair, args)
+def decode(
+    decoder: Decoder, pair: Pair, prompts: list[str], args: argparse.Namespace, *, skip: int = 0, stream: Any = None
+) -> list[Generation]:
+    """One `Generation` per prompt, as the flags of `add_generation` say. skip: how many prompts came before these."""
     chat = not args.no_chat_template
     rendered = [pair.prompt(text, system=args.system_prompt, chat=chat) for text in prompts]
-    settings = dict(tokenizer=pair.tokenizer, max_new_tokens=args.max_new_tokens, seed=args.seed, trace=False)
-    if draft is None:
-        return generate(source, rendered, **settings, **draw, **options), source.settings | draw
-    draw["gamma"] = getattr(args, "gamma", None) or 4
-    return speculate(source, draft, rendered, **settings, **draw, **options), source.settings | draw
+    options = {"tokenizer": pair.tokenizer, "max_new_tokens": args.max_new_tokens, "seed": args.seed + skip}
+    return decoder(rendered, **options, stream=stream, trace=False, progress=False)
 
 
 def read_lines(
