@@ -14,7 +14,7 @@ class Records:
     """Answers by (task, strategy, run, item), in memory. Each is a dict that JSON can hold, with these four inside."""
 
     def __init__(self) -> None:
-        self._found: dict[Key, dict[str, Any]] = {}
+        self._records: dict[Key, dict[str, Any]] = {}
 
     def __enter__(self) -> Records:
         return self
@@ -23,14 +23,14 @@ class Records:
         """Nothing to close."""
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._records)
 
     def get(self, key: Key) -> dict[str, Any] | None:
-        return self._found.get(key)
+        return self._records.get(key)
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep a record; one whose key is known already changes nothing."""
-        self._found.setdefault(_key(record), record)
+        self._records.setdefault(_key(record), record)
 
 
 class RunFolder(Records):
