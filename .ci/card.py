@@ -126,8 +126,8 @@ def summary(rows: list[dict]) -> str:
     """The README's table: what happens to greedy decoding, in percent with 95% intervals."""
     table = []
     for title, task, metric, compared in SUMMARY:
-        found = {r["strategy"]: r for r in rows if (r["task"], r["metric"]) == (task, metric)}
-        cells = [f"{name}: {_cell(found[name])}" for name in compared]
+        by_name = {r["strategy"]: r for r in rows if (r["task"], r["metric"]) == (task, metric)}
+        cells = [f"{name}: {_cell(by_name[name])}" for name in compared]
         table.append([title, cells[0].removeprefix("greedy: "), cells[1], cells[2]])
     return _markdown(["percent", "expert, greedy", "contrast", "beside it"], table)
 

@@ -108,7 +108,7 @@ def _grade_choice(item: Item, scores: list[float]) -> dict[str, tuple[float, flo
 
 
 def _grade_text(item: Item, text: str) -> dict[str, tuple[float, float]]:
-    """Without an answer only the repetition counts. An answer counts where it stands as whole words, in any case."""
+    """Without an answer only the repetition counts. An answer counts as whole words, in any case."""
     said, known = _plain(text), [_plain(answer) for answer in item.gold]
     contains = any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", said) for answer in known)
     asked = 1 if known else 0

@@ -26,7 +26,7 @@ LEGEND = {
     "mentions right": "mentions of colour, object, animal, place and hero that agree with the prompt",
     "named": "of these five, what the story names rightly",
     "ends": 'stories that reach "The end."',
-    "contains the answer": "the answer stands somewhere in the text, as whole words",
+    "contains the answer": "the answer is somewhere in the text, as whole words",
     "is the answer": "the text is the answer and nothing else",
     "diversity": "(1 - rep-2)(1 - rep-3)(1 - rep-4)",
     "distinct-2": "different word pairs of all word pairs in all texts",

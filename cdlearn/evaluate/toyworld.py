@@ -64,10 +64,12 @@ def drafting(pair: Pair, texts: dict[str, list[TokenRow]]) -> list[dict]:
     `1 - TV(expert, draft)` there, averaged over positions (arXiv 2211.17192, corollary 3.6).
     """
     overlaps = {name: _overlaps(pair, rows) for name, rows in texts.items()}
-    drafts = dict.fromkeys(draft for by_draft in overlaps.values() for draft in by_draft)
-    pooled = {draft: torch.cat([by_draft[draft] for by_draft in overlaps.values()]) for draft in drafts}
-    rows = [_mean_row("drafting", draft, values) for draft, values in pooled.items()]
-    return rows + [_mean_row(f"drafting, {name}", "amateur", found["amateur"]) for name, found in overlaps.items()]
+    names = dict.fromkeys(name for drafts in overlaps.values() for name in drafts)
+    pooled = {name: torch.cat([drafts[name] for drafts in overlaps.values()]) for name in names}
+    rows = [_mean_row("drafting", name, values) for name, values in pooled.items()]
+    return rows + [
+        _mean_row(f"drafting, {name}", "amateur", by_draft["amateur"]) for name, by_draft in overlaps.items()
+    ]
 
 
 @torch.inference_mode()

@@ -88,16 +88,16 @@ def _stories(rng: random.Random, n: int) -> list[Item]:
 
 def _grade_story(item: Item, text: str) -> dict[str, tuple[float, float]]:
     mentions = world.story_mentions(text, item.gold)
-    every = [agrees for found in mentions.values() for agrees in found]
+    every = [agrees for agreements in mentions.values() for agrees in agreements]
     distinct, total = ngram_counts(text, 2)
     grades = {
         "rep-2": (total - distinct, total),
         "consistent": (all(every), 1),  # a story that names nothing contradicts nothing
         "mentions right": (sum(every), len(every)),
-        "named": (sum(any(found) for found in mentions.values()), len(mentions)),
+        "named": (sum(any(agrees) for agrees in mentions.values()), len(mentions)),
         "ends": (text.rstrip().endswith("The end."), 1),
     }
-    return grades | {f"{key} right": (sum(found), len(found)) for key, found in mentions.items()}
+    return grades | {f"{key} right": (sum(agrees), len(agrees)) for key, agrees in mentions.items()}
 
 
 TASKS = {
