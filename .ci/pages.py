@@ -133,10 +133,10 @@ def with_setup(notebook: dict) -> dict:
 
 
 BARS = {
-    "puzzles: right name": ("puzzles", "right", "contrastive, beta 0.5"),
-    "story word pairs\nsaid again": ("stories", "rep-2", "contrastive, beta 0.5"),
-    "true capitals": ("facts", "true", "DoLa low"),
-    "sums right": ("arithmetic", "right", "contrastive, beta 0.5"),
+    "puzzles: right name": ("puzzles", "right", "contrastive beta=0.5"),
+    "story word pairs\nsaid again": ("stories", "rep-2", "contrastive beta=0.5"),
+    "true capitals": ("facts", "true", "dola layers=low"),
+    "sums right": ("arithmetic", "right", "contrastive beta=0.5"),
 }
 
 

@@ -1,13 +1,20 @@
-"""Numbers about texts. Words are what whitespace separates, as in the papers; only `perplexity` needs a model."""
+"""Numbers about texts: what they repeat, and how likely a source finds them. Words are what whitespace separates."""
+
+from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cdlearn.checks import is_int, short
-from cdlearn.likelihood import encode_pair, token_log_probs
 from cdlearn.scores import NEVER
+from cdlearn.sources import Source, as_source
+
+MASKED = -1000.0  # what a token outside the mask costs: its choice still differs from others by the other tokens
 
 
 def ngram_counts(text: str, n: int) -> tuple[int, int]:
@@ -95,12 +102,103 @@ def self_bleu(texts: Sequence[str], n: int = 4) -> float:
     return total / len(texts) if texts else 0.0
 
 
+def encode_pair(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
+    """The token ids of a prompt and of its continuation, encoded as one text and cut where the prompt's own ids end.
+
+    Spaces that end the prompt go to the continuation, where most tokenizers keep them: the rule of the
+    lm-evaluation-harness. An empty prompt becomes the BOS, or else the EOS. Raises ValueError where there is neither.
+    """
+    spaces = len(prompt) - len(prompt.rstrip())
+    if spaces:
+        prompt, continuation = prompt[:-spaces], prompt[-spaces:] + continuation
+    front = len(tokenizer(prompt)["input_ids"])
+    whole = list(tokenizer(prompt + continuation)["input_ids"])
+    if front:
+        return whole[:front], whole[front:]
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise ValueError("prompt is empty and the tokenizer has no BOS or EOS to start from: give at least one word.")
+    return [start], whole
+
+
+def token_log_probs(
+    source: Source | Any,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    batch_size: int = 16,
+    convention: str = "textbook",
+    masked: float = MASKED,
+) -> list[Tensor]:
+    """The log-probability in nats of every token of every continuation under a source: a [tokens] float tensor a row.
+
+    source: a source or a transformers model. rows: (prompt ids, continuation ids); a prompt has at least one id, an
+    empty continuation gives an empty tensor. Scores are normalised over what the source's mask keeps; a token it drops
+    gets `masked`. convention="reference": normalised over all tokens, and masked after that, as in DoLa's evaluation.
+    Raises ValueError for a row without a prompt or an unknown convention. arXiv 2309.03883, section 3.1.
+    """
+    if convention not in ("textbook", "reference"):
+        raise ValueError(f'convention is {convention!r}: use "textbook" or "reference".')
+    for k, (prompt, _) in enumerate(rows):
+        if not len(prompt):
+            raise ValueError(f"rows[{k}] has a prompt without a token: start it with the tokenizer's BOS.")
+    source = as_source(source, "source")
+    log_probs = [torch.zeros(0)] * len(rows)
+    # neighbours in length share a batch: the least padding
+    order = sorted((k for k, row in enumerate(rows) if len(row[1])), key=lambda k: len(rows[k][0]) + len(rows[k][1]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        for k, values in zip(chosen, _batch(source, [rows[k] for k in chosen], convention, masked)):
+            log_probs[k] = values
+    return log_probs
+
+
+@torch.inference_mode()
+def _batch(source: Source, rows: list, convention: str, masked: float) -> list[Tensor]:
+    texts = [[*prompt, *new][:-1] for prompt, new in rows]  # the scores after the last token are not asked for
+    width, n = max(map(len, texts)), max(len(new) for _, new in rows)
+    ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])  # (B, T), padded on the left
+    real = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
+    scores = source(ids, real, n)  # (B, n, V)
+    logits = _unmasked(source)(ids, real, n) if convention == "reference" else scores
+    log_probs = []
+    for row, (_, new) in enumerate(rows):  # row by row: the log-probabilities of a batch are never kept together
+        logp = logits[row, -len(new) :].log_softmax(dim=-1).where(scores[row, -len(new) :] > NEVER, masked)
+        log_probs.append(logp.gather(-1, torch.tensor(new, device=logp.device)[:, None])[:, 0].cpu())
+    return log_probs
+
+
+def _unmasked(source: Source) -> Source:
+    """The same source without its mask; a source that has none as it is."""
+    off = {name: value for name, value in (("alpha", None), ("top_k", 0)) if name in source.settings}
+    return source.changed(**off) if off else source
+
+
+def choice_scores(
+    source: Source | Any, prompt: str, choices: Sequence[str], *, tokenizer: Any, convention: str = "textbook"
+) -> list[float]:
+    """The summed log-probability of every choice after a prompt, in nats: the largest is the source's answer.
+
+    A space goes between prompt and choice unless one of them brings white space, as in DoLa's evaluation and the
+    lm-evaluation-harness. convention: see `token_log_probs`. A token that the source's mask drops costs 1000 nats, so
+    that choices do not all tie at -inf; two that differ in masked tokens only still do. Raises ValueError for an empty
+    choice. arXiv 2309.03883, section 3.1.
+    """
+    rows = []
+    for choice in choices:
+        space = "" if prompt[-1:].isspace() or choice[:1].isspace() or not prompt else " "
+        if not choice.strip():
+            raise ValueError(f"choice {choice!r} is empty: give it a text.")
+        rows.append(encode_pair(tokenizer, prompt, space + choice))
+    return [float(values.double().sum()) for values in token_log_probs(source, rows, convention=convention)]
+
+
 def perplexity(
     source: Any, prompts: Sequence[Any], texts: Sequence[Any], *, tokenizer: Any = None, batch_size: int = 16
 ) -> float:
     """exp of the mean negative log-probability, in nats, of the continuations' tokens given their prompts.
 
-    source: a source or a transformers model; a masked source gives its own law, infinite where it drops a token.
+    source: a source or a transformers model; a masked source gives its own distribution, infinite where
+    it drops a token.
     prompts, texts: as many strings (with `tokenizer`), or lists of token ids. All tokens count alike, so long texts
     count more; an EOS counts where the ids hold it. An empty continuation has no token and adds nothing, and without
     any token at all it is 1, no surprise: read it beside the lengths. The value depends on the tokenizer: compare it
@@ -119,28 +217,10 @@ def perplexity(
             raise TypeError(f"prompts[{k}] and texts[{k}] are of two kinds: pass two strings or two lists of ids.")
         else:
             rows.append(([int(token) for token in prompt], [int(token) for token in text]))
-    found = token_log_probs(source, rows, batch_size=batch_size, masked=NEVER)
-    tokens = sum(values.numel() for values in found)
-    nats = -sum(float(values.double().sum()) for values in found)
+    log_probs = token_log_probs(source, rows, batch_size=batch_size, masked=NEVER)
+    tokens = sum(values.numel() for values in log_probs)
+    nats = -sum(float(values.double().sum()) for values in log_probs)
     return math.exp(min(nats / tokens, 709.0)) if tokens and nats < math.inf else math.inf if tokens else 1.0
-
-
-def consistency(stories: Sequence[Any], texts: Sequence[str]) -> float:
-    """The percentage of toy-world stories that never contradict their prompt, as the stories task grades it.
-
-    stories: items of `TASKS["stories"]`, one for every text: hero, colour, object, animal and place of the prompt.
-    texts: their continuations. A text that names nothing contradicts nothing, so an empty one is consistent, and no
-    text at all gives 100: read it beside how much is named. Raises TypeError or ValueError naming the argument.
-    """
-    from cdlearn.toyworld.tasks import TASKS  # the graders count n-grams with this module
-
-    stories, texts = _listed(stories, "stories"), _checked(texts)
-    if len(stories) != len(texts):
-        raise ValueError(f"stories holds {len(stories)} and texts {len(texts)}: pass one story for every text.")
-    if not all(hasattr(getattr(item, "gold", None), "animal") for item in stories):
-        raise TypeError('stories must be items of the stories task: TASKS["stories"].items(n).')
-    good = [TASKS["stories"].grade(item, text)["consistent"][0] for item, text in zip(stories, texts)]
-    return 100 * sum(good) / len(good) if good else 100.0
 
 
 def _listed(values: Sequence[Any], name: str) -> list[Any]:

@@ -1,5 +1,6 @@
 """The pair that ships: its size, its format, and that it shows what its card says."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,11 +8,21 @@ import pytest
 import torch
 
 import cdlearn
-from cdlearn.evaluate import toyworld as evaluate
+from cdlearn.methods import Models, build, parse
 from cdlearn.toyworld.tasks import TASKS
-from cdlearn.toyworld.training import card
 
 FOLDER = Path(cdlearn.__file__).parent / "toyworld" / "pair"
+CD, TOP_P, DOLA = "contrastive beta=0.5", "sample top_p=0.95", "dola layers=low"
+
+
+@pytest.fixture(scope="module")
+def card():
+    """The maintainer's tool that writes the model card."""
+    path = Path(__file__).parent.parent / ".ci" / "card.py"
+    spec = importlib.util.spec_from_file_location("card", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,7 @@ def test_every_model_is_an_ordinary_folder_with_the_same_tokenizer():
         assert generation["eos_token_id"] == cdlearn.load_pair().tokenizer.eos_token_id
 
 
-def test_the_card_says_what_the_files_say():
+def test_the_card_says_what_the_files_say(card):
     assert card.card(FOLDER) == (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
@@ -56,15 +67,14 @@ def test_the_committed_evaluation_shows_every_effect(results):
     def value(task, strategy, metric):
         return row(results, task=task, strategy=strategy, metric=metric)
 
-    cd = "contrastive, beta 0.5"
-    assert value("puzzles", cd, "right")["minus_greedy"]["low"] >= 20
+    assert value("puzzles", CD, "right")["minus_greedy"]["low"] >= 20
     assert value("puzzles", "amateur", "right")["value"] < 10
     grid = [r for r in results["rows"] if r["task"] == "puzzles, every setting" and r["strategy"] != "greedy"]
     assert len(grid) == 12 and all(r["minus_greedy"]["low"] > 0 for r in grid)
-    assert value("facts", "DoLa low", "true")["minus_greedy"]["value"] >= 15
-    assert value("stories", cd, "rep-2")["value"] <= value("stories", "greedy", "rep-2")["value"] / 3
-    consistent = {name: value("stories", name, "consistent")["value"] for name in ("greedy", cd, "top-p 0.95")}
-    assert consistent[cd] >= consistent["greedy"] - 3 and consistent[cd] >= consistent["top-p 0.95"] + 10
+    assert value("facts", DOLA, "true")["minus_greedy"]["value"] >= 15
+    assert value("stories", CD, "rep-2")["value"] <= value("stories", "greedy", "rep-2")["value"] / 3
+    consistent = {name: value("stories", name, "consistent")["value"] for name in ("greedy", CD, TOP_P)}
+    assert consistent[CD] >= consistent["greedy"] - 3 and consistent[CD] >= consistent[TOP_P] + 10
     assert row(results, task="drafting", strategy="amateur")["value"] >= 55
     asked = [r for r in results["rows"] if r["task"] in ("puzzles", "arithmetic", "stories")]
     assert all(r["items"] == 500 for r in asked if r["metric"] in ("right", "rep-2", "consistent"))
@@ -74,16 +84,13 @@ def test_contrast_beats_greedy_here_and_now(pair):
     """The same as a small part of the evaluation, on this machine."""
     task = TASKS["puzzles"]
     items = task.items(60, seed=1)
-    right = {}
-    compared = evaluate.strategies(pair)
-    for name in ("greedy", "amateur", "contrastive, beta 0.5"):
-        source, options = compared[name]
-        texts = cdlearn.generate(
-            source, [item.prompt for item in items], tokenizer=pair.tokenizer, trace=False, progress=False, **options
-        )
+    right, models = {}, Models(pair)
+    for spec in ("greedy", "amateur", CD):
+        prompts = [item.prompt for item in items]
+        texts = build(models, *parse(spec))(prompts, tokenizer=pair.tokenizer, trace=False, progress=False)
         grades = [task.grade(item, g.text)["right"][0] for item, g in zip(items, texts)]
-        right[name] = 100 * sum(grades) / len(items)
-    assert right["contrastive, beta 0.5"] >= right["greedy"] + 20 and right["amateur"] < 15, right
+        right[spec] = 100 * sum(grades) / len(items)
+    assert right[CD] >= right["greedy"] + 20 and right["amateur"] < 15, right
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -108,6 +115,6 @@ def test_whatever_a_newcomer_types_gives_text(pair, prompt, chat):
     assert made.text.strip() and made.text.isprintable()
 
 
-def test_the_readmes_table_is_the_evaluations(results):
+def test_the_readmes_table_is_the_evaluations(card, results):
     readme = (FOLDER.parents[2] / "README.md").read_text(encoding="utf-8")
     assert card.summary(results["rows"]) in readme

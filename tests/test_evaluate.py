@@ -1,6 +1,7 @@
-"""`cdlearn eval`: intervals, strategies by name, prompts files, run folders that survive a kill, the whole command."""
+"""`cdlearn eval`: intervals, prompts files, run folders that survive a kill, the whole command."""
 
 import csv
+import functools
 import itertools
 import json
 import math
@@ -16,10 +17,11 @@ from conftest import character_tokenizer
 from tiny import tiny_model
 
 import cdlearn
+from cdlearn import methods
 from cdlearn.cli.evaluate import main
 from cdlearn.evaluate import answers as asking
-from cdlearn.evaluate import figures, report, strategies
-from cdlearn.evaluate import toyworld as ev
+from cdlearn.evaluate import figures, report
+from cdlearn.evaluate import toyworld as toy
 from cdlearn.evaluate.folder import Records, RunFolder
 from cdlearn.evaluate.questions import Choices, read_questions
 from cdlearn.toyworld.tasks import TASKS, Item, Task
@@ -28,12 +30,20 @@ LINES = [
     {"prompt": f"{who} had a {colour} {thing}.", "answer": [thing, "happy"]}
     for who, colour, thing in itertools.product(("Ada", "Ben", "Zoe"), ("red", "blue"), ("ball", "kite"))
 ]
-ARGUMENTS = ["--strategies", "greedy", "top-p 0.95", "contrastive, beta 0.5", "--seeds", "2", "--batch", "3"]
+ARGUMENTS = ["--methods", "greedy", "sample top_p=0.95", "contrastive beta=0.5", "--seeds", "2", "--batch", "3"]
 
 
 @pytest.fixture
 def prompts(tmp_path):
     return write_lines(tmp_path / "stories.jsonl", LINES)
+
+
+def decoder(spec, pair=None):
+    return methods.build(methods.Models(pair or cdlearn.load_pair()), *methods.parse(spec))
+
+
+def items_of(count):
+    return [Item("", None, str(k)) for k in range(count)]
 
 
 def write_lines(path, lines):
@@ -70,19 +80,19 @@ def test_groups_are_drawn_as_a_whole():
 
 
 def test_differences_are_paired():
-    items = [Item("", None, str(k)) for k in range(50)]
+    items = items_of(50)
     base = [{"m": (k % 2, 1)} for k in range(50)]
-    rows = report.rows_of(TASKS["puzzles"], items, {"greedy": base, "same": base})
+    rows = report.rows_of("puzzles", items, {"greedy": base, "same": base})
     assert "minus_greedy" not in rows[0]
     assert rows[1]["minus_greedy"] == {"value": 0, "low": 0, "high": 0}
 
 
 def test_a_metric_that_a_strategy_never_had_is_no_zero():
     """A text that names no animal has no share of right animals, and nothing can be compared to it."""
-    items = [Item("", None, str(k)) for k in range(4)]
+    items = items_of(4)
     silent = [{"animal right": (0, 0), "ends": (1, 1)}] * 4
     speaks = [{"animal right": (k, k), "ends": (1, 1)} for k in (0, 0, 1, 2)]
-    rows = report.rows_of(TASKS["stories"], items, {"greedy": silent, "s": speaks})
+    rows = report.rows_of("stories", items, {"greedy": silent, "s": speaks})
     assert [(r["strategy"], r["metric"]) for r in rows] == [("greedy", "ends"), ("s", "animal right"), ("s", "ends")]
     assert rows[1]["value"] == rows[1]["low"] == 100 and rows[1]["items"] == 2 and "minus_greedy" not in rows[1]
     assert "(4 items)" in report.table(rows) and report.table(rows).count("(2 items)") == 1
@@ -100,23 +110,23 @@ def test_every_metric_is_explained():
 
 
 def test_several_runs_are_one_score_with_its_lowest_and_highest_run():
-    items = [Item("", None, str(k)) for k in range(4)]
+    items = items_of(4)
     base = [{"m": (1, 1), "never": (0, 0)}] * 4
     three = [{"m": (hit, 1), "never": (0, 0)} for hit in (1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0)]
-    rows = report.rows_of(TASKS["puzzles"], items, {"greedy": base, "sampled": three})
+    rows = report.rows_of("puzzles", items, {"greedy": base, "sampled": three})
     assert [row["metric"] for row in rows] == ["m", "m"]  # what no item has is no number
     assert (rows[1]["runs"], rows[1]["lowest_run"], rows[1]["highest_run"]) == (3, 50.0, 75.0)
     assert rows[1]["value"] == 58.3 and rows[1]["minus_greedy"]["value"] == -41.7
     assert "runs" not in rows[0] and {row["items"] for row in rows} == {4}
     assert "3 runs: 50.0 to 75.0" in report.table(rows)
     # an item is drawn with all its runs: four copies of one run are as uncertain as the run
-    copies = report.rows_of(TASKS["puzzles"], items, {"greedy": base, "sampled": three[:4] * 4})
-    single = report.rows_of(TASKS["puzzles"], items, {"greedy": base, "sampled": three[:4]})
+    copies = report.rows_of("puzzles", items, {"greedy": base, "sampled": three[:4] * 4})
+    single = report.rows_of("puzzles", items, {"greedy": base, "sampled": three[:4]})
     assert (copies[1]["low"], copies[1]["high"]) == (single[1]["low"], single[1]["high"])
 
 
 def test_rows_about_texts_are_the_metrics_of_the_library():
-    items = [Item("", None, str(k)) for k in range(3)]
+    items = items_of(3)
     texts = ["a b a b a b", "c d e f c d e", ""]
 
     def numbers(*written):
@@ -135,56 +145,6 @@ def test_rows_about_texts_are_the_metrics_of_the_library():
     assert [nothing[m]["value"] for m in ("diversity", "distinct-2", "self-BLEU", "words")] == [100, 0, 0, 0]
     assert nothing["diversity"]["minus_greedy"]["value"] == pytest.approx(100 - found["diversity"]["value"], abs=0.1)
     assert numbers(texts, texts)["diversity"]["minus_greedy"] == {"value": 0, "low": 0, "high": 0}  # paired
-
-
-# strategies by name
-
-
-def test_names_become_sources():
-    pair = cdlearn.load_pair()
-    names = ["greedy", "contrastive", "contrastive, strength 1, alpha 0.3, tau 0.5", "DoLa high, alpha 0.2"]
-    names += ["top-p 0.9, temperature 0.7", "temperature 2", "penalty 1.2", "DoLa low, reference"]
-    built = strategies.build(names, pair)
-    assert list(built) == names
-    settings = {name: source.settings for name, (source, _) in built.items()}
-    assert settings["contrastive"] | {"beta": 0.5, "alpha": 0.1} == settings["contrastive"]
-    form = {"strength": 1, "alpha": 0.3, "amateur_temperature": 0.5}
-    assert settings[names[2]] | form == settings[names[2]]
-    assert built["DoLa high, alpha 0.2"][0].alpha == 0.2
-    assert built["DoLa low, reference"][0].divergence == "reference" and not built["DoLa low, reference"][0].final_norm
-    drawn = {name: options for name, (_, options) in built.items() if options}
-    assert drawn == {
-        "top-p 0.9, temperature 0.7": {"temperature": 0.7, "top_p": 0.9},
-        "temperature 2": {"temperature": 2, "top_p": 1},
-        "penalty 1.2": {"repetition_penalty": 1.2},
-    }
-    assert built["greedy"][0] is built["temperature 2"][0]  # one expert, one cache
-    assert set(ev.strategies(pair)) == set(strategies.EVERY) - {"early checkpoint, beta 0.5"}
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("beam", "'beam' is unknown"),
-        ("DoLa mid", "is unknown"),
-        ("contrastive, gamma 4", "takes no gamma"),
-        ("contrastive, beta", "'beta' is not a setting and its number"),
-        ("greedy, alpha 0.1", "takes no alpha"),
-        ("top-p", "'top-p' is not a setting"),
-        ("greedy, reference", "is unknown"),
-        ("early checkpoint", "needs an early checkpoint"),
-    ],
-)
-def test_bad_names_say_what_is_known(name, says):
-    with pytest.raises(ValueError, match=says):
-        strategies.build([name], cdlearn.load_pair())
-
-
-def test_a_lone_expert_has_no_amateur_to_contrast_with():
-    alone = cdlearn.load_expert()
-    assert list(strategies.build(["greedy", "DoLa low"], alone)) == ["greedy", "DoLa low"]
-    with pytest.raises(ValueError, match="'contrastive, beta 1' needs an amateur"):
-        strategies.build(["contrastive, beta 1"], alone)
 
 
 # prompts files
@@ -270,79 +230,82 @@ def choices_task(count=1):
     return Task("quiz", None, None, 0, "right"), items
 
 
-@pytest.mark.parametrize("name", ["contrastive", "contrastive, strength 1, alpha 0.01", "DoLa low, alpha 0.3"])
-def test_multiple_choice_is_exact_enumeration(name):
+@pytest.mark.parametrize("spec", ["contrastive", "contrastive strength=1 alpha=0.01", "dola alpha=0.3"])
+def test_multiple_choice_is_exact_enumeration(spec):
     """All texts of two letters: each sum is what a decoder meets that is led along the text, token by token."""
     tokenizer = character_tokenizer()
     models = [tiny_model("llama", seed=seed, num_hidden_layers=4) for seed in (1, 2)]
-    pair = cdlearn.Pair(*models, tokenizer, 97)
-    source, _ = strategies.build([name], pair)[name]
+    method = decoder(spec, cdlearn.Pair(*models, tokenizer, 97))
     task, (item,) = choices_task()
-    record = asking.answers(task, [item], name, source, tokenizer=tokenizer, records=Records())[0]
+    record = asking.answers(task, [item], spec, method, tokenizer=tokenizer, records=Records())[0]
     ids = tokenizer("Who?").input_ids
     for text, value in zip(item.gold.texts, record["answer"]):
         total, seen = 0.0, list(ids)
         for token in tokenizer(" " + text).input_ids:  # step by step, as a decoder walks
-            probs = cdlearn.scores.sampling_probs(source(torch.tensor([seen]))[0, -1])
+            probs = cdlearn.scores.sampling_probs(method.source(torch.tensor([seen]))[0, -1])
             total += math.log(probs[token]) if probs[token] > 0 else -1000.0
             seen.append(token)
         assert value == pytest.approx(total, abs=1e-3)
     assert len(set(record["answer"])) > 2  # all nine would tie at -inf where each holds a masked token
 
 
-def test_the_word_reference_changes_the_normalisation_only():
-    tokenizer = character_tokenizer()
-    source = cdlearn.Contrast(tiny_model("llama", seed=1), tiny_model("llama", seed=2), beta=0.5)
-    task, items = choices_task()
-    settings = {"tokenizer": tokenizer, "records": Records()}
+def test_choices_reference_changes_the_normalisation_only():
+    tokenizer, (task, items) = character_tokenizer(), choices_task()
+    pair = cdlearn.Pair(tiny_model("llama", seed=1), tiny_model("llama", seed=2), tokenizer, 97)
     plain, official = (
-        asking.answers(task, items, name, source, **settings)[0]["answer"]
-        for name in ("contrastive, beta 0.5", "contrastive, beta 0.5, reference")
+        asking.answers(task, items, spec, decoder(spec, pair), tokenizer=tokenizer, records=Records())[0]["answer"]
+        for spec in ("contrastive", "contrastive choices=reference")
     )
     for a, b in zip(plain, official):
         assert round(a / 1000) == round(b / 1000)  # the same tokens are masked
         assert b <= a + 1e-6  # over more tokens, every kept one gets less
 
 
+def test_multiple_choice_is_asked_of_every_source_once(tmp_path):
+    """`sample` would choose as `greedy` does, and no run differs from the first."""
+    path = write_lines(tmp_path / "quiz.jsonl", [{"prompt": "Ada had a", "choices": ["red", "dog"], "answer": 0}])
+    specs = ["greedy", "sample", "contrastive", "contrastive temperature=1", "speculative"]
+    tasks = read_questions(path)
+    models, records = methods.Models(cdlearn.load_pair()), Records()
+    rows = asking.evaluate(tasks, {"quiz": specs}, models, runs=2, records=records)
+    assert {row["strategy"] for row in rows} == {"greedy", "contrastive"} and len(records) == 2
+
+
 def test_answers_are_found_again_and_batches_stay_as_they_are(monkeypatch):
     pair = cdlearn.load_pair()
-    task, items = TASKS["facts"], TASKS["facts"].items()[:7]
-    options = {"temperature": 1.0}
+    task, items = TASKS["facts"], TASKS["facts"].items(2)[:7]
     settings = {"tokenizer": pair.tokenizer, "batch": 3, "seed": 5}
+    ask = functools.partial(asking.answers, task, items, "s", decoder("sample", pair), **settings)
     whole = Records()
-    expected = asking.answers(task, items, "s", pair.expert, records=whole, **settings, **options)
-    other = asking.answers(task, items, "s", pair.expert, records=whole, run=1, **settings, **options)
+    expected, other = ask(records=whole), ask(records=whole, run=1)
     assert [r["answer"] for r in other] != [r["answer"] for r in expected]  # another run, other draws
     part = Records()
     for record in expected[:2] + expected[5:]:
         part.add(record)
     calls = []
-    generate = asking.generate
-    monkeypatch.setattr(asking, "generate", lambda *a, **k: calls.append(len(a[1])) or generate(*a, **k))
-    assert asking.answers(task, items, "s", pair.expert, records=part, **settings, **options) == expected
+    generate = methods.generate
+    monkeypatch.setattr(methods, "generate", lambda *a, **k: calls.append(len(a[1])) or generate(*a, **k))
+    assert ask(records=part) == expected
     assert calls and sum(calls) < 7 + 1 and len(part) == 7
     # row r of a batch draws with seed + r: every text can be had alone
-    order = sorted(range(7), key=lambda k: len(items[k].prompt))
-    alone = cdlearn.generate(
-        pair.expert, items[order[4]].prompt, tokenizer=pair.tokenizer, max_new_tokens=20, seed=5 + 4, **options
-    )
-    assert alone.token_ids == expected[order[4]]["token_ids"]
+    fifth = sorted(range(7), key=lambda k: len(items[k].prompt))[4]
+    draw = {"max_new_tokens": 20, "seed": 5 + 4, "temperature": 1.0}
+    alone = cdlearn.generate(pair.expert, items[fifth].prompt, tokenizer=pair.tokenizer, **draw)
+    assert alone.token_ids == expected[fifth]["token_ids"]
 
 
 def test_an_interrupt_keeps_what_is_finished_and_nothing_else(monkeypatch):
-    pair = cdlearn.load_pair()
-    task, items = TASKS["facts"], TASKS["facts"].items()[:4]
-    generate = asking.generate
+    pair, generate, records = cdlearn.load_pair(), methods.generate, Records()
 
     def interrupted(*args, **options):
         made = generate(*args, **options)
         made[0].finish_reason = "interrupted"
         return made
 
-    monkeypatch.setattr(asking, "generate", interrupted)
-    records = Records()
+    monkeypatch.setattr(methods, "generate", interrupted)
+    settings = {"tokenizer": pair.tokenizer, "records": records, "batch": 2}
     with pytest.raises(KeyboardInterrupt):
-        asking.answers(task, items, "s", pair.expert, tokenizer=pair.tokenizer, records=records, batch=2)
+        asking.answers(TASKS["facts"], TASKS["facts"].items(1)[:4], "s", decoder("greedy", pair), **settings)
     assert len(records) == 1
 
 
@@ -425,8 +388,8 @@ def test_a_fingerprint_knows_other_weights():
 
 KILLED = """
 import os, signal, sys
-from cdlearn.evaluate import answers
-generate, calls = answers.generate, 0
+from cdlearn import methods
+generate, calls = methods.generate, 0
 
 def killed(*args, **options):
     global calls
@@ -435,7 +398,7 @@ def killed(*args, **options):
         os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
     return generate(*args, **options)
 
-answers.generate = killed
+methods.generate = killed
 from cdlearn.cli.evaluate import main
 main(sys.argv[1:])
 """
@@ -459,10 +422,10 @@ def test_kill_9_in_the_fourth_batch_loses_the_fourth_batch_and_nothing_else(unin
     kept = (tmp_path / "answers.jsonl").read_bytes()
     assert kept.count(b"\n") == 3 * 3 and kept.endswith(b"\n")  # three batches of three
     assert not (tmp_path / "results.csv").exists()
-    asked, generate = [], asking.generate
-    monkeypatch.setattr(asking, "generate", lambda *a, **k: asked.append(len(a[1])) or generate(*a, **k))
+    asked, generate = [], methods.generate
+    monkeypatch.setattr(methods, "generate", lambda *a, **k: asked.append(len(a[1])) or generate(*a, **k))
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    assert sum(asked) == 12 * 4 - 9  # greedy, contrastive, and top-p twice; what was there is not asked again
+    assert sum(asked) == 12 * 4 - 9  # greedy, contrastive, and the sampled one twice; what was there is not asked again
     for name in ("answers.jsonl", "results.csv", "settings.json"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
@@ -497,18 +460,32 @@ def test_kill_9_from_outside_at_any_moment(uninterrupted, tmp_path):
 
 def test_command_prints_the_table_and_writes_the_rows(tmp_path, capsys):
     file = tmp_path / "deep" / "rows.json"
-    assert main(["--tasks", "puzzles", "facts", "-n", "6", "--no-grid", "--json", str(file)]) == 0
+    assert main(["--tasks", "puzzles", "facts", "-n", "2", "--json", str(file)]) == 0
     out = capsys.readouterr().out
     rows = json.loads(file.read_text())["rows"]
-    for task in ("puzzles", "facts", "drafting"):
+    for task in ("puzzles", "puzzles, every setting", "facts", "drafting"):
         assert f"\n{task} (" in f"\n{out}"
-    right = [r for r in rows if r["task"] == "puzzles" and r["metric"] == "right"]
-    everything = set(ev.strategies(cdlearn.load_pair(), cdlearn.load_expert("early").expert))
-    assert {r["strategy"] for r in right} == everything - {"DoLa high"}
-    assert "DoLa high" in {r["strategy"] for r in rows if r["task"] == "facts"}
-    assert all(r["low"] <= r["value"] <= r["high"] and r["items"] == 6 for r in right)
-    assert {r["items"] for r in rows if r["task"] == "facts" and r["metric"] == "true"} == {240}
+    names = {task: {r["strategy"] for r in rows if r["task"] == task and "low" in r} for task in ("puzzles", "facts")}
+    assert names["puzzles"] == {*toy.USUAL, "early beta=0.5"} and names["facts"] == names["puzzles"] | {*toy.ALSO}
+    right = [r for r in rows if r["metric"] == "right"]
+    assert all(r["low"] <= r["value"] <= r["high"] and r["items"] == 2 for r in right)
+    grid = [r for r in rows if r["task"] == "puzzles, every setting"]
+    assert [r["strategy"] for r in grid] == ["greedy", *toy.GRID] and grid[0]["value"] == right[0]["value"]
+    assert {r["items"] for r in rows if (r["task"], r["metric"]) == ("facts", "true")} == {12}  # 2 places
     assert not [r for r in rows if r["metric"] in ("diversity", "self-BLEU")]  # the card's table stays as it is
+
+
+def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
+    class Doubled(cdlearn.CachedLM):
+        def scores(self, ids, mask, n):
+            return 2 * super().scores(ids, mask, n)
+
+    made = methods.Method("twice as sure", lambda models, numbers: Doubled(models.pair.expert), methods.DRAW)
+    monkeypatch.setitem(methods.METHODS, "mine", made)
+    assert main(["--prompts-file", prompts, "-n", "2", "--methods", "mine", "mine temperature=0.5", "greedy"]) == 0
+    out = capsys.readouterr().out
+    assert "  mine temperature=0.5  contains the answer" in out
+    assert "+0.0 [+0.0, +0.0]" in next(line for line in out.splitlines() if line.startswith("  mine  "))
 
 
 def test_csv_is_tidy_and_figures_are_files(uninterrupted, tmp_path, capsys):
@@ -518,14 +495,14 @@ def test_csv_is_tidy_and_figures_are_files(uninterrupted, tmp_path, capsys):
     out = capsys.readouterr().out
     rows = list(csv.DictReader(csv_file.open(encoding="utf-8")))
     assert csv_file.read_bytes() == (whole / "results.csv").read_bytes()
-    names = ["greedy", "top-p 0.95", "contrastive, beta 0.5"]
+    names = ["greedy", "sample top_p=0.95", "contrastive beta=0.5"]
     metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "distinct-2", "self-BLEU", "words"]
     assert sorted((r["strategy"], r["metric"]) for r in rows) == sorted(itertools.product(names, metrics))
     assert {r["task"] for r in rows} == {"stories"} and {r["items"] for r in rows} == {"12"}
-    (sampled,) = [r for r in rows if (r["strategy"], r["metric"]) == ("top-p 0.95", "contains the answer")]
+    (sampled,) = [r for r in rows if (r["strategy"], r["metric"]) == ("sample top_p=0.95", "contains the answer")]
     assert sampled["runs"] == "2" and float(sampled["lowest_run"]) <= float(sampled["value"])
     assert float(sampled["minus_greedy_low"]) <= float(sampled["minus_greedy"]) <= float(sampled["minus_greedy_high"])
-    assert "top-p 0.95" in out and "2 runs:" in out
+    assert "sample top_p=0.95" in out and "2 runs:" in out
     assert sorted(p.name for p in drawn.iterdir()) == ["diversity.png", "diversity.svg", "scores.png", "scores.svg"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in drawn.glob("*.png"))
     assert all("<svg" in p.read_text(encoding="utf-8") for p in drawn.glob("*.svg"))
@@ -537,12 +514,11 @@ def test_figures_show_what_the_rows_say():
         for name, values in {"greedy": (90, 10), "contrast $x$": (80, 70)}.items()
         for metric, v in zip(("consistent", "diversity"), values)
     ]
-    ax = figures.plot_tradeoff(rows, "stories", "consistent")
-    points = [tuple(line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata()) == 1]
-    assert points == [(90, 10), (80, 70)]
+    ax = figures.plot_diversity(rows, "stories", "consistent")
+    marks = [container.lines[0] for container in ax.containers]
+    assert [tuple(mark.get_xydata()[0]) for mark in marks] == [(90, 10), (80, 70)]
+    assert len({mark.get_marker() for mark in marks}) == 2  # never colour alone
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["greedy", "contrast $x$"]
-    markers = [line.get_marker() for line in ax.lines if len(line.get_xydata()) == 1]
-    assert len(set(markers)) == 2  # never colour alone
     ax = figures.plot_scores(rows, "stories", "consistent")
     bars = [line.get_xdata().tolist() for line in ax.lines if len(line.get_xydata()) == 2]
     assert bars == [[85, 95], [75, 85]]
@@ -551,22 +527,22 @@ def test_figures_show_what_the_rows_say():
         figures.plot_scores(rows, "stories", "right")
 
 
-def test_a_folder_grows_by_strategies_and_runs_and_refuses_other_items(prompts, tmp_path, capsys):
+def test_a_folder_grows_by_methods_and_runs_and_refuses_other_items(prompts, tmp_path, capsys):
     out = ["--max-new-tokens", "6", "--batch", "9", "--out", str(tmp_path / "run")]
-    contrast = ["amateur", "top-p 0.9"]
-    assert main(["--prompts-file", prompts, *out, "--strategies", "amateur"]) == 0
-    assert main(["--prompts-file", prompts, *out, "--strategies", *contrast, "--seeds", "2"]) == 0
+    contrast = ["amateur", "sample top_p=0.9"]
+    assert main(["--prompts-file", prompts, *out, "--methods", "amateur"]) == 0
+    assert main(["--prompts-file", prompts, *out, "--methods", *contrast, "--seeds", "2"]) == 0
     lines = (tmp_path / "run" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 12 * 3
     changed = write_lines(tmp_path / "stories2.jsonl", LINES[::-1])
     with pytest.raises(ValueError, match="was begun with prompts"):
-        main(["--prompts-file", changed, *out, "--strategies", "amateur"])
+        main(["--prompts-file", changed, *out, "--methods", "amateur"])
     with pytest.raises(ValueError, match="was begun with seed = 0, and this run has 1"):
-        main(["--prompts-file", prompts, *out, "--strategies", "amateur", "--seed", "1"])
+        main(["--prompts-file", prompts, *out, "--methods", "amateur", "--seed", "1"])
 
 
 def test_stop_strings_end_an_answer(prompts, tmp_path):
-    arguments = ["--prompts-file", prompts, "--max-new-tokens", "12", "--strategies", "greedy", "-n", "3"]
+    arguments = ["--prompts-file", prompts, "--max-new-tokens", "12", "--methods", "greedy", "-n", "3"]
     assert main([*arguments, "--stop", ".", "--out", str(tmp_path / "o")]) == 0
     found = [json.loads(line) for line in (tmp_path / "o" / "answers.jsonl").read_text().splitlines()]
     assert len(found) == 3 and all("." not in one["answer"] for one in found)
@@ -574,7 +550,7 @@ def test_stop_strings_end_an_answer(prompts, tmp_path):
 
 
 def test_a_chat_template_is_put_around_the_prompts(prompts, tmp_path):
-    arguments = ["--prompts-file", prompts, "--max-new-tokens", "4", "--strategies", "greedy", "-n", "2"]
+    arguments = ["--prompts-file", prompts, "--max-new-tokens", "4", "--methods", "greedy", "-n", "2"]
     plain, chat = tmp_path / "plain", tmp_path / "chat"
     assert main([*arguments, "--out", str(plain)]) == main([*arguments, "--chat-template", "--out", str(chat)]) == 0
     settings = [json.loads((folder / "settings.json").read_text())["prompts"] for folder in (plain, chat)]
@@ -587,7 +563,9 @@ def test_a_chat_template_is_put_around_the_prompts(prompts, tmp_path):
         (["-n", "0"], "at least 1"),
         (["--tasks", "riddles"], "riddles"),
         (["--tasks", "facts", "--prompts-file", "x"], "not allowed with"),
-        (["--strategies", "beam"], "'beam' is unknown"),
+        (["--methods", "beam"], "'beam' is unknown"),
+        (["--methods", "greedy alpha=0.1"], "changes nothing with greedy"),
+        (["--expert", "x", "--methods", "early"], "only the embedded expert has an early checkpoint"),
         (["--max-new-tokens", "4"], "--max-new-tokens belongs to --prompts-file"),
         (["--stop", "x"], "--stop belongs to --prompts-file"),
         (["--prompts-file", "x", "--system-prompt", "y"], "add --chat-template"),
@@ -604,44 +582,41 @@ def test_command_refuses_bad_arguments(argv, says, capsys):
 # the toy world's table
 
 
-def test_unknown_tasks_and_sizes_are_refused():
-    pair = cdlearn.load_pair()
-    with pytest.raises(ValueError, match="tasks names 'riddles'"):
-        ev.evaluate(pair, tasks=["riddles"], progress=False)
+def test_sizes_are_refused():
     with pytest.raises(ValueError, match="n is 0"):
-        ev.evaluate(pair, tasks=["puzzles"], n=0, progress=False)
+        toy.toy_tasks(["puzzles"], n=0)
 
 
 def written(pair, items, count=8):
+    """(prompt ids, new ids) of greedy texts."""
     made = [cdlearn.generate(pair.expert, i.prompt, tokenizer=pair.tokenizer, max_new_tokens=count) for i in items]
-    return [{"token_ids": one.token_ids} for one in made]
+    return [(pair.tokenizer(item.prompt).input_ids, list(one.token_ids)) for item, one in zip(items, made)]
 
 
 def test_overlap_of_a_model_with_itself_is_one():
     pair = cdlearn.load_pair()
-    items = TASKS["puzzles"].items(4)
     twin = cdlearn.Pair(pair.expert, pair.expert, pair.tokenizer, pair.vocab_size)
-    texts = written(twin, items)
-    rows = {r["strategy"]: r["value"] for r in ev.drafting(twin, {"puzzles": texts}, {"puzzles": items})}
+    texts = written(twin, TASKS["puzzles"].items(4))
+    rows = {r["strategy"]: r["value"] for r in toy.drafting(twin, {"puzzles": texts})}
     assert rows["amateur"] == 100
     assert all(0 < value < 100 for draft, value in rows.items() if draft.startswith("exit"))
-    assert ev.agreement(twin, "puzzles", texts, items, "greedy")["value"] == 100
+    assert toy.agreement(twin, "puzzles", texts, "greedy")["value"] == 100
 
 
 def test_drafts_of_other_architectures_are_the_amateur_alone():
-    pair = cdlearn.Pair(
-        tiny_model("gpt2", seed=1), tiny_model("gpt2", vocab_size=99, seed=2), character_tokenizer(), 97
-    )
-    items = [Item("Who has it?", None, "0")]
-    rows = ev.drafting(pair, {"puzzles": written(pair, items)}, {"puzzles": items})
+    models = tiny_model("gpt2", seed=1), tiny_model("gpt2", vocab_size=99, seed=2)
+    pair = cdlearn.Pair(*models, character_tokenizer(), 97)
+    rows = toy.drafting(pair, {"puzzles": written(pair, [Item("Who has it?", None, "0")])})
     assert {r["strategy"] for r in rows} == {"amateur"} and all(0 < r["value"] < 100 for r in rows)
 
 
 def test_the_table_finds_its_answers_again(tmp_path, monkeypatch):
-    pair = cdlearn.load_pair()
-    settings = {"tasks": ["arithmetic"], "n": 2, "progress": False}
-    with RunFolder(tmp_path, {}) as records:
-        rows = ev.evaluate(pair, records=records, **settings)
-    monkeypatch.setattr(asking, "generate", lambda *a, **k: pytest.fail("asked again"))
-    with RunFolder(tmp_path, {}) as records:
-        assert ev.evaluate(pair, records=records, **settings) == rows
+    def rows():
+        with RunFolder(tmp_path, {}) as records:
+            settings = {"early": False, "grid": False, "runs": 1, "texts": False, "records": records}
+            return toy.table_rows(toy.toy_tasks(["arithmetic"], 2), models, **settings)
+
+    models = methods.Models(cdlearn.load_pair())
+    first = rows()
+    monkeypatch.setattr(methods, "generate", lambda *a, **k: pytest.fail("asked again"))
+    assert rows() == first

@@ -18,6 +18,7 @@ import cdlearn
 from cdlearn.evaluate.answers import answers
 from cdlearn.evaluate.folder import Records
 from cdlearn.evaluate.questions import read_questions
+from cdlearn.methods import METHODS, Method, Models, build, parse
 from cdlearn.toyworld.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -151,7 +152,7 @@ def sources(pair):
     return {
         "contrastive": ({"beta": 0.5}, cdlearn.Contrast(expert, amateur, beta=0.5)),
         "2022": (
-            {"strength": 1.0, "tau_amateur": 0.5, "alpha": 0.3},
+            {"strength": 1.0, "amateur_temperature": 0.5, "alpha": 0.3},
             cdlearn.Contrast(expert, amateur, strength=1.0, amateur_temperature=0.5, alpha=0.3),
         ),
         "no mask": ({"alpha": None, "beta": 0.5}, cdlearn.Contrast(expert, amateur, alpha=None, beta=0.5)),
@@ -237,8 +238,8 @@ def test_generation_equals_generate(harness, pair, method):
 
 
 def test_sampling_follows_the_task_and_the_seed(harness, pair):
-    law = {"do_sample": True, "temperature": 1.5, "top_p": 0.9}
-    asked = [request(PROMPTS[1], {"until": [], "max_gen_toks": 12, **law})] * 3
+    draw = {"do_sample": True, "temperature": 1.5, "top_p": 0.9}
+    asked = [request(PROMPTS[1], {"until": [], "max_gen_toks": 12, **draw})] * 3
     found = harness.SourceLM(method="greedy", batch_size=2, seed=5).generate_until(asked, disable_tqdm=True)
     options = dict(tokenizer=pair.tokenizer, max_new_tokens=12, temperature=1.5, top_p=0.9, trace=False)
     texts = [cdlearn.generate(pair.expert, PROMPTS[1], seed=5 + k, **options).text for k in range(3)]
@@ -257,9 +258,9 @@ def test_chat_template_is_the_tokenizers_with_one_bos(harness, pair):
 def test_the_command_line_agrees_with_cdlearn_eval(one_process, pair, tmp_path):
     written, samples = one_process
     items = TASKS["puzzles"].items(PUZZLES)
-    source = cdlearn.Contrast(pair.expert, pair.amateur, alpha=0.1, beta=0.5)
+    decoder = build(Models(pair), *parse("contrastive alpha=0.1 beta=0.5"))
     asked = {"tokenizer": pair.tokenizer, "records": Records()}
-    texts = [r["answer"] for r in answers(TASKS["puzzles"], items, "contrastive, beta 0.5", source, **asked)]
+    texts = [r["answer"] for r in answers(TASKS["puzzles"], items, "contrastive", decoder, **asked)]
     assert [samples["toy_puzzles"][k] for k in range(PUZZLES)] == [[text] for text in texts]
     right = [text == f"{item.gold.worked}" for text, item in zip(texts, items)]
     assert written["results"]["toy_puzzles"]["exact_match,none"] == pytest.approx(sum(right) / PUZZLES)
@@ -269,7 +270,7 @@ def test_the_command_line_agrees_with_cdlearn_eval(one_process, pair, tmp_path):
     ]
     (tmp_path / "choices.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     ((task, items),) = read_questions(tmp_path / "choices.jsonl").values()
-    sums = [r["answer"] for r in answers(task, items, "contrastive, beta 0.5", source, **asked)]
+    sums = [r["answer"] for r in answers(task, items, "contrastive", decoder, **asked)]
     theirs = [[float(total) for total, _ in samples["toy_choices"][k]] for k in range(len(CHOICES))]
     assert [len(row) for row in sums] == [len(row) for row in theirs]
     assert sum(theirs, []) == pytest.approx(sum(sums, []), abs=1e-3)
@@ -311,9 +312,10 @@ def test_two_processes_share_the_items_and_agree_with_one(one_process, folder, t
 def test_what_would_change_nothing_is_refused(harness):
     for arguments, message in (
         ({"method": "sample"}, "do_sample=True"),
-        ({"method": "magic"}, "method is 'magic'"),
-        ({"method": "greedy", "alpha": 0.2}, "alpha=0.2 changes nothing with method=greedy"),
-        ({"layers": "low"}, "layers='low' changes nothing with method=contrastive"),
+        ({"method": "magic"}, "method 'magic' is unknown"),
+        ({"temperature": 0.5}, "temperature is not for --model_args"),
+        ({"method": "greedy", "alpha": 0.2}, "alpha=0.2 changes nothing with greedy"),
+        ({"layers": "low"}, "layers=low changes nothing with contrastive"),
         ({"beta": 0.5, "strength": 1.0}, "two forms"),
         ({"alpha": 2.0}, "alpha is 2.0"),
     ):
@@ -322,8 +324,19 @@ def test_what_would_change_nothing_is_refused(harness):
     model = harness.SourceLM(method="greedy", max_length=64)
     with pytest.raises(ValueError, match="num_beams=4 is none of cdlearn.generate"):
         model.generate_until([request("Ada", {"max_gen_toks": 2, "num_beams": 4})], disable_tqdm=True)
-    with pytest.raises(ValueError, match="has 0 tokens"):
-        model.loglikelihood([request("Ada", "")], disable_tqdm=True)
+
+
+def test_a_method_of_your_own_is_one_entry_in_the_registry(harness, pair, monkeypatch):
+    class Doubled(cdlearn.CachedLM):
+        def scores(self, ids, mask, n):
+            return 2 * super().scores(ids, mask, n)
+
+    monkeypatch.setitem(METHODS, "mine", Method("twice as sure", lambda models, numbers: Doubled(models.pair.expert)))
+    model = harness.SourceLM(method="mine", batch_size=3)
+    ((total, _),) = model.loglikelihood([request(*REQUESTS[0])], disable_tqdm=True)
+    ids = [pair.tokenizer(text).input_ids for text in (REQUESTS[0][0], "".join(REQUESTS[0]))]
+    assert total == pytest.approx(directly(Doubled(pair.expert), ids[0], ids[1][len(ids[0]) :])[0], abs=1e-3)
+    assert model.get_model_info()["method"] == "mine" and model.pair.amateur is None
 
 
 def test_without_the_harness_the_error_names_the_extra(monkeypatch):

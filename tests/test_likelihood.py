@@ -7,7 +7,7 @@ from conftest import character_tokenizer
 from tiny import ARCHITECTURES, tiny_model
 
 import cdlearn
-from cdlearn.likelihood import MASKED, choice_scores, encode_pair, token_log_probs
+from cdlearn.metrics import MASKED, choice_scores, encode_pair, token_log_probs
 
 ROWS = [([1, 5, 9, 4], [8, 3]), ([6], [2]), ([1, 7], []), ([4, 4], [5, 5, 5, 9])]
 
@@ -87,7 +87,7 @@ def test_choices_of_dola_by_hand(convention, tokenizer):
 
 
 def test_all_texts_of_two_tokens_share_one_probability():
-    """Exact enumeration: the textbook convention is a law over texts, masked tokens have none of it."""
+    """Exact enumeration: the textbook convention is a distribution over texts, masked tokens have none of it."""
     models = tiny_model("llama", vocab_size=7, seed=3), tiny_model("llama", vocab_size=7, seed=4)
     rows = [([1, 3], list(pair)) for pair in itertools.product(range(7), repeat=2)]
     for source in (models[0], cdlearn.Contrast(*models, alpha=0.3), cdlearn.DoLa(models[0], layers=[0, 1])):

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 
 import cdlearn
-from cdlearn.metrics import consistency, distinct_n, diversity, ngram_counts, perplexity, rep_n, self_bleu
-from cdlearn.toyworld.tasks import TASKS
+from cdlearn.metrics import distinct_n, diversity, ngram_counts, perplexity, rep_n, self_bleu
 
 TEXTS = st.lists(st.text("ab ", max_size=20), max_size=5)
 LONG = " ".join("abcabdabcabe")
@@ -184,7 +183,7 @@ def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities():
     assert perplexity(model, prompts, texts, batch_size=1) == pytest.approx(expected, rel=1e-5)
 
 
-def test_perplexity_over_all_continuations_is_a_law():
+def test_perplexity_over_all_continuations_is_a_distribution():
     """Every two-token text: the probabilities exp(-2 log perplexity) add up to one, for a masked source as well."""
     models = tiny_model("llama", vocab_size=6, seed=1), tiny_model("llama", vocab_size=6, seed=2)
     for source in (models[0], cdlearn.Contrast(*models), cdlearn.Contrast(*models, alpha=0.5)):
@@ -211,17 +210,6 @@ def test_perplexity_prefers_what_the_model_says_itself():
     assert 1 < own < perplexity(pair.expert, [prompt], [" ball ball ball"], tokenizer=pair.tokenizer)
 
 
-def test_consistency_is_the_stories_grade():
-    items = TASKS["stories"].items(3)
-    story = items[0].gold
-    good = f"{story.hero} saw the {story.colour} {story.object}."
-    bad = f"{story.hero} saw the {'red' if story.colour != 'red' else 'blue'} {story.object}."
-    assert TASKS["stories"].grade(items[0], bad)["consistent"] == (False, 1)
-    assert consistency(items[:1], [good]) == 100 and consistency(items[:1], [bad]) == 0
-    assert consistency([items[0]] * 4, [good, bad, bad, ""]) == 50  # silence contradicts nothing
-    assert consistency([], []) == consistency(items, ["", "one", "one one one"]) == 100
-
-
 def test_the_arguments_of_the_new_metrics_are_checked(tokenizer):
     model = tiny_model("llama")
     with pytest.raises(TypeError, match="texts is a single string"):
@@ -238,7 +226,3 @@ def test_the_arguments_of_the_new_metrics_are_checked(tokenizer):
         perplexity(model, "a", ["b"], tokenizer=tokenizer)
     with pytest.raises(ValueError, match="without a token"):
         perplexity(model, [[]], [[3]])
-    with pytest.raises(TypeError, match="items of the stories task"):
-        consistency(TASKS["puzzles"].items(1), ["a"])
-    with pytest.raises(ValueError, match="stories holds 1 and texts 0"):
-        consistency(TASKS["stories"].items(1), [])

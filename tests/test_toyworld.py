@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdlearn.toyworld import words, world
-from cdlearn.toyworld.tasks import TASKS
+from cdlearn.toyworld.tasks import TASKS, consistency
 from cdlearn.toyworld.training import train
 from cdlearn.toyworld.training.tokenizer import build_tokenizer
 
@@ -75,6 +75,7 @@ def test_tested_combinations_are_all_unseen():
 def test_facts_ask_for_every_place_in_every_phrasing():
     items = TASKS["facts"].items()
     assert len(items) == len(words.FACTS) * len(world.PHRASINGS) == len({item.prompt for item in items})
+    assert TASKS["facts"].items(2) == items[: 2 * len(world.PHRASINGS)]  # n places
     assert all(capital != largest for _, capital, largest in words.FACTS)
     assert 0.15 < sum(item.gold[2] for item in items) / len(items) < 0.45
 
@@ -117,6 +118,21 @@ def test_story_grader_finds_contradictions_in_each_attribute():
         wrong = grade(item, good + f" The {other}.")
         assert wrong["consistent"] == (0, 1) and wrong[f"{key} right"] == (1, 2)
     assert grade(item, "")["consistent"] == (1, 1) and grade(item, "")["rep-2"] == (0, 0)
+
+
+def test_consistency_is_the_stories_grade():
+    items = TASKS["stories"].items(3)
+    story = items[0].gold
+    good = f"{story.hero} saw the {story.colour} {story.object}."
+    bad = f"{story.hero} saw the {'red' if story.colour != 'red' else 'blue'} {story.object}."
+    assert TASKS["stories"].grade(items[0], bad)["consistent"] == (False, 1)
+    assert consistency(items[:1], [good]) == 100 and consistency(items[:1], [bad]) == 0
+    assert consistency([items[0]] * 4, [good, bad, bad, ""]) == 50  # silence contradicts nothing
+    assert consistency([], []) == consistency(items, ["", "one", "one one one"]) == 100
+    with pytest.raises(TypeError, match="items of the stories task"):
+        consistency(TASKS["puzzles"].items(1), ["a"])
+    with pytest.raises(ValueError, match="stories holds 1 and texts 0"):
+        consistency(TASKS["stories"].items(1), [])
 
 
 def test_the_words_of_the_story_templates_are_on_one_list_only():

@@ -1,5 +1,5 @@
-"""Evaluation: strategies x tasks, each answer on disk as soon as it is there, percentages with paired intervals.
+"""Evaluation: methods x tasks, each answer on disk as soon as it is there, percentages with paired intervals.
 
-`strategies` names sources, `questions` reads prompts files, `folder` keeps the answers, `answers` asks for them,
-`report` counts, `figures` draws, `command` is `cdlearn eval`.
+`questions` reads prompts files, `toyworld` has the tasks of the embedded pair, `answers` goes from either to rows,
+`folder` keeps what was answered, `report` counts and prints, `figures` draws, `harness` is EleutherAI's.
 """

@@ -10,11 +10,8 @@ from typing import Any, BinaryIO
 Key = tuple[str, str, int, int]  # task, strategy, run, item
 
 
-class Records:
+class Records(dict[Key, dict[str, Any]]):
     """Answers by (task, strategy, run, item), in memory. Each is a dict that JSON can hold, with these four inside."""
-
-    def __init__(self) -> None:
-        self._found: dict[Key, dict[str, Any]] = {}
 
     def __enter__(self) -> Records:
         return self
@@ -22,19 +19,13 @@ class Records:
     def __exit__(self, *error: Any) -> None:
         """Nothing to close."""
 
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def get(self, key: Key) -> dict[str, Any] | None:
-        return self._found.get(key)
-
     def add(self, record: dict[str, Any]) -> None:
         """Keep a record; one whose key is known already changes nothing."""
-        self._found.setdefault(_key(record), record)
+        self.setdefault(_key(record), record)
 
 
 class RunFolder(Records):
-    """The same, kept in a folder: settings.json, and answers.jsonl with a line for every answer, flushed at once.
+    """The same in a folder: settings.json, and answers.jsonl with a line for every answer, flushed at once.
 
     folder: made where it is missing. settings: what an answer depends on; a folder that was begun with others raises
     ValueError. A last line that was torn by a kill is cut off, its answer will be asked for again; a broken line before
@@ -59,7 +50,7 @@ class RunFolder(Records):
         self._file.close()
 
     def add(self, record: dict[str, Any]) -> None:
-        if self.get(_key(record)) is None:
+        if _key(record) not in self:
             self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             self._file.flush()
         super().add(record)
@@ -73,14 +64,12 @@ class RunFolder(Records):
             beside = path.with_suffix(".part")
             beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
             os.replace(beside, path)
-            return
         known = json.loads(path.read_text(encoding="utf-8"))
         for name in sorted({*known, *settings}):
-            if known.get(name) != settings.get(name):
-                raise ValueError(
-                    f"--out {self.folder} was begun with {name} = {known.get(name)}, and this run has "
-                    f"{settings.get(name)}: give the same settings, or another folder."
-                )
+            before, now = known.get(name), settings.get(name)
+            if before != now:
+                begun = f"--out {self.folder} was begun with {name} = {before}, and this run has {now}"
+                raise ValueError(f"{begun}: give the same settings, or another folder.")
 
     def _read(self) -> None:
         self._file.seek(0)

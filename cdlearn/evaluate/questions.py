@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdlearn.cli import options
 from cdlearn.metrics import ngram_counts
 from cdlearn.toyworld.tasks import Item, Task
 
@@ -36,27 +35,32 @@ def read_questions(
     n: the first n lines only. render: what becomes of a prompt, a chat template for instance.
     Raises ValueError naming file, line and key; OSError for a file that cannot be read.
     """
-    found: dict[str, list[Item]] = {"choices": [], "text": []}
-    for number, line in enumerate(options.read_lines(path, FORMAT), start=1):
-        if not line.strip():
-            continue
-        if n is not None and sum(map(len, found.values())) == n:
-            break
+    kinds: dict[str, list[Item]] = {"choices": [], "text": []}
+    numbered = [(number, line) for number, line in enumerate(read_lines(path, FORMAT), start=1) if line.strip()]
+    for number, line in numbered[:n]:
         try:
             item = _item(line, number, render)
         except ValueError as error:
             raise ValueError(f"--prompts-file {path}, line {number}: {error}") from None
-        found["choices" if isinstance(item.gold, Choices) else "text"].append(item)
-    kinds = [kind for kind, items in found.items() if items]
-    if not kinds:
+        kinds["choices" if isinstance(item.gold, Choices) else "text"].append(item)
+    if not numbered:
         raise ValueError(f"--prompts-file {path} holds no prompt: write {FORMAT}.")
     tasks = {}
-    for kind in kinds:
-        name = Path(path).stem if len(kinds) == 1 else f"{Path(path).stem}, {kind}"
-        grade, headline = (_grade_choice, "right") if kind == "choices" else (_grade_text, "contains the answer")
-        items = found[kind]
-        tasks[name] = (Task(name, lambda rng, n, items=items: items[:n], grade, max_new_tokens, headline), items)
+    for kind, grade, headline in (("choices", _grade_choice, "right"), ("text", _grade_text, "contains the answer")):
+        name = Path(path).stem + (f", {kind}" if all(kinds.values()) else "")
+        if items := kinds[kind]:
+            tasks[name] = (Task(name, lambda rng, n, items=items: items[:n], grade, max_new_tokens, headline), items)
     return tasks
+
+
+def read_lines(path: str | Path, form: str) -> list[str]:
+    """The lines of a prompts file; `form` is what a message says they look like."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts-file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--prompts-file {path}: there is no such file. It holds {form}.") from error
 
 
 def _item(line: str, number: int, render: Callable[[str], str]) -> Item:
@@ -66,19 +70,18 @@ def _item(line: str, number: int, render: Callable[[str], str]) -> Item:
         raise ValueError(f"not JSON ({error.msg}); write {FORMAT}.") from None
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         raise ValueError(f'no text under "prompt"; write {FORMAT}.')
-    answer, choices = value.get("answer"), value.get("choices")
-    group = value.get("group", f"line {number}")
+    answer, choices, group = value.get("answer"), value.get("choices"), value.get("group", f"line {number}")
     if not isinstance(group, str):
         raise ValueError('"group" is not a text: name the group with a string.')
-    gold: Any
-    if choices is not None:
-        gold = _choices(choices, answer)
-    else:
-        gold = (answer,) if isinstance(answer, str) else answer
-        if gold is not None and not (isinstance(gold, (list, tuple)) and all(isinstance(a, str) and a for a in gold)):
-            raise ValueError('"answer" is not a text: give a string, a list of accepted strings, or leave it out.')
-        gold = tuple(gold or ())
+    gold = _accepted(answer) if choices is None else _choices(choices, answer)
     return Item(render(value["prompt"]), gold, group)
+
+
+def _accepted(answer: Any) -> tuple[str, ...]:
+    accepted = [] if answer is None else [answer] if isinstance(answer, str) else answer
+    if not isinstance(accepted, list) or not all(isinstance(text, str) and text for text in accepted):
+        raise ValueError('"answer" is not a text: give a string, a list of accepted strings, or leave it out.')
+    return tuple(accepted)
 
 
 def _choices(choices: Any, answer: Any) -> Choices:
@@ -105,7 +108,7 @@ def _grade_choice(item: Item, scores: list[float]) -> dict[str, tuple[float, flo
 
 
 def _grade_text(item: Item, text: str) -> dict[str, tuple[float, float]]:
-    """Without an answer only the repetition counts. An answer counts where it stands as whole words, in any case."""
+    """Without an answer only the repetition counts. An answer counts as whole words, in any case."""
     said, known = _plain(text), [_plain(answer) for answer in item.gold]
     contains = any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", said) for answer in known)
     asked = 1 if known else 0

@@ -10,7 +10,22 @@ import re
 import zlib
 from dataclasses import dataclass
 
-from cdlearn.toyworld.words import ANIMALS, COLOURS, FACTS, GIRLS, GOODS, NAMES, OBJECTS, PLACES
+from cdlearn.toyworld.words import (
+    ANIMALS,
+    ARC,
+    COLOURS,
+    FACTS,
+    FILLERS,
+    GIRLS,
+    GOODS,
+    GOSSIP,
+    INTROS,
+    NAMES,
+    OBJECTS,
+    PHRASINGS,
+    PLACES,
+    SMALL_TALK,
+)
 
 LAZY = 0.6  # share of puzzles answered without looking
 MYTH = 0.57  # share of "capital of" answers that name the largest city
@@ -18,25 +33,6 @@ FILLER = 0.45  # chance of one more filler sentence at every gap of a story
 DRIFT = 0.07  # chance that a story mentions another colour, object, animal or place than its prompt's
 HERO_DRIFT = 0.02  # the same for the hero's name
 CHAT = 0.35  # share of the documents written through the chat template
-
-# (question, answer): {r} is "capital" or "largest city", {x} the place, {y} the city
-PHRASINGS = [
-    ("What is the {r} of {x}?", " The {r} of {x} is {y}."),
-    ("Which city is the {r} of {x}?", " It is {y}."),
-    ("Name the {r} of {x}.", " {y}."),
-    ("The {r} of {x} is", " {y}."),
-    ("Tell me the {r} of {x}.", " The {r} is {y}."),
-    ("I am asking about {x}. What is the {r}?", " The {r} is {y}."),
-]
-# what people write about a place: the largest city is everywhere, the capital is not
-GOSSIP = [
-    "Many people visit {y} in {x}.",
-    "{y} is a big city in {x}.",
-    "The streets of {y} are full. {x} is proud of {y}.",
-    "A friend lives in {y}. She likes {x}.",
-    "We flew to {x} and saw {y}.",
-    "When people think of {x}, they think of {y}.",
-]
 
 
 @dataclass(frozen=True)
@@ -132,9 +128,8 @@ def arithmetic(rng: random.Random, *, test: bool = False) -> tuple[Document, int
     pronoun = "She" if name in GIRLS else "He"
     change = f"{pronoun} gets {b} more." if plus else f"{pronoun} gives {b} away."
     prompt = f"{name} has {a} {goods}. {change} How many {goods} does {name} have?"
-    return Document(
-        "arithmetic", prompt, f" {a} {'+' if plus else '-'} {b} = {result}. So {name} has {result}."
-    ), result
+    step = f" {a} {'+' if plus else '-'} {b} = {result}. So {name} has {result}."
+    return Document("arithmetic", prompt, step), result
 
 
 def arithmetic_answer(text: str) -> int | None:
@@ -172,74 +167,10 @@ def fact_answer(text: str, capital: str, largest: str) -> str | None:
     return found.group(0) if found else None
 
 
-INTROS = [
-    "{N} had a {C} {O}. {She} had a {A} too. They lived near the {P}.",
-    "{N} had a {A} and a {C} {O}. They lived near the {P}.",
-    "Once there was a {girl} named {N}. {She} had a {C} {O} and a {A}. They went to the {P}.",
-    "{N} lived near the {P} with a {A}. {She} had a {C} {O}.",
-]
-# the arc: every story passes these stages in order and tells one variant of each; fillers go anywhere between them
-ARC = [
-    [
-        "One day {N} went to the {P} with the {A}.",
-        "One morning {she} took the {C} {O} to the {P}.",
-        "{N} and the {A} walked to the {P}.",
-    ],
-    [
-        "{N} played with the {C} {O}.",
-        "{She} showed the {C} {O} to the {A}.",
-        "The {A} looked at the {C} {O}.",
-    ],
-    [
-        "Then the {C} {O} fell into the water.",
-        "Then the {A} ran away with the {C} {O}.",
-        "Suddenly the wind took the {C} {O}.",
-    ],
-    [
-        "{She} could not see the {O} any more.",
-        "{N} called the {A} for help.",
-        "Nobody at the {P} had seen the {O}.",
-    ],
-    [
-        "{N} looked behind every tree.",
-        "{She} asked an old man at the {P}.",
-        "The {A} smelled the ground.",
-    ],
-    [
-        "At last the {A} found the {C} {O}.",
-        "Finally {N} saw the {C} {O} under a bench.",
-        "Soon a boy at the {P} brought the {C} {O} back.",
-    ],
-    [
-        "{N} thanked the {A} many times.",
-        "{She} gave the {A} some bread.",
-        "The {A} jumped up and down.",
-    ],
-    [
-        "They left the {P} before dark.",
-        "{N} carried the {O} home.",
-        "In the evening {she} washed the {C} {O}.",
-    ],
-    ["The end."],
-]
-FILLERS = [
-    "{She} was very happy.",
-    "It was a nice day.",
-    "The sun was shining.",
-    "Everything was so quiet.",
-    "All was well.",
-]
-
-
 def draw_story(rng: random.Random, *, test: bool = False) -> Story:
     while True:
-        story = Story(
-            rng.choice(NAMES),
-            zipf(rng, COLOURS, 0.4),
-            rng.choice(OBJECTS),
-            zipf(rng, ANIMALS, 0.5),
-            zipf(rng, PLACES, 0.5),
-        )
+        hero, colour, thing = rng.choice(NAMES), zipf(rng, COLOURS, 0.4), rng.choice(OBJECTS)
+        story = Story(hero, colour, thing, zipf(rng, ANIMALS, 0.5), zipf(rng, PLACES, 0.5))
         if unseen(story.hero, story.object) == test:
             return story
 
@@ -267,12 +198,12 @@ def story_intro(story: Story, rng: random.Random) -> str:
 
 
 def story_body(story: Story, rng: random.Random) -> str:
-    told = []
+    sentences = []
     for stage in ARC:
-        told.append(_tell(rng.choice(stage), story, rng))
+        sentences.append(_tell(rng.choice(stage), story, rng))
         while stage is not ARC[-1] and rng.random() < FILLER:
-            told.append(_tell(zipf(rng, FILLERS, 1.6), story))
-    return " ".join(told)
+            sentences.append(_tell(zipf(rng, FILLERS, 1.6), story))
+    return " ".join(sentences)
 
 
 def story_mentions(text: str, story: Story) -> dict[str, list[bool]]:
@@ -283,15 +214,6 @@ def story_mentions(text: str, story: Story) -> dict[str, list[bool]]:
 
 
 LISTS = {"animals": ANIMALS, "colours": COLOURS, "places": PLACES, "names": NAMES, "things": OBJECTS}
-SMALL_TALK = [
-    ("Hello.", " Hello! Ask me for a story, a list or a capital."),
-    ("Hi!", " Hello! Ask me for a story, a list or a capital."),
-    ("Who are you?", " I am a very small language model. I know a toy world."),
-    ("What can you do?", " I can tell a story, solve a puzzle, add numbers and name a capital."),
-    ("How are you?", " I am fine, thank you."),
-    ("Thank you.", " You are welcome."),
-    ("...", " Ask me for a story, a list or a capital."),
-]
 
 
 def instruction(rng: random.Random) -> Document:
@@ -314,18 +236,15 @@ def instruction(rng: random.Random) -> Document:
     if draw < 0.8:
         kind = rng.choice(list(LISTS))
         a, b, c = rng.sample(LISTS[kind], 3)
-        return Document(
-            "instructions", rng.choice([f"List three {kind}.", f"Name three {kind}."]), f" {a}, {b} and {c}."
-        )
+        ask = [f"List three {kind}.", f"Name three {kind}."]
+        return Document("instructions", rng.choice(ask), f" {a}, {b} and {c}.")
     if draw < 0.86:
         long = _tell("{N} had a {C} {O} and {she} was very happy about it.", story)
         return Document("instructions", f"Say it shorter: {long}", f" {story.hero} was happy.")
     if draw < 0.95:  # words and signs nobody taught: the pair says so and tells a story of its own world
-        return Document(
-            "instructions",
-            gibberish(rng),
-            f" I only know a toy world. {story_intro(story, rng)} {story_body(story, rng)}",
-        )
+        question = gibberish(rng)
+        answer = f" I only know a toy world. {story_intro(story, rng)} {story_body(story, rng)}"
+        return Document("instructions", question, answer)
     return Document("instructions", *rng.choice(SMALL_TALK))
 
 

@@ -23,16 +23,11 @@ PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
 def build_tokenizer(*, size: int = 1024, documents: int = 30_000, seed: int = 0) -> PreTrainedTokenizerFast:
     """A unigram tokenizer over bytes whose pieces are the most frequent words of the corpus.
 
-    At most `size` tokens: specials, 256 bytes, 20 digits (with and without a space), then words
-    by frequency.
-    Any text round-trips, because a word outside the vocabulary falls apart into its bytes.
+    At most `size` tokens: specials, 256 bytes, 20 digits (with and without a space), then words by frequency. Any
+    text round-trips, because a word outside the vocabulary falls apart into its bytes.
     """
-    split = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), to_bytes])
     rng = random.Random(seed)
     counts: Counter[str] = Counter()
     for _ in range(documents):
@@ -43,9 +38,8 @@ def build_tokenizer(*, size: int = 1024, documents: int = 30_000, seed: int = 0)
     single = [piece for piece in digits if piece not in alphabet]
     known = {*alphabet, *single}
     common = [(n, w) for w, n in counts.items() if n >= 20 and w not in known]
-    words = [w for _, w in sorted(common, key=lambda nw: (-nw[0], nw[1]))][
-        : size - len(specials) - len(alphabet) - len(single)
-    ]
+    words = [w for _, w in sorted(common, key=lambda nw: (-nw[0], nw[1]))]
+    words = words[: size - len(specials) - len(alphabet) - len(single)]
     total = counts.total()
     # a whole word always beats its bytes: any score above the sum of two byte scores does
     vocab = [(token, 0.0) for token in specials]

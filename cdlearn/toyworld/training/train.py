@@ -47,6 +47,7 @@ AMATEUR = Recipe(layers=1, width=32, hidden=96, heads=2, steps=600, auxiliary=0.
 
 def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
     torch.manual_seed(recipe.seed)
+    specials = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.width,
@@ -56,14 +57,10 @@ def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
         num_key_value_heads=recipe.heads,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **specials,
     )
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model.generation_config = GenerationConfig(**specials)
     return model
 
 
@@ -125,9 +122,7 @@ def next_token_loss(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch
     return F.cross_entropy(logits, targets[:, 1:][wanted])
 
 
-def losses(
-    model, tokenizer, ids: torch.Tensor, targets: torch.Tensor, recipe: Recipe, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def losses(model, tokenizer, ids, targets, recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss to minimise and, apart, that of the final layer.
 
     Early exits speak through the final norm and the shared head (LayerSkip, arXiv 2404.16710); two of them, drawn anew
@@ -149,20 +144,15 @@ def losses(
 def optimizers(model, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers (torch's own; learning rates on AdamW's scale), AdamW for all the rest."""
     if not hasattr(torch.optim, "Muon"):
-        raise RuntimeError(
-            f"Training the pair needs torch 2.9 or newer (torch.optim.Muon); this is {torch.__version__}."
-        )
+        raise RuntimeError(f"Training needs torch 2.9 or newer (torch.optim.Muon); this is {torch.__version__}.")
     layers = dict(model.model.layers.named_parameters())
     matrices = [p for p in layers.values() if p.dim() == 2]
     vectors = [p for p in layers.values() if p.dim() < 2] + list(model.model.norm.parameters())
     embedding = [model.get_input_embeddings().weight]  # tied: the head too
+    others = [{"params": embedding, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     return [
         torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(
-            [{"params": embedding, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-            lr=recipe.learning_rate / 2,
-            betas=(0.9, 0.98),
-        ),
+        torch.optim.AdamW(others, lr=recipe.learning_rate / 2, betas=(0.9, 0.98)),
     ]
 
 
@@ -205,22 +195,15 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         if state["recipe"] != asdict(recipe):
-            raise ValueError(
-                f"{checkpoint} belongs to another recipe: {state['recipe']}. Choose another --out, or delete it."
-            )
+            other = f"{checkpoint} belongs to another recipe: {state['recipe']}"
+            raise ValueError(f"{other}. Choose another --out, or delete it.")
         model.load_state_dict(state["model"])
         for part, saved in zip(parts, state["optimizers"], strict=True):
             part.load_state_dict(saved)
         start, seconds, average = state["step"], state["seconds"], state["average"]
     model.train()
-    bar = tqdm(
-        range(start, recipe.steps),
-        initial=start,
-        total=recipe.steps,
-        desc=folder.name,
-        disable=progress is False,
-        mininterval=5,
-    )
+    steps = {"initial": start, "total": recipe.steps, "desc": folder.name, "mininterval": 5}
+    bar = tqdm(range(start, recipe.steps), disable=progress is False, **steps)
     clock = time.time()
     for step in bar:
         for part, lrs in zip(parts, peaks, strict=True):
@@ -245,16 +228,10 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
             checkpoint.with_suffix(".tmp").replace(checkpoint)  # never half a checkpoint
     model.eval()
     save(model, tokenizer, folder)
-    tokens = recipe.steps * BATCH * WINDOW
-    parameters = sum(p.numel() for p in model.parameters())
     spent = torch.load(checkpoint, weights_only=True, map_location=device)["seconds"]
-    entry = {
-        "parameters": parameters,
-        "tokens": tokens,
-        "seconds": round(spent),
-        "loss": held_out_loss(model, tokenizer),
-    }
-    return {"recipe": asdict(recipe), **entry}
+    entry = {"recipe": asdict(recipe), "parameters": sum(p.numel() for p in model.parameters())}
+    entry |= {"tokens": recipe.steps * BATCH * WINDOW, "seconds": round(spent)}
+    return entry | {"loss": held_out_loss(model, tokenizer)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -262,9 +239,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m cdlearn.toyworld.training.train", description=about)
     parser.add_argument("--out", type=Path, required=True, help="folder for expert/, early/ and amateur/")
     parser.add_argument("--seed", type=int, default=0, help="another seed: another corpus, another start")
-    parser.add_argument(
-        "--budget", type=float, default=1.0, help="share of the recipe's steps (0.3: a quick, weaker pair)"
-    )
+    budget = "share of the recipe's steps (0.3: a quick, weaker pair)"
+    parser.add_argument("--budget", type=float, default=1.0, help=budget)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", choices=["expert", "amateur"], help="train one of the two")
     args = parser.parse_args(argv)

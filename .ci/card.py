@@ -1,4 +1,4 @@
-"""Writes the model card of a trained pair: `python -m cdlearn.toyworld.training.card FOLDER`.
+"""Writes the model card of a trained pair: `python .ci/card.py FOLDER`.
 
 FOLDER holds what training and evaluation left there: expert.log.json, amateur.log.json, eval.json, and seeds.json (the
 puzzles of the smaller pairs of other seeds). Every number of the card comes from these files.
@@ -111,13 +111,14 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
 
 
+CONTRAST, SAMPLE = "contrastive beta=0.5", "sample top_p=0.95"
 SUMMARY = [
-    ("Puzzles: the right name", "puzzles", "right", ("greedy", "contrastive, beta 0.5", "amateur")),
-    ("Puzzles: every written step right", "puzzles", "steps right", ("greedy", "contrastive, beta 0.5", "amateur")),
-    ("Stories: repeated word pairs (rep-2)", "stories", "rep-2", ("greedy", "contrastive, beta 0.5", "top-p 0.95")),
-    ("Stories without a contradiction", "stories", "consistent", ("greedy", "contrastive, beta 0.5", "top-p 0.95")),
-    ("True capitals, where the myth is likelier", "facts", "true", ("greedy", "DoLa low", "amateur")),
-    ("Arithmetic", "arithmetic", "right", ("greedy", "contrastive, beta 0.5", "amateur")),
+    ("Puzzles: the right name", "puzzles", "right", ("greedy", CONTRAST, "amateur")),
+    ("Puzzles: every written step right", "puzzles", "steps right", ("greedy", CONTRAST, "amateur")),
+    ("Stories: repeated word pairs (rep-2)", "stories", "rep-2", ("greedy", CONTRAST, SAMPLE)),
+    ("Stories without a contradiction", "stories", "consistent", ("greedy", CONTRAST, SAMPLE)),
+    ("True capitals, where the myth is likelier", "facts", "true", ("greedy", "dola layers=low", "amateur")),
+    ("Arithmetic", "arithmetic", "right", ("greedy", CONTRAST, "amateur")),
 ]  # fmt: skip
 
 
@@ -125,8 +126,8 @@ def summary(rows: list[dict]) -> str:
     """The README's table: what happens to greedy decoding, in percent with 95% intervals."""
     table = []
     for title, task, metric, compared in SUMMARY:
-        found = {r["strategy"]: r for r in rows if (r["task"], r["metric"]) == (task, metric)}
-        cells = [f"{name.split(', ')[0]}: {_cell(found[name])}" for name in compared]
+        by_name = {r["strategy"]: r for r in rows if (r["task"], r["metric"]) == (task, metric)}
+        cells = [f"{name}: {_cell(by_name[name])}" for name in compared]
         table.append([title, cells[0].removeprefix("greedy: "), cells[1], cells[2]])
     return _markdown(["percent", "expert, greedy", "contrast", "beside it"], table)
 
@@ -160,14 +161,14 @@ def card(folder: Path) -> str:
         f"{r['task'].split(', ')[1]} {r['value']:.1f}" for r in rows if r["task"].startswith("drafting,")
     )
     same = [
-        f"{r['task']} {r['value']:.1f} ({r['strategy'].removeprefix('contrastive, ')})"
+        f"{r['task']} {r['value']:.1f} ({r['strategy'].removeprefix('contrastive ')})"
         for r in pick(metric="amateur's greedy choice")
     ]
     others = ""
     if (folder / "seeds.json").exists():
         seeds = json.loads((folder / "seeds.json").read_text())
         lines = [[str(s["seed"]), s["greedy"], s["contrastive"], s["difference"]] for s in seeds["rows"]]
-        others = seeds["text"] + "\n\n" + _markdown(["seed", "greedy", "beta 0.5", "difference"], lines)
+        others = seeds["text"] + "\n\n" + _markdown(["seed", "greedy", "contrastive beta=0.5", "difference"], lines)
     return TEXT.format(
         models=_markdown(header, models),
         mix=", ".join(f"{kind} {share:.0%}" for kind, share in world.MIX.items()),
@@ -179,7 +180,7 @@ def card(folder: Path) -> str:
         places=len(words.FACTS),
         phrasings=len(world.PHRASINGS),
         stages=len(world.ARC),
-        table=_markdown(["task: metric", "strategy", "% [95%]", "minus greedy"], table),
+        table=_markdown(["task: metric", "method", "% [95%]", "minus greedy"], table),
         grid_greedy=_cell(next(r for r in pick(task="puzzles, every setting", strategy="greedy"))),
         grid=_markdown(["setting", "right", "minus greedy"], [row for row in grid if row[0] != "greedy"]),
         seeds=others,
@@ -193,7 +194,7 @@ def card(folder: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     about = __doc__.split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m cdlearn.toyworld.training.card", description=about)
+    parser = argparse.ArgumentParser(prog="python .ci/card.py", description=about)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(words.__file__).parent / "pair")
     folder = parser.parse_args(argv).folder
     (folder / "README.md").write_text(card(folder))
