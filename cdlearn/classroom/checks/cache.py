@@ -8,9 +8,9 @@ import torch
 from torch import tensor
 from transformers import DynamicCache
 
-from cdlearn.classroom.checks.cachelm import TOY, TOY_WORDS, PositionLM
 from cdlearn.classroom.checks.columns import check_cached_loop, check_head, check_read
 from cdlearn.classroom.checks.core import Case, Part
+from cdlearn.classroom.checks.models import TOY, TOY_WORDS, PositionLM
 
 __all__ = [
     "Case",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, tensor
 from transformers import DynamicCache
 
-from cdlearn.classroom.checks.cachelm import TOY, TOY_WORDS, filled
 from cdlearn.classroom.checks.core import Case, Part
+from cdlearn.classroom.checks.models import TOY, TOY_WORDS, filled
 
 
 def my_head(x, cache, W_q, W_k, W_v):
