@@ -9,16 +9,38 @@ from pathlib import Path
 
 import nbformat
 
+from cdlearn.classroom.checks.core import Part
+
 ASSIGNMENTS = Path(__file__).parent.parent / "notebooks" / "assignments"
 MASTERS = sorted((ASSIGNMENTS / "source").glob("*/*.ipynb"))
 
 
+def checked(name):
+    """The parts of an assignment that its checks define: grade_id of the solution -> Part."""
+    notebook = master(name)
+    (module,) = re.findall(r"^from cdlearn.classroom.checks import (\w+) as checks", notebook.cells[1].source, re.M)
+    module = importlib.import_module(f"cdlearn.classroom.checks.{module}")
+    known = {part.name: part for part in vars(module).values() if isinstance(part, Part)}
+    functions = {grade_id: function_of(solution.source) for grade_id, _, solution, _, _ in parts(notebook)}
+    return {grade_id: known[function] for grade_id, function in functions.items() if function in known}
+
+
+def function_of(source):
+    return re.findall(r"^def (\w+)\(", source, re.M)[-1]
+
+
 def planted():
-    """Every planted mistake: (assignment, grade_id, name, source)."""
+    """Every planted mistake, from the checks' own tables and written by hand: (assignment, grade_id, name, source)."""
+    for path in MASTERS:
+        for grade_id, part in checked(path.stem).items():
+            for name, old, new, _ in part.mistakes:
+                yield path.stem, grade_id, name, part.source_of(old, new)
     for file in sorted(Path(__file__).parent.glob("planted_*.py")):
         module = importlib.import_module(file.stem)
         for grade_id, name, source in module.PLANTED:
             yield module.ASSIGNMENT, grade_id, name, source
+    for file in sorted(Path(__file__).parent.glob("wrong_answers*.py")):
+        yield from importlib.import_module(file.stem).WRONG
 
 
 def master(name):

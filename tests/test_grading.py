@@ -1,10 +1,13 @@
 """The checks: the reference solutions pass, and every planted mistake is caught and named. One process, no kernel."""
 
+import ast
+
 import pytest
 import torch
-from masters import MASTERS, Session, master, parts, planted, reference, role, with_solution
+from masters import MASTERS, Session, checked, master, parts, planted, reference, role, with_solution
 
-from cdlearn.classroom.checks import Case, Mistake, cache, dola, forbid, loop, run_check, same, speculation
+from cdlearn.classroom.checks import Case, Mistake, cache, dola, forbid, loop, run_check, same, speculation, step
+from cdlearn.classroom.checks.core import MIME
 from cdlearn.classroom.checks.forbidden import forbidden_uses
 
 PLANTED = list(planted())
@@ -34,6 +37,19 @@ def test_the_reference_solutions_pass_on_three_seeds(path, monkeypatch):
     for name, *_ in parts(master(path.stem)):
         for seed in (0, "another", 2**40):
             assert judge(master(path.stem), name, seed, monkeypatch) == ("", ""), name
+
+
+@pytest.mark.parametrize("path", MASTERS, ids=lambda path: path.stem)
+def test_a_masters_solution_is_the_reference_of_its_check(path):
+    """There is one solution: what the check's mistakes are made of, and what stands in for a wrong function."""
+
+    def code(source):
+        (function,) = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)][-1:]
+        function.body = function.body[isinstance(function.body[0], ast.Expr) :]  # without the docstring
+        return ast.dump(function)
+
+    for grade_id, part in checked(path.stem).items():
+        assert code(reference(path.stem)[grade_id]) == code(part.source_of()), grade_id
 
 
 @pytest.mark.parametrize(
@@ -365,3 +381,24 @@ def test_the_syntax_tree_finds_a_package_under_any_name():
     assert "cannot be read" in forbidden_uses(print, ["cdlearn"])[0]
     with pytest.raises(AssertionError, match="x.generate"):
         forbid(by_method, "generate")
+
+
+def test_a_result_reaches_the_grader_as_data_and_nobody_else(monkeypatch):
+    from IPython import display
+
+    shown = []
+    monkeypatch.setattr(display, "publish_display_data", shown.append)
+    result = run_check("double", lambda x: x * x, DOUBLE, [Mistake("squared", lambda x: x * x, "the power")])
+    with pytest.raises(AssertionError, match="squared"):
+        result.require()
+    assert shown == []
+    monkeypatch.setenv("CDLEARN_GRADING_JOB", "7")
+    with pytest.raises(AssertionError, match="squared"):
+        result.require()
+    (data,) = [message[MIME] for message in shown]
+    assert data["mistake"] == "squared" and data["look"] == "the power" and data["part"] == "double"
+    shown.clear()
+    names = {"my_mask": lambda logits, alpha: logits > 0, "my_step": step.my_step}
+    step.check_step.stand_in(names)
+    assert shown[0][MIME] == {"replaced": ["my_scores", "my_mask"]}
+    assert forbidden_uses(names["my_scores"], ["cdlearn"]) == [] and names["my_mask"].__module__ == "__main__"

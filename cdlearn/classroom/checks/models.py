@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, GPT2Config
 
 MOST = 100  # calls: the checks' texts are short, so whoever asks that often never stops
 
@@ -69,3 +71,65 @@ class TableLM(Asked):
 
     def __repr__(self) -> str:
         return f"TableLM({self.rows})"
+
+
+class PositionLM:
+    """Looks at the sum of token * (position + 1) over the columns it may see: token `(sum + k) % V` gets `steps[k]`.
+
+    Keeps its columns in a DynamicCache and takes the arguments of a transformers model. `fed` notes what it was given.
+    """
+
+    def __init__(self, vocab_size: int, steps: dict[int, float]) -> None:
+        self.vocab_size, self.steps, self.fed = vocab_size, steps, []
+        self.config = GPT2Config(
+            n_layer=1, n_head=1, n_embd=1, vocab_size=vocab_size, bos_token_id=None, eos_token_id=None
+        )
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
+    ) -> SimpleNamespace:
+        """input_ids: [B, n] int. Returns an object with `.logits` [B, n, V] and `.past_key_values`."""
+        B, n = input_ids.shape
+        if n == 0:
+            raise ValueError("input_ids has no columns: there is nothing to read, so there are no new logits")
+        self.fed.append(input_ids.tolist())
+        if len(self.fed) > MOST:
+            raise RuntimeError(f"the model was asked {MOST} times: does your loop end?")
+        cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
+        start = cache.get_seq_length()
+        if position_ids is None:  # as most models do: columns are positions
+            position_ids = torch.arange(start, start + n).expand(B, n)
+        ids, positions = cache.update(*(x[:, None, :, None].float() for x in (input_ids, position_ids)), 0)
+        terms = (ids * (positions + 1))[:, 0, :, 0]  # (B, columns)
+        if attention_mask is not None:
+            if attention_mask.shape != terms.shape:
+                held, given = list(terms.shape), list(attention_mask.shape)
+                raise ValueError(f"attention_mask is {given}, but cache and new tokens together are {held}")
+            terms = terms * attention_mask
+        row = torch.zeros(self.vocab_size)
+        for step, logit in self.steps.items():
+            row[step % self.vocab_size] = logit
+        sums = terms.cumsum(1)[:, start:].long()  # (B, n)
+        shifted = (torch.arange(self.vocab_size) - sums[..., None]) % self.vocab_size
+        return SimpleNamespace(logits=row[shifted][:, -logits_to_keep:], past_key_values=cache)
+
+    def __repr__(self) -> str:
+        return f"PositionLM({self.vocab_size}, {self.steps})"
+
+
+TOY = PositionLM(8, {0: 4.0, 1: 3.0})
+TOY_WORDS = "the model's best token is the sum of token * (position + 1) modulo 8, positions from 0. "
+
+
+def filled(tokens: Sequence[int]) -> DynamicCache:
+    """A cache that holds these tokens, as PositionLM keeps them."""
+    cache = DynamicCache(config=TOY.config)
+    PositionLM(8, {})(torch.tensor([list(tokens)]), past_key_values=cache)
+    return cache
