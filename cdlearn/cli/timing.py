@@ -52,16 +52,18 @@ class Forwards:
 class Stopwatch(Source):
     """A source around a source: its time and the loop's time count, the bare forwards in between do not."""
 
-    def __init__(self, inner: Source, forwards: Forwards) -> None:
+    inner = ("source",)
+
+    def __init__(self, source: Source, forwards: Forwards) -> None:
         super().__init__()
-        self.inner, self.forwards = inner, forwards
-        self.vocab_size, self.device = inner.vocab_size, inner.device
-        self.max_positions, self.rewindable, self.settings = inner.max_positions, inner.rewindable, inner.settings
+        self.source, self.forwards = source, forwards
+        self.vocab_size, self.device = source.vocab_size, source.device
+        self.max_positions, self.rewindable, self.settings = source.max_positions, source.rewindable, source.settings
         self.eos_token_ids = ()  # every text runs to its full length
 
-    def __call__(self, ids: Tensor, mask: Tensor | None = None, n: int = 1) -> Tensor:
-        scores = self.inner(ids, mask, n)
-        self.parts, self.details = self.inner.parts, self.inner.details
+    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+        scores = self.source.scores(ids, mask, n)
+        self.parts, self.details = self.source.parts, self.source.details
         self.forwards.lap(ids)
         return scores
 
