@@ -52,7 +52,7 @@ class Source:
         ids, mask = check_call(ids, mask, n)
         scores = self.scores(ids, mask, n)
         seen = scores if mask is None else scores[mask[:, -n:].to(scores.device)]
-        if not seen.amax() < math.inf:  # NaN spreads through a maximum
+        if not seen.amax().item() < math.inf:  # NaN spreads through a maximum
             row_max(seen, "scores")
         return scores
 
