@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from cdlearn.trace.record import Record
-from cdlearn.trace.rescore import changeable, form_of, lines, log_probs, new_settings, strength_of
+from cdlearn.trace.rescore import changeable, form_of, log_probs, new_settings, strength_of
 from cdlearn.trace.tables import token_texts, visible
 
 PAGE = Template(Path(__file__).with_name("handout.html").read_text(encoding="utf-8"))
@@ -27,11 +27,12 @@ def write(trace: Record, path: str | Path, *, candidates: int = 24) -> None:
         raise ValueError("the trace has no positions: generate at least one token.")
     if "strength" in changeable(trace):
         settings = new_settings(trace, {"strength": strength_of(trace)})
-    knob, alpha = form_of(trace, settings).knob, settings["alpha"]
+    form, alpha, tau = form_of(trace, settings), settings["alpha"], settings.get("amateur_temperature", 1.0)
     count = min(candidates, trace.candidates.shape[1] - 1)
     names = [name for name, part in trace.parts.items() if part.dim() == 2]
-    columns = [*lines(trace, settings)[:2], *(log_probs(trace, name) for name in names)]
-    columns = [column[:, :count].clamp(min=-1e5).tolist() for column in columns]
+    # log-probabilities do for logits too: what they differ by is the same for all candidates of a position
+    against = [form.against.get(name, 0.0) / (tau if name == form.tempered else 1.0) for name in names]
+    columns = [log_probs(trace, name)[:, :count].clamp(min=-1e5).tolist() for name in names]
     steps = []
     for k, (token, ids) in enumerate(zip(trace.recorded_ids, trace.candidates[:, :count].tolist())):
         texts = [visible(text, one) for text, one in zip(token_texts(trace.tokenizer, [token, *ids]), [token, *ids])]
@@ -40,15 +41,16 @@ def write(trace: Record, path: str | Path, *, candidates: int = 24) -> None:
     method, numbers = trace.settings["method"], [f"{n} {v}" for n, v in trace.settings.items() if n != "method"]
     about = f"Recorded with {', '.join(numbers)}. Move a slider: every pick is computed anew from the recorded "
     about += f"probabilities of the expert's best {count} tokens. Click a token for its candidates."
-    data = json.dumps({"names": names, "data": steps}, ensure_ascii=True)
+    weights = {"over": [form.over.get(name, 0.0) for name in names], "against": against}
+    data = json.dumps({"names": names, "data": steps} | weights, ensure_ascii=True)
     for sign in "<>&":  # never raw inside a script element, whatever a token is
         data = data.replace(sign, f"\\u{ord(sign):04x}")
     page = PAGE.substitute(
         title=html.escape(f"{method}: {len(trace)} decisions"),
         about=html.escape(about),
-        knob=knob or "strength",
-        hide="" if knob else "hidden",
-        strength=round(settings.get(knob, 1.0), 4),
+        knob=form.knob or "strength",
+        hide="" if form.knob else "hidden",
+        strength=round(settings.get(form.knob, 1.0), 4),
         alpha=-4 if alpha is None else round(math.log10(alpha), 4),
         data=data,
     )
