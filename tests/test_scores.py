@@ -14,6 +14,7 @@ from cdlearn.scores import (
     js_divergence,
     penalize_repetition,
     plausibility_mask,
+    residual,
     sampling_probs,
 )
 
