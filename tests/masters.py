@@ -35,10 +35,6 @@ def planted():
         for grade_id, part in checked(path.stem).items():
             for name, old, new, _ in part.mistakes:
                 yield path.stem, grade_id, name, part.source_of(old, new)
-    for file in sorted(Path(__file__).parent.glob("planted_*.py")):
-        module = importlib.import_module(file.stem)
-        for grade_id, name, source in module.PLANTED:
-            yield module.ASSIGNMENT, grade_id, name, source
     for file in sorted(Path(__file__).parent.glob("wrong_answers*.py")):
         yield from importlib.import_module(file.stem).WRONG
 

@@ -213,6 +213,8 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative():
 
 
 ROW = torch.zeros(2, 4)
+
+
 def test_the_residual_by_hand():
     p, q = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.2, 0.6])
     assert torch.allclose(residual(p, q), torch.tensor([0.8, 0.2, 0.0]).double())
