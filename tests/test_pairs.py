@@ -146,7 +146,6 @@ def test_repr_and_describe_are_short_and_say_what_matters(tmp_path):
         assert word in pair.describe(), word
 
 
-
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts in KB on Linux only")
 def test_embedded_pair_is_offline_small_and_leaves_the_seed_alone():
     code = (
@@ -184,7 +183,6 @@ def test_embedded_names_and_their_sizes():
     first = {n: p for n, p in early.amateur.named_parameters()}
     assert any(not torch.equal(p, first[n]) for n, p in pair.expert.named_parameters())
     assert sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file()) <= 20e6
-
 
 
 def pair_with(template, **options):
@@ -234,7 +232,6 @@ def test_prompt_refuses_other_kinds():
         pair_with(CHAT).prompt("Hi", system=3)
     with pytest.raises(ValueError, match="chat template .* failed"):
         pair_with("{{ raise_exception('no') }}").prompt("Hi")
-
 
 
 def test_offline_hub_id_says_file_cache_and_remedy(tmp_path):
