@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from typing import Any
 
 import torch
@@ -24,12 +25,19 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 and " at 0x" not in text else f"a {type(value).__name__}"
 
 
-def check_count(value: Any, name: str, *, low: int = 1, high: float = math.inf) -> int:
-    """A whole number from `low` to `high`."""
+def watched() -> bool:
+    """Whether somebody looks: a terminal or a notebook."""
+    ipython = sys.modules.get("IPython")
+    in_notebook = ipython is not None and ipython.get_ipython() is not None
+    return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def check_count(value: Any, name: str, *, low: int = 1, high: int | None = None) -> int:
+    """A whole number from `low` to `high` (None: no end)."""
     if not is_int(value):
         raise TypeError(f"{name} is {short(value)}: pass a whole number.")
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}: pass at least {low}{f' and at most {high}' * (high < math.inf)}.")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} is {value}: pass {f'at least {low}' if high is None else f'{low} to {high}'}.")
     return int(value)
 
 
@@ -94,14 +102,17 @@ def check_logits(logits: Any, name: str) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
+def check_shapes(first: Tensor, second: Tensor, first_name: str, second_name: str, advice: str = "") -> None:
+    """Two tensors of one shape."""
+    if first.shape != second.shape:
+        shapes = f"{first_name} has shape {tuple(first.shape)} and {second_name} {tuple(second.shape)}"
+        raise ValueError(f"{shapes}: they must be equal{advice}.")
+
+
 def check_two(first: Any, second: Any, first_name: str, second_name: str) -> tuple[Tensor, Tensor]:
     """Two tensors of logits of one shape."""
     first, second = check_logits(first, first_name), check_logits(second, second_name)
-    if first.shape != second.shape:
-        raise ValueError(
-            f"{first_name} has shape {tuple(first.shape)} and {second_name} {tuple(second.shape)}: "
-            "they must be equal; trim both to the vocabulary they share."
-        )
+    check_shapes(first, second, first_name, second_name, "; trim both to the vocabulary they share")
     return first, second
 
 

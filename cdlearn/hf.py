@@ -19,7 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from cdlearn.checks import check_contrast
+from cdlearn.checks import check_contrast, check_shapes
 from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores
 from cdlearn.sources import Source, as_source
 
@@ -36,7 +36,7 @@ class SourceConfig(PreTrainedConfig):
 
 
 class SourceForCausalLM(PreTrainedModel, GenerationMixin):
-    """A source behind the interface of a transformers model; made by `as_causal_lm`.
+    """A source with the interface of a transformers model; made by `as_causal_lm`.
 
     A source keeps its own caches and finds out what it may reuse, so the cache that `generate()` carries, crops and
     reorders holds nothing but the token ids so far: [B, 1, T, 1] "keys" of one layer.
@@ -61,7 +61,7 @@ class SourceForCausalLM(PreTrainedModel, GenerationMixin):
         return torch.float32
 
     def to(self, *args: Any, **kwargs: Any) -> SourceForCausalLM:
-        return self  # the models behind the source stay where they were loaded
+        return self  # the source's models stay where they were loaded
 
     @torch.no_grad()
     def forward(
@@ -85,13 +85,9 @@ class SourceForCausalLM(PreTrainedModel, GenerationMixin):
         if past_key_values is not None:
             column = input_ids[:, None, :, None]
             whole = past_key_values.update(column, column, 0)[0][:, 0, :, 0]  # (B, all columns)
-        if attention_mask is not None and attention_mask.shape != whole.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)} and the tokens so far {tuple(whole.shape)}: "
-                "pass a [B, T] mask of all columns."
-            )
-        logits = self.source(whole, attention_mask, logits_to_keep or input_ids.shape[1])
-        logits = logits.to(input_ids.device)
+        if attention_mask is not None:
+            check_shapes(attention_mask, whole, "attention_mask", "the tokens so far")
+        logits = self.source(whole, attention_mask, logits_to_keep or input_ids.shape[1]).to(input_ids.device)
         if not return_dict and return_dict is not None:
             return (logits, past_key_values)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
@@ -110,12 +106,9 @@ def as_causal_lm(source: Source | PreTrainedModel) -> SourceForCausalLM:
     the source can be rewound. Raises TypeError for anything that is no source and no model.
     """
     source = as_source(source, "source")
-    config = SourceConfig(source.vocab_size, source.max_positions)
-    model = SourceForCausalLM(config, source).eval()
-    eos = list(source.eos_token_ids)
-    model.generation_config = GenerationConfig(
-        eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0, do_sample=False
-    )
+    model = SourceForCausalLM(SourceConfig(source.vocab_size, source.max_positions), source).eval()
+    eos = list(source.eos_token_ids) or None
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=eos[0] if eos else 0, do_sample=False)
     return model
 
 
@@ -155,10 +148,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
             return None
         mask = torch.as_tensor(self.attention_mask).to(input_ids.device)
         if len(input_ids) % len(mask) or mask.shape[1] > input_ids.shape[1]:
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)} and the tokens so far {tuple(input_ids.shape)}: pass "
-                "the mask of the very prompts that generate() gets."
-            )
+            shapes = f"attention_mask has shape {tuple(mask.shape)} and the tokens so far {tuple(input_ids.shape)}"
+            raise ValueError(f"{shapes}: pass the mask of the very prompts that generate() gets.")
         mask = mask.repeat_interleave(len(input_ids) // len(mask), dim=0)  # beams lie side by side
-        new = mask.new_ones(len(mask), input_ids.shape[1] - mask.shape[1])
-        return torch.cat([mask, new], dim=1)
+        return torch.nn.functional.pad(mask, (0, input_ids.shape[1] - mask.shape[1]), value=1)

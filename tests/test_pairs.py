@@ -146,9 +146,6 @@ def test_repr_and_describe_are_short_and_say_what_matters(tmp_path):
         assert word in pair.describe(), word
 
 
-# ---- the embedded pair
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts in KB on Linux only")
 def test_embedded_pair_is_offline_small_and_leaves_the_seed_alone():
     code = (
@@ -186,9 +183,6 @@ def test_embedded_names_and_their_sizes():
     first = {n: p for n, p in early.amateur.named_parameters()}
     assert any(not torch.equal(p, first[n]) for n, p in pair.expert.named_parameters())
     assert sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file()) <= 20e6
-
-
-# ---- chat templates
 
 
 def pair_with(template, **options):
@@ -232,15 +226,12 @@ def test_a_system_prompt_is_never_lost_silently(template, chat, says):
 
 
 def test_prompt_refuses_other_kinds():
-    with pytest.raises(TypeError, match="text must be a string, got list"):
+    with pytest.raises(TypeError, match=r"text is \["):
         pair_with(CHAT).prompt(["Hi"])
-    with pytest.raises(TypeError, match="system must be"):
+    with pytest.raises(TypeError, match="system is 3"):
         pair_with(CHAT).prompt("Hi", system=3)
     with pytest.raises(ValueError, match="chat template .* failed"):
         pair_with("{{ raise_exception('no') }}").prompt("Hi")
-
-
-# ---- what can go wrong
 
 
 def test_offline_hub_id_says_file_cache_and_remedy(tmp_path):
@@ -334,9 +325,9 @@ def test_an_unreachable_hub_is_said_at_the_first_try(monkeypatch):
         (dict(device="cuda:99"), ValueError, "device='cuda:99' cannot be used"),
         (dict(device=3.5), TypeError, "device=3.5 must be"),
         (dict(device=("cpu", "cpu", "cpu")), ValueError, "one each for expert and amateur"),
-        (dict(dtype="float33"), ValueError, "dtype='float33' is unknown"),
-        (dict(dtype="int8"), ValueError, "not a floating-point"),
-        (dict(dtype=16), TypeError, "dtype=16 is unknown"),
+        (dict(dtype="float33"), ValueError, "dtype='float33'"),
+        (dict(dtype="int8"), ValueError, "dtype='int8' .*floating"),
+        (dict(dtype=16), TypeError, "dtype=16"),
         (dict(tokenizer=7), TypeError, "tokenizer must be.*got int"),
         (dict(tokenizer="./nothing"), FileNotFoundError, "tokenizer='./nothing'.*no such folder"),
         (dict(trust_remote_code=True), ValueError, "trust_remote_code=True is refused"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import NonFiniteError, check_count, check_number, check_sampling, is_int, row_max, short
+from cdlearn.checks import NonFiniteError, check_count, check_number, check_sampling, is_int, row_max, short, watched
 from cdlearn.loops.text import TextWriter, read_prompt, read_stops
 from cdlearn.scores import penalize_repetition
 from cdlearn.sources import Source
@@ -271,8 +270,7 @@ def _progress_bar(progress: bool | None, total: int, label: str, *, quiet: bool)
     """A tqdm bar or None. By itself it shows only where somebody looks, and only when the work takes seconds."""
     delay = 2.0 if progress is None else 0.0
     if progress is None:
-        watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
-        progress = watched and not quiet and not os.environ.get("CI")
+        progress = watched() and not quiet and not os.environ.get("CI")
     if not progress:
         return None
     from tqdm.auto import tqdm

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import check_tokenizer, is_int, short
+from cdlearn.checks import check_shapes, check_tokenizer, is_int, short
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what tokenizers decode half a character to
 
@@ -19,7 +19,7 @@ class TextWriter:
     """Turns tokens into text as they come: the pieces it emits, put together, are its `text`.
 
     A piece waits while it ends in half a character, or in what may become a stop string. A token's text is the
-    difference it makes behind the tokens before it (the prompt's last ones included), which is right for tokens that
+    difference it makes after the tokens before it (the prompt's last ones included), which is right for tokens that
     carry their own space and for those that lose it at the start of a text.
     """
 
@@ -45,7 +45,7 @@ class TextWriter:
         self._context.append(token)
         decoded = self._decode(self._anchor)
         if not decoded.endswith(_BROKEN):
-            piece, self._done = _behind(self._done, decoded), decoded
+            piece, self._done = _added(self._done, decoded), decoded
             self._write(piece)
             if len(self._context) - self._anchor > 24:
                 self._anchor_at(len(self._context) - 4)
@@ -55,7 +55,7 @@ class TextWriter:
     def close(self) -> bool:
         """Write what waited, but never half a character. True when a stop string has been met."""
         if not self._stopped:
-            self._write(_behind(self._done, self._decode(self._anchor)).rstrip(_BROKEN))
+            self._write(_added(self._done, self._decode(self._anchor)).rstrip(_BROKEN))
         if not self._stopped:
             self._send(self._pending)
         self._pending = ""
@@ -70,7 +70,7 @@ class TextWriter:
         return writer.text
 
     def tokens_in_text(self) -> int:
-        """How many tokens `text` is made of: those wholly behind its end do not count, one that straddles it does."""
+        """How many tokens `text` is made of: those wholly after its end do not count, one that straddles it does."""
         return min(bisect_left(self._ends, len(self.text)) + 1, len(self._ends)) if self.text else 0
 
     def _write(self, piece: str) -> None:
@@ -111,7 +111,7 @@ class TextWriter:
         self._anchor, self._done = start, decoded
 
 
-def _behind(done: str, decoded: str) -> str:
+def _added(done: str, decoded: str) -> str:
     """What `decoded` adds to `done`, whose last character may have been half of one."""
     return decoded[len(done) if decoded.startswith(done) else len(os.path.commonprefix([done, decoded])) :]
 
@@ -123,32 +123,31 @@ def read_prompt(prompt: Any, attention_mask: Any, tokenizer: Any) -> tuple[Tenso
     if isinstance(prompt, Mapping) or hasattr(prompt, "input_ids"):
         attention_mask = prompt.get("attention_mask") if attention_mask is None else attention_mask
         prompt = prompt["input_ids"]
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if isinstance(texts, (list, tuple)) and len(texts) > 0 and all(isinstance(text, str) for text in texts):
-        if tokenizer is None:
-            raise TypeError("prompt is text but tokenizer is None: pass tokenizer=, or token ids as the prompt.")
-        if attention_mask is not None:
-            raise ValueError("attention_mask was given with a text prompt: it belongs to prompts of token ids.")
-        return *_pad_left([_encode(text, tokenizer) for text in texts]), isinstance(prompt, str)
     if isinstance(prompt, Tensor):
         if prompt.is_floating_point() or prompt.dtype == torch.bool or prompt.dim() not in (1, 2):
             raise TypeError(f"prompt is a tensor {tuple(prompt.shape)} of {prompt.dtype}: pass ids [B, T] int.")
-        single = prompt.dim() == 1 or len(prompt) == 1
-        ids = prompt.reshape(-1, prompt.shape[-1]).to("cpu", torch.long)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-    elif isinstance(prompt, (list, tuple)) and len(prompt) > 0:
-        single = all(is_int(token) for token in prompt)
-        lists = [prompt] if single else prompt
-        if not all(isinstance(row, (list, tuple)) and all(is_int(token) for token in row) for row in lists):
-            raise TypeError("prompt is a list of mixed things: pass texts, or token ids as whole numbers.")
-        ids, mask = _pad_left([[int(token) for token in row] for row in lists])
+        prompt = prompt[0] if prompt.dim() == 2 and len(prompt) == 1 else prompt
+        single, rows = prompt.dim() == 1, prompt.reshape(-1, prompt.shape[-1]).tolist() if prompt.numel() else []
     else:
-        raise TypeError(f"prompt is {short(prompt)}: pass text, a list of texts, or token ids [B, T].")
+        single = isinstance(prompt, str) or (isinstance(prompt, (list, tuple)) and all(map(is_int, prompt)))
+        rows = [prompt] if single and prompt not in ([], ()) else prompt
+        if not isinstance(rows, (list, tuple)) or not rows:
+            raise TypeError(f"prompt is {short(prompt)}: pass text, a list of texts, or token ids [B, T].")
+        if all(isinstance(row, str) for row in rows):
+            if tokenizer is None:
+                raise TypeError("prompt is text but tokenizer is None: pass tokenizer=, or token ids as the prompt.")
+            if attention_mask is not None:
+                raise ValueError("attention_mask was given with a text prompt: it belongs to prompts of token ids.")
+            rows = [_encode(text, tokenizer) for text in rows]
+        elif not all(isinstance(row, (list, tuple)) and all(map(is_int, row)) for row in rows):
+            raise TypeError("prompt is a list of mixed things: pass texts, or token ids as whole numbers.")
+    width = max(map(len, rows), default=0)
+    ids = torch.tensor([[0] * (width - len(row)) + [int(token) for token in row] for row in rows], dtype=torch.long)
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], dtype=torch.bool)
     if attention_mask is not None:
         given = torch.as_tensor(attention_mask).to("cpu").bool()
         given = given[None] if given.dim() == 1 else given
-        if given.shape != ids.shape:
-            raise ValueError(f"attention_mask has shape {tuple(given.shape)} and the prompt {tuple(ids.shape)}.")
+        check_shapes(given, ids, "attention_mask", "the prompt")
         mask = mask & given
     if ids.numel() == 0 or not bool(mask.any(dim=1).all()):
         raise ValueError("prompt has a row without a token: start it with the tokenizer's BOS or any other token.")
@@ -158,19 +157,11 @@ def read_prompt(prompt: Any, attention_mask: Any, tokenizer: Any) -> tuple[Tenso
 
 
 def _encode(text: str, tokenizer: Any) -> list[int]:
-    ids = list(tokenizer(text)["input_ids"])
-    if not ids and getattr(tokenizer, "bos_token_id", None) is not None:
-        ids = [tokenizer.bos_token_id]
+    bos = getattr(tokenizer, "bos_token_id", None)
+    ids = list(tokenizer(text)["input_ids"]) or ([] if bos is None else [bos])
     if not ids:
         raise ValueError("prompt is empty and the tokenizer has no BOS token to start from: give at least one word.")
     return ids
-
-
-def _pad_left(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.long).reshape(len(rows), width)
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows]).reshape(len(rows), width)
-    return ids, mask
 
 
 def read_stops(stop: Any, tokenizer: Any) -> list[str]:

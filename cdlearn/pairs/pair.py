@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cdlearn.checks import short
 from cdlearn.pairs.loading import for_each_role, label, model_of, tokenizer_of, where
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "force_download")
@@ -15,10 +16,9 @@ _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder
 
 @dataclass(eq=False, repr=False)
 class Pair:
-    """An expert, an amateur and the tokenizer they share.
+    """An expert, an amateur (None after `load_expert`) and the tokenizer they share.
 
     `vocab_size` is the number of token ids both can score: padding rows beyond it are trimmed.
-    `amateur` is None where only one model was asked for (`load_expert`).
     """
 
     expert: PreTrainedModel
@@ -36,38 +36,58 @@ class Pair:
         return [(role, model) for role, model in both if model is not None]
 
     def describe(self) -> str:
-        """Return a few lines of text: both models with their size, type and place, and the tokenizer."""
+        """A few lines of text: both models with their size, type and place, and the tokenizer."""
         lines = []
         for role, model in self._models():
-            config = model.config.get_text_config()
-            where = f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
-            limit = getattr(config, "max_position_embeddings", None)
-            limit = f", up to {limit} tokens" if limit else ""
-            lines.append(f"{role:8} {self.names.get(role, '?')}: {_short(model)}, {where}{limit}")
-        if self.tokenizer is None:
-            return "\n".join(lines + ["tokens   no tokenizer"])
-        chat = "with a chat template" if self.tokenizer.chat_template else "no chat template"
-        return "\n".join(lines + [f"tokens   {self.vocab_size} shared ids, {chat}"])
+            limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            place = f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
+            place += f", up to {limit} tokens" if limit else ""
+            lines.append(f"{role:8} {self.names.get(role, '?')}: {_short(model)}, {place}")
+        chat = "with a chat template" if getattr(self.tokenizer, "chat_template", None) else "no chat template"
+        tokens = "no tokenizer" if self.tokenizer is None else f"{self.vocab_size} shared ids, {chat}"
+        return "\n".join([*lines, f"tokens   {tokens}"])
 
     def prompt(self, text: str, *, system: str | None = None, chat: bool = True, **template_options: Any) -> str:
-        """Return the text to give to `generate`: `text` inside the tokenizer's chat template, if it has one.
+        """The text to give to `generate`: `text` inside the tokenizer's chat template, if it has one.
 
         `system` is the system prompt; `chat=False` returns `text` as it is; `template_options` go to the template
         (Qwen3: `enable_thinking=False`). Raises ValueError if a system prompt has no place to go.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a string, got {type(text).__name__}.")
-        if system is not None and not isinstance(system, str):
-            raise TypeError(f"system must be a string or None, got {type(system).__name__}.")
-        template = getattr(self.tokenizer, "chat_template", None)
+        for name, value in (("text", text), ("system", "" if system is None else system)):
+            if not isinstance(value, str):
+                raise TypeError(f"{name} is {short(value)}: pass a string.")
+        tokenizer = self.tokenizer
+        template = getattr(tokenizer, "chat_template", None)
         if not chat or not template:
             if system:
-                why = "chat=False was given" if template else "this tokenizer has no chat template"
-                raise ValueError(f"system={system[:40]!r} cannot be used: {why}. Write it into the prompt itself.")
+                raise _no_place(system, "chat=False was given" if template else "this tokenizer has no chat template")
             return text
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": text})
-        return _render(self.tokenizer, turns, system, template_options)
+        try:
+            whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template_options)
+        except Exception as error:  # templates raise whatever jinja or their authors chose
+            if system:
+                raise _no_place(system, f"the chat template takes no system prompt ({error})") from error
+            raise ValueError(f"the chat template of this tokenizer failed ({error}): use chat=False.") from error
+        if system and system.strip() not in whole:
+            raise _no_place(system, "the chat template drops the system prompt")
+        # tokenizing adds the BOS that many templates have written already: leave only one
+        bos = tokenizer.bos_token
+        twice = bos and whole.startswith(bos) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+        return whole.removeprefix(bos) if twice else whole
+
+
+def _no_place(system: str, why: str) -> ValueError:
+    return ValueError(f"system={system[:40]!r} cannot be used: {why}. Write it into the prompt itself.")
+
+
+def _short(model: PreTrainedModel) -> str:
+    config = model.config.get_text_config()
+    count = sum(p.numel() for p in model.parameters())
+    size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
+    layers, width = (getattr(config, name, "?") for name in ("num_hidden_layers", "hidden_size"))
+    return f"{config.model_type}, {layers} layers x {width}, {size} parameters"
 
 
 def load_pair(
@@ -99,8 +119,7 @@ def load_pair(
             f"amateur is missing for expert={label(expert)!r}: name a smaller model of the same family (the same "
             "tokenizer), or use DoLa(model), which contrasts a model with its own layers."
         )
-    roles = {"expert": "expert" if expert is None else expert, "amateur": "amateur" if amateur is None else amateur}
-    return _load(roles, device, dtype, tokenizer, progress, from_pretrained_kwargs)
+    return _load({"expert": expert, "amateur": amateur}, device, dtype, tokenizer, progress, from_pretrained_kwargs)
 
 
 def load_expert(
@@ -113,25 +132,21 @@ def load_expert(
     **from_pretrained_kwargs: Any,
 ) -> Pair:
     """Load one model alone (greedy, sampling, DoLa): a `Pair` whose amateur is None. Arguments as in `load_pair`."""
-    roles = {"expert": "expert" if expert is None else expert}
-    return _load(roles, device, dtype, tokenizer, progress, from_pretrained_kwargs)
+    return _load({"expert": expert}, device, dtype, tokenizer, progress, from_pretrained_kwargs)
 
 
-def _load(roles, device, dtype, tokenizer, progress, options) -> Pair:
-    if options.pop("trust_remote_code", False):
-        raise ValueError("trust_remote_code=True is refused: load the model yourself and pass the object.")
-    if options.pop("use_safetensors", True) is False:
-        raise ValueError("use_safetensors=False is refused: load the model yourself and pass the object.")
-    devices = for_each_role(device, roles, "device")
-    dtypes = for_each_role(dtype, roles, "dtype")
+def _load(roles: dict, device: Any, dtype: Any, tokenizer: Any, progress: bool | None, options: dict) -> Pair:
+    for name, refused in (("trust_remote_code", True), ("use_safetensors", False)):
+        if options.pop(name, None) == refused:
+            raise ValueError(f"{name}={refused} is refused: load the model yourself and pass the object.")
+    roles = {role: role if source is None else source for role, source in roles.items()}
+    devices, dtypes = for_each_role(device, roles, "device"), for_each_role(dtype, roles, "dtype")
     hub_options = {key: options[key] for key in _HUB_OPTIONS if key in options}
 
     # tokenizers first: a disagreement must not cost a download of weights
-    tokenizers = {role: tokenizer_of(role, source, tokenizer, hub_options) for role, source in roles.items()}
-    shared = next((t for t in tokenizers.values() if t is not None), None)
-    real = None if shared is None else _max_id(shared) + 1
-    if tokenizers.get("amateur") is not None and tokenizers["expert"] is not None:
-        real = common_vocab_size(tokenizers["expert"], tokenizers["amateur"])
+    tokenizers = [tokenizer_of(role, source, tokenizer, hub_options) for role, source in roles.items()]
+    tokenizers = [known for known in tokenizers if known is not None]
+    shared = [common_vocab_size(tokenizers[0], tokenizers[-1])] if tokenizers else []
 
     models: dict[str, PreTrainedModel] = {}
     for role, source in roles.items():
@@ -143,77 +158,36 @@ def _load(roles, device, dtype, tokenizer, progress, options) -> Pair:
             models[role] = models["expert"]
         else:
             models[role] = model_of(role, source, devices[role], dtypes[role], progress, options)
-    _check_eos(models, shared, real)
     rows = [model.config.get_text_config().vocab_size for model in models.values()]
-    if shared is None and len(set(rows)) > 1:
+    if not shared and len(set(rows)) > 1:
         raise ValueError(
             f"expert scores {rows[0]} tokens and amateur {rows[1]}, and neither has a tokenizer to compare: "
             "pass tokenizer= if they share one."
         )
+    size = min(rows + shared)
+    eos = getattr(models["expert"].generation_config, "eos_token_id", None)
+    if eos is not None and min(eos if isinstance(eos, list) else [eos], default=0) >= size:
+        raise ValueError(
+            f"the expert ends its texts with token {eos}, outside the {size} tokens that both models share: "
+            "take an amateur that knows this token."
+        )
     names = {role: label(source) for role, source in roles.items()}
-    return Pair(models["expert"], models.get("amateur"), shared, min([*rows, real or rows[0]]), names)
+    return Pair(models["expert"], models.get("amateur"), tokenizers[0] if tokenizers else None, size, names)
 
 
 def common_vocab_size(expert: PreTrainedTokenizerBase, amateur: PreTrainedTokenizerBase) -> int:
-    """Return how many ids mean the same token in both tokenizers, or raise ValueError naming the first that differs.
+    """How many ids mean the same token in both tokenizers; ValueError names the first that differs.
 
     One side may go on with added tokens after the other has ended (padding); nothing else may differ.
     """
-    if expert is amateur:
-        return _max_id(expert) + 1
-    left, right = (({i: t for t, i in tok.get_vocab().items()}) for tok in (expert, amateur))
+    left, right = ({i: token for token, i in side.get_vocab().items()} for side in (expert, amateur))
     size = min(max(left), max(right)) + 1
-    longer, tok = (left, expert) if max(left) >= max(right) else (right, amateur)
-    added = tok.added_tokens_decoder
-    extra = [i for i in sorted(longer) if i >= size and i not in added]
-    wrong = [i for i in range(size) if left.get(i) != right.get(i)] or extra
-    if wrong:
-        token = wrong[0]
-        raise ValueError(
-            f"expert and amateur use different tokenizers: token {token} is {left.get(token)!r} for the expert and "
-            f"{right.get(token)!r} for the amateur. Take two models of one family, or wrap the amateur in "
-            "cdlearn.TextSpace(model, tokenizer, expert_tokenizer)."
-        )
-    return size
-
-
-def _max_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return max(tokenizer.get_vocab().values())
-
-
-def _short(model: PreTrainedModel) -> str:
-    config = model.config.get_text_config()
-    count = sum(p.numel() for p in model.parameters())
-    size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
-    layers = getattr(config, "num_hidden_layers", "?")
-    width = getattr(config, "hidden_size", "?")
-    return f"{config.model_type}, {layers} layers x {width}, {size} parameters"
-
-
-def _check_eos(models: dict, tokenizer: PreTrainedTokenizerBase | None, real: int | None) -> None:
-    eos = models["expert"].generation_config.eos_token_id if models["expert"].generation_config else None
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    size = min([m.config.get_text_config().vocab_size for m in models.values()] + ([real] if real else []))
-    if ids and all(i >= size for i in ids):
-        raise ValueError(
-            f"the expert ends its texts with token {ids[0]}, outside the {size} tokens that both models share: "
-            "take an amateur that knows this token."
-        )
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict], system: str | None, options: dict) -> str:
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
-    except Exception as error:  # templates raise whatever jinja or their authors chose
-        if system:
+    added = (expert if max(left) >= max(right) else amateur).added_tokens_decoder
+    for i in sorted(left | right):
+        if left.get(i) != right.get(i) and (i < size or i not in added):
             raise ValueError(
-                f"the chat template of this tokenizer takes no system prompt ({error}): put it into the prompt itself."
-            ) from error
-        raise ValueError(f"the chat template of this tokenizer failed ({error}): use chat=False.") from error
-    if system and system.strip() not in text:
-        raise ValueError("the chat template of this tokenizer drops the system prompt: put it into the prompt itself.")
-    # tokenizing adds the BOS that many templates have written already: leave only one
-    bos = tokenizer.bos_token
-    if bos and text.startswith(bos) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
-        text = text[len(bos) :]
-    return text
+                f"expert and amateur use different tokenizers: token {i} is {left.get(i)!r} for the expert and "
+                f"{right.get(i)!r} for the amateur. Take two models of one family, or wrap the amateur in "
+                "cdlearn.TextSpace(model, tokenizer, expert_tokenizer)."
+            )
+    return size

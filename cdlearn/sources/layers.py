@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cdlearn.checks import check_alpha, check_word, is_int
+from cdlearn.checks import check_alpha, check_count, check_word
 from cdlearn.scores import NEVER, dola_scores, js_divergence
 from cdlearn.sources.base import float32
 from cdlearn.sources.cached import CachedLM, check_model
@@ -30,12 +30,9 @@ class EarlyExit(CachedLM):
     def __init__(self, model: PreTrainedModel, layer: int, *, final_norm: bool = True, remember: int = 16) -> None:
         check_model(model)
         count = model.config.get_text_config(decoder=True).num_hidden_layers
-        if not is_int(layer):
-            raise TypeError(f"layer is {layer!r}: pass a whole number from 1 to {count}.")
-        if not 1 <= layer <= count:
-            raise ValueError(f"layer is {layer}: this model can be left after layers 1 to {count}.")
-        super().__init__(_truncated(model, int(layer), final_norm), remember=remember)
-        self.settings = {"method": "early exit", "model": type(model).__name__, "layer": int(layer)}
+        layer = check_count(layer, "layer", high=count)
+        super().__init__(_truncated(model, layer, final_norm), remember=remember)
+        self.settings = {"method": "early exit", "model": type(model).__name__, "layer": layer}
 
 
 class DoLa(CachedLM):
@@ -64,8 +61,8 @@ class DoLa(CachedLM):
         check_word(divergence, "divergence", ("jsd", "reference"))
         self.layers, self.alpha = _dola_layers(model, layers), check_alpha(alpha)
         self.final_norm, self.divergence = bool(final_norm), divergence
-        self.settings = {"method": "dola", "layers": self.layers, "alpha": self.alpha, "final_norm": self.final_norm}
-        self.settings |= {"divergence": divergence}
+        numbers = {"layers": self.layers, "alpha": self.alpha, "final_norm": self.final_norm, "divergence": divergence}
+        self.settings = {"method": "dola"} | numbers
         self.forms = (Form({"expert": 1.0}, {"amateur": 1.0}, raw=None if divergence == "reference" else False),)
         self.unnormalised = divergence == "reference" and self.alpha is None  # raw logits on both sides
         self._numbers = torch.tensor(self.layers, device=self.device)
@@ -77,8 +74,8 @@ class DoLa(CachedLM):
         self._scale = self._measure_scale()  # Cohere, Granite: logits are scaled after the head
 
     def changed(self, **settings: Any) -> DoLa:
-        known = {"layers": self.layers, "alpha": self.alpha, "final_norm": self.final_norm}
-        return DoLa(self.model, **known | {"divergence": self.divergence} | settings)
+        known = {name: value for name, value in self.settings.items() if name != "method"}
+        return DoLa(self.model, **known | settings)
 
     def _run(self, keep: int, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
         """The states that the head will read, [B, keep, 1 + L, width]: the last layer's, then the candidates'."""
@@ -103,7 +100,8 @@ class DoLa(CachedLM):
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         (states,) = self._columns(ids, mask, n)
-        logits = self._logits(states)  # one pass through the head for all of them: its weights are read once
+        # one pass through the head for all of them: its weights are read once
+        logits = self._finish(self.model.get_output_embeddings()(states), self._scale)
         final, early = logits[:, :, 0], logits[:, :, 1:]  # (B, n, V), (B, n, L, V)
         convention = "textbook" if self.divergence == "jsd" else "reference"
         divergences = js_divergence(final[:, :, None], early, convention=convention, check=False)  # (B, n, L)
@@ -115,11 +113,8 @@ class DoLa(CachedLM):
             return (final - premature).where(final > NEVER, NEVER)
         return dola_scores(final, premature, alpha=self.alpha, check=False)
 
-    def _logits(self, states: Tensor) -> Tensor:
-        return self._finish(self.model.get_output_embeddings()(states), self._scale)
-
     def _finish(self, logits: Tensor, scale: float) -> Tensor:
-        """What some models do behind their head: a factor, a soft cap."""
+        """What some models do after their head: a factor, a soft cap."""
         logits = logits if scale == 1 else logits * scale
         return float32(logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap)
 
@@ -145,11 +140,8 @@ def _blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The name and the list of a decoder's layers, or a TypeError that names the architecture."""
     decoder = model.get_decoder()
     config = model.config.get_text_config(decoder=True)
-    lists = [
-        (name, child)
-        for name, child in decoder.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
-    ]
+    lists = [(name, child) for name, child in decoder.named_children() if isinstance(child, nn.ModuleList)]
+    lists = [(name, child) for name, child in lists if len(child) == config.num_hidden_layers]
     if len(lists) != 1 or getattr(config, "num_kv_shared_layers", 0):
         raise TypeError(
             f"{type(model).__name__} keeps its layers in a way that cannot be split here: use another model as the "
@@ -191,24 +183,19 @@ def _dola_layers(model: PreTrainedModel, layers: str | list[int]) -> list[int]:
     """The candidate layers as numbers."""
     config = model.config.get_text_config(decoder=True)
     count, tied = config.num_hidden_layers, bool(getattr(config, "tie_word_embeddings", False))
-    if isinstance(layers, str):
-        if layers not in ("low", "high"):
-            raise ValueError(f'layers is {layers!r}: pass "low", "high" or a list of layer numbers.')
+    advice = f'pass "low", "high" or a list of layers from 0 to {count - 1}, each once'
+    if layers in ("low", "high"):
         start, stop = (0, count // 2) if layers == "low" else (count // 2, count)
         chosen = [layer for layer in range(start, stop) if layer % 2 == 0 and layer >= (2 if tied else 0)]
         if not chosen:
-            raise ValueError(
-                f"layers={layers!r} leaves no even layer of this model's {count}"
-                + (" (tied embeddings: from layer 2 on)" if tied else "")
-                + ": pass a list of layer numbers."
-            )
+            start = " (tied embeddings: from layer 2 on)" if tied else ""
+            raise ValueError(f"layers={layers!r} leaves no even layer of this model's {count}{start}: {advice}.")
         return chosen
+    kind = ValueError
     try:
         chosen = [int(layer) for layer in layers if not isinstance(layer, bool) and layer == int(layer)]
     except (TypeError, ValueError):
-        raise TypeError(f'layers is {layers!r}: pass "low", "high" or a list of layer numbers.') from None
-    if len(chosen) != len(layers) or not chosen or len(set(chosen)) != len(chosen):
-        raise ValueError(f"layers is {layers!r}: pass at least one layer number, each once.")
-    if min(chosen) < 0 or max(chosen) >= count:
-        raise ValueError(f"layers is {layers!r}: the candidates of this model are 0 to {count - 1}.")
+        chosen, kind = [], ValueError if isinstance(layers, str) else TypeError
+    if not chosen or len(set(chosen)) != len(layers) or min(chosen) < 0 or max(chosen) >= count:
+        raise kind(f"layers is {layers!r}: {advice}.")
     return chosen

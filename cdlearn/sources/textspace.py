@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -50,8 +51,7 @@ class TextSpace(Source):
         return self.scores_among(ids, mask, n, lambda: everything)
 
     def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Callable[[], Tensor]) -> Tensor:
-        wanted = kept().to("cpu")
-        wanted = wanted[..., : self.vocab_size]
+        wanted = kept().to("cpu")[..., : self.vocab_size]
         scores = torch.full((len(ids), n, self.vocab_size), NEVER)
         while len(self._rows) < len(ids):
             self._rows.append(self.source.fork())
@@ -81,25 +81,21 @@ class TextSpace(Source):
         known = [tokens for tokens in longer if tokens is not None]
         if not known:
             return torch.zeros(len(candidates))
-        # every text shares its beginning with the others: the part behind it is what differs in probability
-        shared = min(_common(base, tokens) for tokens in known)
-        shared = max(1, min(shared, *(len(tokens) - 1 for tokens in known)))
-        logp = self._tails(source, [base, *known], shared)
+        # every text shares its beginning with the others: the part after it is what differs in probability
+        shared = len(os.path.commonprefix([base, *known]))
+        logp = self._tails(source, [base, *known], max(1, min(shared, *(len(tokens) - 1 for tokens in known))))
         known_scores = iter((logp[1:] - logp[0]).tolist())
         values = torch.tensor([float("nan") if tokens is None else next(known_scores) for tokens in longer])
         return values.where(~values.isnan(), values.nanmedian())
 
     def _tails(self, source: Source, texts: list[list[int]], shared: int) -> Tensor:
-        """The log-probability of every text's tokens behind the first `shared` ones: [K]."""
+        """The log-probability of every text's tokens after the first `shared` ones: [K]."""
         totals = []
         for at in range(0, len(texts), _CHUNK):
             chunk = texts[at : at + _CHUNK]
             width = max(len(tokens) for tokens in chunk)
             ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in chunk])
             real = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in chunk]).bool()
-            if width == shared:
-                totals.append(torch.zeros(len(chunk)))
-                continue
             logits = source(ids, real, width - shared + 1)[:, :-1]  # after the last shared token, ..., the last but one
             tail, counts = ids[:, shared:], real[:, shared:]
             logp = logits.log_softmax(dim=-1).cpu().gather(-1, tail[..., None])[..., 0]  # (K, width - shared)
@@ -111,17 +107,9 @@ class TextSpace(Source):
 
     def _encode(self, text: str) -> list[int]:
         ids = list(self.tokenizer(text)["input_ids"])
-        if ids and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+        if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]  # tokenizers that close every text would end it before the candidate
         start = self.tokenizer.bos_token_id
         if not ids or (start is not None and ids[0] != start and len(ids) < 2):
             ids = [start if start is not None else self.tokenizer.eos_token_id or 0, *ids]
         return ids
-
-
-def _common(first: list[int], second: list[int]) -> int:
-    """How many tokens two texts share at the beginning."""
-    for k, (a, b) in enumerate(zip(first, second)):
-        if a != b:
-            return k
-    return min(len(first), len(second))
