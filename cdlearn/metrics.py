@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdlearn.checks import is_int, short
+from cdlearn.checks import check_word, is_int, short
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
 
@@ -33,8 +32,7 @@ def rep_n(texts: Sequence[str], n: int, *, convention: str = "textbook") -> floa
     Welleck et al., arXiv 1908.04319; the form contrastive decoding reports (arXiv 2210.15097, section 4.2).
     """
     texts = _checked(texts, n)
-    if convention not in ("textbook", "reference"):
-        raise ValueError(f'convention is {short(convention)}; use "textbook" or "reference".')
+    check_word(convention, "convention", ("textbook", "reference"))
     grams = [_ngrams(text, n) for text in texts]
     if convention == "reference":
         grams = [row[:-1] for row in grams]
@@ -66,40 +64,6 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     texts = _checked(texts, n)
     words = sum(len(text.split()) for text in texts)
     return len({gram for text in texts for gram in _ngrams(text, n)}) / words if words else 0.0
-
-
-def self_bleu(texts: Sequence[str], n: int = 4) -> float:
-    """The mean BLEU-n of every text against all the others, 0 to 100: low where the texts differ from one another.
-
-    texts: continuations, one string each. n: the longest n-gram, 1 or more. Computed by sacrebleu (extra "eval") with
-    whitespace as the tokenizer, its "exp" smoothing, and no n-grams longer than the text. A text without a word shares
-    nothing: 0; a word among copies of itself: 100; fewer than two texts have nobody to copy: 0. Compare equal numbers
-    of texts only: more of them give higher values. Raises TypeError for anything but a list of strings, ValueError for
-    n below 1, ImportError without sacrebleu. Zhu et al., arXiv 1802.01886, section 3.2.
-    """
-    texts = _checked(texts, n)
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise ImportError("self_bleu needs sacrebleu: pip install 'cdlearn[eval]'.") from error
-    counts = [Counter(gram for m in range(1, n + 1) for gram in _ngrams(text, m)) for text in texts]
-    lengths = [len(text.split()) for text in texts]
-    most: dict[tuple[str, ...], list[int]] = {}  # the two texts that say an n-gram most often: of the others, the most
-    for k, count in enumerate(counts):
-        for gram in count:
-            most[gram] = sorted([*most.get(gram, []), k], key=lambda j: -counts[j][gram])[:2]
-    total = 0.0
-    for k, count in enumerate(counts if len(texts) > 1 else []):
-        correct, possible = [0] * n, [0] * n
-        for gram, times in count.items():
-            other = next((j for j in most[gram] if j != k), None)
-            possible[len(gram) - 1] += times
-            correct[len(gram) - 1] += 0 if other is None else min(times, counts[other][gram])
-        closest = min((abs(length - lengths[k]), length) for j, length in enumerate(lengths) if j != k)[1]
-        total += BLEU.compute_bleu(
-            correct, possible, lengths[k], closest, smooth_method="exp", effective_order=True, max_ngram_order=n
-        ).score
-    return total / len(texts) if texts else 0.0
 
 
 def encode_pair(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -136,8 +100,7 @@ def token_log_probs(
     gets `masked`. convention="reference": normalised over all tokens, and masked after that, as in DoLa's evaluation.
     Raises ValueError for a row without a prompt or an unknown convention. arXiv 2309.03883, section 3.1.
     """
-    if convention not in ("textbook", "reference"):
-        raise ValueError(f'convention is {convention!r}: use "textbook" or "reference".')
+    check_word(convention, "convention", ("textbook", "reference"))
     for k, (prompt, _) in enumerate(rows):
         if not len(prompt):
             raise ValueError(f"rows[{k}] has a prompt without a token: start it with the tokenizer's BOS.")

@@ -137,12 +137,11 @@ def test_rows_about_texts_are_the_metrics_of_the_library():
     assert found["diversity"]["value"] == round(100 * cdlearn.metrics.diversity(texts), 1)
     assert found["diversity"]["low"] < found["diversity"]["value"] < found["diversity"]["high"]
     assert found["distinct-2"]["value"] == round(100 * cdlearn.metrics.distinct_n(texts, 2), 1)
-    assert found["self-BLEU"]["value"] == round(cdlearn.metrics.self_bleu(texts), 1)
     assert found["words"]["value"] == 4.3
     twice = {metric: row["value"] for metric, row in numbers(texts * 2).items()}
     assert twice == {metric: row["value"] for metric, row in found.items()}
     nothing = numbers(texts, ["", "", ""])
-    assert [nothing[m]["value"] for m in ("diversity", "distinct-2", "self-BLEU", "words")] == [100, 0, 0, 0]
+    assert [nothing[m]["value"] for m in ("diversity", "distinct-2", "words")] == [100, 0, 0]
     assert nothing["diversity"]["minus_greedy"]["value"] == pytest.approx(100 - found["diversity"]["value"], abs=0.1)
     assert numbers(texts, texts)["diversity"]["minus_greedy"] == {"value": 0, "low": 0, "high": 0}  # paired
 
@@ -472,7 +471,7 @@ def test_command_prints_the_table_and_writes_the_rows(tmp_path, capsys):
     grid = [r for r in rows if r["task"] == "puzzles, every setting"]
     assert [r["strategy"] for r in grid] == ["greedy", *toy.GRID] and grid[0]["value"] == right[0]["value"]
     assert {r["items"] for r in rows if (r["task"], r["metric"]) == ("facts", "true")} == {12}  # 2 places
-    assert not [r for r in rows if r["metric"] in ("diversity", "self-BLEU")]  # the card's table stays as it is
+    assert not [r for r in rows if r["metric"] == "diversity"]  # the card's table stays as it is
 
 
 def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
@@ -496,7 +495,7 @@ def test_csv_is_tidy_and_figures_are_files(uninterrupted, tmp_path, capsys):
     rows = list(csv.DictReader(csv_file.open(encoding="utf-8")))
     assert csv_file.read_bytes() == (whole / "results.csv").read_bytes()
     names = ["greedy", "sample top_p=0.95", "contrastive beta=0.5"]
-    metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "distinct-2", "self-BLEU", "words"]
+    metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "distinct-2", "words"]
     assert sorted((r["strategy"], r["metric"]) for r in rows) == sorted(itertools.product(names, metrics))
     assert {r["task"] for r in rows} == {"stories"} and {r["items"] for r in rows} == {"12"}
     (sampled,) = [r for r in rows if (r["strategy"], r["metric"]) == ("sample top_p=0.95", "contains the answer")]

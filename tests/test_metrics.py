@@ -1,6 +1,5 @@
 import itertools
 import math
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 
 import cdlearn
-from cdlearn.metrics import distinct_n, diversity, ngram_counts, perplexity, rep_n, self_bleu
+from cdlearn.metrics import distinct_n, diversity, ngram_counts, perplexity, rep_n
 
 TEXTS = st.lists(st.text("ab ", max_size=20), max_size=5)
 LONG = " ".join("abcabdabcabe")
@@ -139,37 +138,6 @@ def test_bad_convention():
             metric(convention="paper")
 
 
-def test_self_bleu_by_hand():
-    # "a b" against "a b c": 2 of 2 words, 1 of 1 pairs, two words against three: exp(1 - 3/2)
-    # "a b c" against "a b": 2 of 3 words, 1 of 2 pairs, and no brevity
-    first, second = 100 * math.exp(1 - 3 / 2), 100 * math.sqrt(2 / 3 * 1 / 2)
-    assert self_bleu(["a b", "a b c"], 2) == pytest.approx((first + second) / 2)
-    assert self_bleu(["a b c d", "a b c d", "e f g h"]) == pytest.approx(200 / 3)  # two copies and a stranger
-
-
-@given(st.lists(st.text("ab ", max_size=12), min_size=2, max_size=5), st.integers(1, 4))
-def test_self_bleu_is_sacrebleus_sentence_score(texts, n):
-    from sacrebleu.metrics import BLEU
-
-    bleu = BLEU(tokenize="none", effective_order=True, max_ngram_order=n)
-    scores = [bleu.sentence_score(text, texts[:k] + texts[k + 1 :]).score for k, text in enumerate(texts)]
-    assert self_bleu(texts, n) == pytest.approx(sum(scores) / len(texts))
-
-
-def test_self_bleu_of_nothing_of_one_word_and_of_copies():
-    assert self_bleu([]) == self_bleu([""]) == self_bleu(["a b c"]) == self_bleu(["", ""]) == 0
-    assert self_bleu(["one", "one"]) == pytest.approx(100)
-    assert self_bleu(["one", "two"]) == 0
-    assert self_bleu(["one", ""]) == 0
-    assert self_bleu(["she was happy and so was he"] * 5) == pytest.approx(100)
-
-
-def test_self_bleu_without_sacrebleu_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
-    with pytest.raises(ImportError, match=r"pip install 'cdlearn\[eval\]'"):
-        self_bleu(["a", "b"])
-
-
 def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities():
     model = tiny_model("llama", vocab_size=7)
     prompts, texts = [[1, 4], [5]], [[3, 3, 6], [4]]
@@ -212,10 +180,6 @@ def test_perplexity_prefers_what_the_model_says_itself():
 
 def test_the_arguments_of_the_new_metrics_are_checked(tokenizer):
     model = tiny_model("llama")
-    with pytest.raises(TypeError, match="texts is a single string"):
-        self_bleu("a b")
-    with pytest.raises(ValueError, match="n is 0"):
-        self_bleu(["a"], 0)
     with pytest.raises(ValueError, match="prompts holds 2 and texts 1"):
         perplexity(model, ["a", "b"], ["a"], tokenizer=tokenizer)
     with pytest.raises(TypeError, match="tokenizer is None"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cdlearn.metrics import distinct_n, ngram_counts, self_bleu
+from cdlearn.metrics import distinct_n, ngram_counts
 from cdlearn.toyworld.tasks import Item
 
 BASELINE = "greedy"  # what every method is compared to, item by item
@@ -30,7 +30,6 @@ LEGEND = {
     "is the answer": "the text is the answer and nothing else",
     "diversity": "(1 - rep-2)(1 - rep-3)(1 - rep-4)",
     "distinct-2": "different word pairs of all word pairs in all texts",
-    "self-BLEU": "how alike the texts are; less is more varied",
     "words": "a mean, no percentage",
     "1 - TV": "the acceptance rate of that draft in speculative sampling",
     "amateur's greedy choice": "tokens that the amateur alone would have chosen, too",
@@ -98,10 +97,10 @@ def _by_run(grades: list[dict], count: int, metric: str) -> dict[str, float]:
 
 
 def text_rows(title: str, items: list[Item], written: dict[str, list[str]]) -> list[dict]:
-    """Rows about the texts themselves: diversity with its intervals, distinct-2 and self-BLEU of the first run, words.
+    """Rows about the texts themselves: diversity with its intervals, distinct-2 of the first run, words.
 
     written: method -> a text for every item; several runs follow one another. All in percent but the words (a mean per
-    text). Self-BLEU needs sacrebleu and is left out without it.
+    text).
     """
     spread = {spec: _diversity(texts, items) for spec, texts in written.items()}
     rows = []
@@ -109,10 +108,6 @@ def text_rows(title: str, items: list[Item], written: dict[str, list[str]]) -> l
         first, base = texts[: len(items)], None if spec == BASELINE else spread.get(BASELINE)
         numbers = {"diversity": _against(base, spread[spec])}
         numbers["distinct-2"] = {"value": round(100 * distinct_n(first, 2), 1)}
-        try:
-            numbers["self-BLEU"] = {"value": round(self_bleu(first), 1)}
-        except ImportError:
-            pass
         numbers["words"] = {"value": round(sum(len(text.split()) for text in texts) / len(texts), 1)}
         names = {"task": title, "strategy": spec}
         rows += [names | {"metric": metric} | row | {"items": len(items)} for metric, row in numbers.items()]
