@@ -265,7 +265,7 @@ def test_what_cannot_be_drawn_is_refused_with_a_reason():
     untraced = generate(CachedLM(models()[0]), [5], **OPTIONS, trace=False)
     empty = Recorder().trace(0, [3], steps=0, settings={}, tokenizer=None)
     for draw in (plot_trajectory, plot_layers, plot_rounds, lambda t: plot_step(t, 0), lambda t: plot_strength(t, 0)):
-        with pytest.raises(ValueError, match="trace is None: generate with trace=True"):
+        with pytest.raises(ValueError, match="trace has no trace"):
             draw(untraced)
         with pytest.raises(TypeError, match="trace is a list: pass a Trace or a Generation"):
             draw([1])

@@ -20,15 +20,15 @@ _LONGEST = 16  # characters of a token's text in a figure
 _LABELLED = 48  # positions that are named by their tokens; beyond, by numbers
 
 
-def read_trace(value: Any, *, needs_steps: bool = False) -> Trace:
-    """A trace, given itself or as a generation."""
-    trace = value if isinstance(value, Trace) else getattr(value, "trace", value)
-    if trace is None:
-        raise ValueError("trace is None: generate with trace=True, so that there is something to draw.")
+def read_trace(value: Any, name: str = "trace", *, needs_steps: bool = False) -> Trace:
+    """A trace, given itself or as a generation; name: the argument's."""
+    trace = getattr(value, "trace", value)
+    if trace is None and value is not None:
+        raise ValueError(f"{name} has no trace: generate it with trace=True.")
     if not isinstance(trace, Trace):
-        raise TypeError(f"trace is a {type(value).__name__}: pass a Trace or a Generation.")
+        raise TypeError(f"{name} is a {type(value).__name__}: pass a Trace or a Generation.")
     if needs_steps and not len(trace):
-        raise ValueError("trace has no positions: generate at least one token.")
+        raise ValueError(f"{name} has no positions: generate at least one token.")
     return trace
 
 
