@@ -111,8 +111,8 @@ class SourceLM(HFLM):
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, T] ids, padded on the right -> [B, n, V]: log-probabilities in nats, at least `MASKED`, of n columns.
 
-        They are the last n, which the harness counts from the end. None is scored before the first continuation of the batch; rows that
-        were never asked for come from `--batch_size auto`, which tries the longest continuation.
+        They are the last n, from the batch's first continuation on; the harness counts columns from the end. A row that
+        was never asked for comes from `--batch_size auto`, which tries the longest continuation.
         """
         rest = inps.shape[1] - self._longest
         n = inps.shape[1] - min(self._starts.get(_unpadded(row), rest) for row in inps.tolist())
