@@ -20,17 +20,17 @@ import cdlearn
 from cdlearn import methods
 from cdlearn.cli.evaluate import main
 from cdlearn.evaluate import answers as asking
-from cdlearn.evaluate import figures, report
+from cdlearn.evaluate import report
 from cdlearn.evaluate import toyworld as toy
-from cdlearn.evaluate.folder import Records, RunFolder
-from cdlearn.evaluate.questions import Choices, read_questions
+from cdlearn.evaluate.folder import Records
+from cdlearn.evaluate.questions import Choices, read_prompts, read_questions
 from cdlearn.toyworld.tasks import TASKS, Item, Task
 
 LINES = [
     {"prompt": f"{who} had a {colour} {thing}.", "answer": [thing, "happy"]}
     for who, colour, thing in itertools.product(("Ada", "Ben", "Zoe"), ("red", "blue"), ("ball", "kite"))
 ]
-ARGUMENTS = ["--methods", "greedy", "sample top_p=0.95", "contrastive beta=0.5", "--seeds", "2", "--batch", "3"]
+ARGUMENTS = ["--methods", "greedy", "sample top_p=0.95", "contrastive beta=0.5", "--batch", "3"]
 
 
 @pytest.fixture
@@ -109,43 +109,6 @@ def test_every_metric_is_explained():
     assert [line.split()[0] for line in report.legend(rows).splitlines()] == ["rep-2", "named"]
 
 
-def test_several_runs_are_one_score_with_its_lowest_and_highest_run():
-    items = items_of(4)
-    base = [{"m": (1, 1), "never": (0, 0)}] * 4
-    three = [{"m": (hit, 1), "never": (0, 0)} for hit in (1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0)]
-    rows = report.rows_of("puzzles", items, {"greedy": base, "sampled": three})
-    assert [row["metric"] for row in rows] == ["m", "m"]  # what no item has is no number
-    assert (rows[1]["runs"], rows[1]["lowest_run"], rows[1]["highest_run"]) == (3, 50.0, 75.0)
-    assert rows[1]["value"] == 58.3 and rows[1]["minus_greedy"]["value"] == -41.7
-    assert "runs" not in rows[0] and {row["items"] for row in rows} == {4}
-    assert "3 runs: 50.0 to 75.0" in report.table(rows)
-    # an item is drawn with all its runs: four copies of one run are as uncertain as the run
-    copies = report.rows_of("puzzles", items, {"greedy": base, "sampled": three[:4] * 4})
-    single = report.rows_of("puzzles", items, {"greedy": base, "sampled": three[:4]})
-    assert (copies[1]["low"], copies[1]["high"]) == (single[1]["low"], single[1]["high"])
-
-
-def test_rows_about_texts_are_the_metrics_of_the_library():
-    items = items_of(3)
-    texts = ["a b a b a b", "c d e f c d e", ""]
-
-    def numbers(*written):
-        rows = report.text_rows("t", items, dict(zip(("greedy", "s"), written)))
-        return {row["metric"]: row for row in rows if row["strategy"] == ("greedy", "s")[len(written) - 1]}
-
-    found = numbers(texts)
-    assert found["diversity"]["value"] == round(100 * cdlearn.metrics.diversity(texts), 1)
-    assert found["diversity"]["low"] < found["diversity"]["value"] < found["diversity"]["high"]
-    assert found["distinct-2"]["value"] == round(100 * cdlearn.metrics.distinct_n(texts, 2), 1)
-    assert found["words"]["value"] == 4.3
-    twice = {metric: row["value"] for metric, row in numbers(texts * 2).items()}
-    assert twice == {metric: row["value"] for metric, row in found.items()}
-    nothing = numbers(texts, ["", "", ""])
-    assert [nothing[m]["value"] for m in ("diversity", "distinct-2", "words")] == [100, 0, 0]
-    assert nothing["diversity"]["minus_greedy"]["value"] == pytest.approx(100 - found["diversity"]["value"], abs=0.1)
-    assert numbers(texts, texts)["diversity"]["minus_greedy"] == {"value": 0, "low": 0, "high": 0}  # paired
-
-
 # prompts files
 
 
@@ -169,8 +132,8 @@ def test_a_prompts_file_becomes_two_tasks(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "line 2: not JSON"),
-        ('["a"]', 'line 2: no text under "prompt"'),
+        ("{", "not JSON"),
+        ('["a"]', 'no text under "prompt"'),
         ('{"prompt": 3}', 'no text under "prompt"'),
         ('{"prompt": "a", "answer": 3}', '"answer" is not a text'),
         ('{"prompt": "a", "choices": ["b"], "answer": 0}', "two or more texts"),
@@ -184,20 +147,26 @@ def test_a_prompts_file_becomes_two_tasks(tmp_path):
 def test_bad_lines_are_named(tmp_path, line, says):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "fine"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=f"--prompts-file .*, line 2: .*{says}"):
         read_questions(path)
-    assert "--prompts-file" in str(error.value) and "line 2" in str(error.value)
 
 
-def test_files_that_hold_nothing_are_refused(tmp_path):
-    (tmp_path / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(ValueError, match="holds no prompt"):
-        read_questions(tmp_path / "empty.jsonl")
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
-    with pytest.raises(ValueError, match="is not UTF-8"):
-        read_questions(tmp_path / "latin.jsonl")
-    with pytest.raises(FileNotFoundError):
-        read_questions(tmp_path / "missing.jsonl")
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_files_that_hold_nothing_are_refused(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(FileNotFoundError, match="--prompts-file"):
+        read_prompts(path)
+    for content, says in ((b"\n \n", "holds no prompt"), (b'{"prompt": "\xe9"}', "is not UTF-8")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=says):
+            read_prompts(path)
+
+
+def test_lines_may_be_plain_texts(tmp_path):
+    (tmp_path / "p.txt").write_text("Hi\n\n{Ho\n", encoding="utf-8-sig")
+    assert read_prompts(tmp_path / "p.txt") == [(1, {"prompt": "Hi"}), (3, {"prompt": "{Ho"})]
+    (tmp_path / "p.jsonl").write_text('"Hi\\nyou"\n{"prompt": "Ho", "id": 7}\n')
+    assert read_prompts(tmp_path / "p.jsonl") == [(1, {"prompt": "Hi\nyou"}), (2, {"prompt": "Ho", "id": 7})]
 
 
 def test_free_answers_are_graded_by_whole_words(tmp_path):
@@ -261,12 +230,12 @@ def test_choices_reference_changes_the_normalisation_only():
 
 
 def test_multiple_choice_is_asked_of_every_source_once(tmp_path):
-    """`sample` would choose as `greedy` does, and no run differs from the first."""
+    """`sample` would choose as `greedy` does."""
     path = write_lines(tmp_path / "quiz.jsonl", [{"prompt": "Ada had a", "choices": ["red", "dog"], "answer": 0}])
     specs = ["greedy", "sample", "contrastive", "contrastive temperature=1", "speculative"]
     tasks = read_questions(path)
     models, records = methods.Models(cdlearn.load_pair()), Records()
-    rows = asking.evaluate(tasks, {"quiz": specs}, models, runs=2, records=records)
+    rows = asking.evaluate(tasks, {"quiz": specs}, models, records=records)
     assert {row["strategy"] for row in rows} == {"greedy", "contrastive"} and len(records) == 2
 
 
@@ -276,8 +245,8 @@ def test_answers_are_found_again_and_batches_stay_as_they_are(monkeypatch):
     settings = {"tokenizer": pair.tokenizer, "batch": 3, "seed": 5}
     ask = functools.partial(asking.answers, task, items, "s", decoder("sample", pair), **settings)
     whole = Records()
-    expected, other = ask(records=whole), ask(records=whole, run=1)
-    assert [r["answer"] for r in other] != [r["answer"] for r in expected]  # another run, other draws
+    expected = ask(records=whole)
+    assert [r["answer"] for r in ask(records=Records(), seed=6)] != [r["answer"] for r in expected]
     part = Records()
     for record in expected[:2] + expected[5:]:
         part.add(record)
@@ -312,67 +281,66 @@ def test_an_interrupt_keeps_what_is_finished_and_nothing_else(monkeypatch):
 
 
 def record(item, answer="x"):
-    return {"task": "t", "strategy": "s", "run": 0, "item": item, "answer": answer}
+    return {"task": "t", "strategy": "s", "item": item, "answer": answer}
 
 
 def test_a_folder_remembers_and_every_answer_is_on_disk_at_once(tmp_path):
-    with RunFolder(tmp_path / "deep" / "run", {"n": 3}) as folder:
+    with Records(tmp_path / "deep" / "run", {"n": 3}) as folder:
         folder.add(record(0, "ä\n\ud800"))
         path = tmp_path / "deep" / "run" / "answers.jsonl"
         assert json.loads(path.read_text(encoding="utf-8"))["answer"][:2] == "ä\n"  # before anything is closed
         folder.add(record(0, "another"))  # known already
         folder.add(record(1))
-    with RunFolder(tmp_path / "deep" / "run", {"n": 3}) as folder:
-        assert len(folder) == 2 and folder.get(("t", "s", 0, 1)) == record(1)
-        assert folder.get(("t", "s", 1, 1)) is None
+    with Records(tmp_path / "deep" / "run", {"n": 3}) as folder:
+        assert len(folder) == 2 and folder["t", "s", 1] == record(1)
     assert len(path.read_text(encoding="utf-8").splitlines()) == 2
 
 
 @pytest.mark.parametrize("torn", ['{"task": "t", "strat', '{"task"', "\ufffd", json.dumps(record(2))])
 def test_a_torn_last_line_is_cut_off(tmp_path, torn):
-    with RunFolder(tmp_path, {}) as folder:
+    with Records(tmp_path, {}) as folder:
         folder.add(record(0))
         folder.add(record(1))
     path = tmp_path / "answers.jsonl"
     good = path.read_bytes()
     path.write_bytes(good + torn.encode())
-    with RunFolder(tmp_path, {}) as folder:
+    with Records(tmp_path, {}) as folder:
         assert len(folder) == 2 and path.read_bytes() == good
         folder.add(record(2, "again"))
-    with RunFolder(tmp_path, {}) as folder:
-        assert folder.get(("t", "s", 0, 2))["answer"] == "again"
+    with Records(tmp_path, {}) as folder:
+        assert folder["t", "s", 2]["answer"] == "again"
 
 
 def test_a_broken_line_before_the_last_is_an_error(tmp_path):
-    with RunFolder(tmp_path, {}) as folder:
+    with Records(tmp_path, {}) as folder:
         folder.add(record(0))
     path = tmp_path / "answers.jsonl"
     for broken in (b"{half\n", b"[]\n", b'{"task": "t"}\n'):
         path.write_bytes(broken + json.dumps(record(1)).encode() + b"\n")
         with pytest.raises(ValueError, match="answers.jsonl, line 1, is not an answer"):
-            RunFolder(tmp_path, {})
+            Records(tmp_path, {})
         assert path.read_bytes().startswith(broken)  # nothing was thrown away
 
 
 def test_other_settings_are_refused_in_one_sentence(tmp_path):
-    RunFolder(tmp_path, {"n": 3, "stop": None}).__exit__()
+    Records(tmp_path, {"n": 3, "stop": None}).__exit__()
     with pytest.raises(ValueError, match=r"was begun with n = 3, and this run has 4: give the same settings, or ano"):
-        RunFolder(tmp_path, {"n": 4, "stop": None})
+        Records(tmp_path, {"n": 4, "stop": None})
     with pytest.raises(ValueError, match="was begun with stop = None, and this run has"):
-        RunFolder(tmp_path, {"n": 3, "stop": ["Q:"]})
-    RunFolder(tmp_path, {"n": 3, "stop": None}).__exit__()
+        Records(tmp_path, {"n": 3, "stop": ["Q:"]})
+    Records(tmp_path, {"n": 3, "stop": None}).__exit__()
     (tmp_path / "settings.json").unlink()
     (tmp_path / "answers.jsonl").write_text(json.dumps(record(0)) + "\n")
     with pytest.raises(ValueError, match="holds answers but no settings.json"):
-        RunFolder(tmp_path, {"n": 3})
+        Records(tmp_path, {"n": 3})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
 def test_two_writers_do_not_share_a_folder(tmp_path):
-    with RunFolder(tmp_path, {}):
+    with Records(tmp_path, {}):
         with pytest.raises(ValueError, match="in use by another process"):
-            RunFolder(tmp_path, {})
-    RunFolder(tmp_path, {}).__exit__()
+            Records(tmp_path, {})
+    Records(tmp_path, {}).__exit__()
 
 
 def test_a_fingerprint_knows_other_weights():
@@ -424,7 +392,7 @@ def test_kill_9_in_the_fourth_batch_loses_the_fourth_batch_and_nothing_else(unin
     asked, generate = [], methods.generate
     monkeypatch.setattr(methods, "generate", lambda *a, **k: asked.append(len(a[1])) or generate(*a, **k))
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    assert sum(asked) == 12 * 4 - 9  # greedy, contrastive, and the sampled one twice; what was there is not asked again
+    assert sum(asked) == 12 * 3 - 9  # what was there is not asked again
     for name in ("answers.jsonl", "results.csv", "settings.json"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
@@ -471,7 +439,6 @@ def test_command_prints_the_table_and_writes_the_rows(tmp_path, capsys):
     grid = [r for r in rows if r["task"] == "puzzles, every setting"]
     assert [r["strategy"] for r in grid] == ["greedy", *toy.GRID] and grid[0]["value"] == right[0]["value"]
     assert {r["items"] for r in rows if (r["task"], r["metric"]) == ("facts", "true")} == {12}  # 2 places
-    assert not [r for r in rows if r["metric"] == "diversity"]  # the card's table stays as it is
 
 
 def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
@@ -487,52 +454,22 @@ def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
     assert "+0.0 [+0.0, +0.0]" in next(line for line in out.splitlines() if line.startswith("  mine  "))
 
 
-def test_csv_is_tidy_and_figures_are_files(uninterrupted, tmp_path, capsys):
-    whole, arguments = uninterrupted
-    csv_file, drawn = tmp_path / "a" / "rows.csv", tmp_path / "figures"
-    assert main([*arguments, "--out", str(whole), "--csv", str(csv_file), "--figures", str(drawn)]) == 0
-    out = capsys.readouterr().out
-    rows = list(csv.DictReader(csv_file.open(encoding="utf-8")))
-    assert csv_file.read_bytes() == (whole / "results.csv").read_bytes()
+def test_results_are_tidy(uninterrupted):
+    rows = list(csv.DictReader((uninterrupted[0] / "results.csv").open(encoding="utf-8")))
     names = ["greedy", "sample top_p=0.95", "contrastive beta=0.5"]
-    metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "distinct-2", "words"]
-    assert sorted((r["strategy"], r["metric"]) for r in rows) == sorted(itertools.product(names, metrics))
+    metrics = ["contains the answer", "is the answer", "rep-2"]
+    assert [(r["strategy"], r["metric"]) for r in rows] == list(itertools.product(names, metrics))
     assert {r["task"] for r in rows} == {"stories"} and {r["items"] for r in rows} == {"12"}
-    (sampled,) = [r for r in rows if (r["strategy"], r["metric"]) == ("sample top_p=0.95", "contains the answer")]
-    assert sampled["runs"] == "2" and float(sampled["lowest_run"]) <= float(sampled["value"])
-    assert float(sampled["minus_greedy_low"]) <= float(sampled["minus_greedy"]) <= float(sampled["minus_greedy_high"])
-    assert "sample top_p=0.95" in out and "2 runs:" in out
-    assert sorted(p.name for p in drawn.iterdir()) == ["diversity.png", "diversity.svg", "scores.png", "scores.svg"]
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in drawn.glob("*.png"))
-    assert all("<svg" in p.read_text(encoding="utf-8") for p in drawn.glob("*.svg"))
+    assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in rows)
+    assert all(float(r["minus_greedy_low"]) <= float(r["minus_greedy"]) for r in rows[3:])
 
 
-def test_figures_show_what_the_rows_say():
-    rows = [
-        {"task": "stories", "strategy": name, "metric": metric, "value": v, "low": v - 5, "high": v + 5}
-        for name, values in {"greedy": (90, 10), "contrast $x$": (80, 70)}.items()
-        for metric, v in zip(("consistent", "diversity"), values)
-    ]
-    ax = figures.plot_diversity(rows, "stories", "consistent")
-    marks = [container.lines[0] for container in ax.containers]
-    assert [tuple(mark.get_xydata()[0]) for mark in marks] == [(90, 10), (80, 70)]
-    assert len({mark.get_marker() for mark in marks}) == 2  # never colour alone
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["greedy", "contrast $x$"]
-    ax = figures.plot_scores(rows, "stories", "consistent")
-    bars = [line.get_xdata().tolist() for line in ax.lines if len(line.get_xydata()) == 2]
-    assert bars == [[85, 95], [75, 85]]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["greedy", "contrast $x$"]
-    with pytest.raises(ValueError, match="nothing about task 'stories' and metric 'right'"):
-        figures.plot_scores(rows, "stories", "right")
-
-
-def test_a_folder_grows_by_methods_and_runs_and_refuses_other_items(prompts, tmp_path, capsys):
+def test_a_folder_grows_by_methods_and_refuses_other_items(prompts, tmp_path):
     out = ["--max-new-tokens", "6", "--batch", "9", "--out", str(tmp_path / "run")]
-    contrast = ["amateur", "sample top_p=0.9"]
     assert main(["--prompts-file", prompts, *out, "--methods", "amateur"]) == 0
-    assert main(["--prompts-file", prompts, *out, "--methods", *contrast, "--seeds", "2"]) == 0
+    assert main(["--prompts-file", prompts, *out, "--methods", "amateur", "sample top_p=0.9"]) == 0
     lines = (tmp_path / "run" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 12 * 3
+    assert len(lines) == 12 * 2
     changed = write_lines(tmp_path / "stories2.jsonl", LINES[::-1])
     with pytest.raises(ValueError, match="was begun with prompts"):
         main(["--prompts-file", changed, *out, "--methods", "amateur"])
@@ -611,8 +548,8 @@ def test_drafts_of_other_architectures_are_the_amateur_alone():
 
 def test_the_table_finds_its_answers_again(tmp_path, monkeypatch):
     def rows():
-        with RunFolder(tmp_path, {}) as records:
-            settings = {"early": False, "grid": False, "runs": 1, "texts": False, "records": records}
+        with Records(tmp_path, {}) as records:
+            settings = {"early": False, "grid": False, "records": records}
             return toy.table_rows(toy.toy_tasks(["arithmetic"], 2), models, **settings)
 
     models = methods.Models(cdlearn.load_pair())

@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 
 from cdlearn.cli import options
-from cdlearn.evaluate.answers import evaluate, fingerprint
-from cdlearn.evaluate.figures import write_figures
-from cdlearn.evaluate.folder import Records, RunFolder
+from cdlearn.evaluate.answers import Tasks, evaluate, fingerprint
+from cdlearn.evaluate.folder import Records
 from cdlearn.evaluate.questions import FORMAT, read_questions
-from cdlearn.evaluate.report import legend, table, write_csv
-from cdlearn.evaluate.toyworld import USUAL, Tasks, table_rows, toy_tasks
+from cdlearn.evaluate.report import legend, table, to_frame
+from cdlearn.evaluate.toyworld import USUAL, table_rows, toy_tasks
 from cdlearn.methods import METHODS, Models, parse
 from cdlearn.pairs.pair import Pair
 from cdlearn.toyworld.tasks import TASKS
@@ -35,41 +34,36 @@ methods, each with its numbers as in "contrastive beta=0.5 alpha=0.1":
 examples:
   cdlearn eval                                                  the table of the embedded pair
   cdlearn eval --tasks puzzles facts --json results.json
-  cdlearn eval --tasks stories --seeds 5 --out runs/stories --figures runs/stories
   cdlearn eval --prompts-file questions.jsonl --methods greedy "contrastive beta=0.5" --out runs/questions
   cdlearn eval --expert Qwen/Qwen3-4B --amateur Qwen/Qwen3-0.6B --prompts-file questions.jsonl --out runs/qwen
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    known = "\n".join(f"  {name:24} {', '.join(method.options)}" for name, method in METHODS.items())
     parser = options.Parser(
         prog="cdlearn eval",
         description="Methods x tasks: percentages, 95% bootstrap intervals, paired difference to greedy.",
-        epilog=EXAMPLES.format(format=textwrap.fill(FORMAT, 100), methods=known),
+        epilog=EXAMPLES.format(format=textwrap.fill(FORMAT, 100), methods=options.methods_help()),
     )
+    count = options.number(int, 1)
     options.add_models(parser)
-    what = parser.add_argument_group("what is compared")
-    tasks = what.add_mutually_exclusive_group()
+    tasks = parser.add_mutually_exclusive_group()
     tasks.add_argument("--tasks", nargs="+", choices=list(TASKS), help="of the toy world (default: all)")
     tasks.add_argument("--prompts-file", metavar="FILE", help="JSON lines of your own, see below")
-    what.add_argument("--methods", nargs="+", metavar="METHOD", help="see below (default: the usual ones)")
-    count = options.number(int, 1)
-    what.add_argument("-n", type=count, help="items of a task, places of facts (default: 500, files all)")
-    what.add_argument("--seed", type=options.number(int, 0), default=0)
-    what.add_argument("--seeds", type=count, default=1, metavar="N", help="runs of methods that sample (default: 1)")
-    what.add_argument("--no-grid", action="store_true", help="leave out the puzzles over alpha and beta")
-    what.add_argument("--batch", type=count, help=f"prompts at once (default: {BATCH}, other models {BATCH_OF_OTHERS})")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="see below (default: the usual ones)")
+    parser.add_argument("-n", type=count, help="items of a task, places of facts (default: 500, files all)")
+    parser.add_argument("--seed", type=options.number(int, 0), default=0)
+    parser.add_argument("--no-grid", action="store_true", help="leave out the puzzles over alpha and beta")
+    parser.add_argument("--batch", type=count, help=f"prompts at once (default: {BATCH}, others {BATCH_OF_OTHERS})")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="keep answers and results.csv; the same command goes on"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the set-up to FILE as well")
     file = parser.add_argument_group("with --prompts-file")
     file.add_argument("--max-new-tokens", type=count, help="default: 64")
     file.add_argument("--stop", nargs="+", metavar="TEXT", help="texts that end an answer")
     file.add_argument("--chat-template", action="store_true", help="put the prompts into the chat template")
     file.add_argument("--system-prompt", metavar="TEXT", help="goes into the chat template")
-    out = parser.add_argument_group("where it goes")
-    out.add_argument("--out", type=Path, metavar="DIR", help="keep every answer in DIR; the same command continues")
-    out.add_argument("--csv", type=Path, metavar="FILE", help="one row per method, task and metric")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the set-up to FILE as well")
-    out.add_argument("--figures", type=Path, metavar="DIR", help="write scores and diversity there, PNG and SVG")
     return parser
 
 
@@ -82,13 +76,12 @@ def main(argv: list[str] | None = None) -> int:
     whole = not (args.methods or args.prompts_file)  # the toy world's own table
     early = args.expert is None  # the embedded expert has an early checkpoint
     specs = args.methods or [spec for spec in USUAL if whole or early or args.amateur or not _needs(spec)]
-    pair = options.open_pair(args, tuple(parse(spec)[0] for spec in specs))
+    pair = options.open_pair(args, [parse(spec)[0] for spec in specs])
     models, tasks = Models(pair), _tasks(args, pair)
     try:
-        with _records(args, pair, tasks) as records:
+        with Records(args.out, args.out and _settings(args, pair, tasks)) as records:
             before = len(records)
-            settings = {"seed": args.seed, "runs": args.seeds, "batch": args.batch, "records": records}
-            settings["texts"] = any((args.methods, args.prompts_file, args.out, args.csv, args.figures))
+            settings = {"seed": args.seed, "batch": args.batch, "records": records}
             if whole:
                 rows = table_rows(tasks, models, early=early, grid=not args.no_grid, **settings)
             else:
@@ -97,13 +90,18 @@ def main(argv: list[str] | None = None) -> int:
         if args.out:
             print(f"\nstopped; the same command goes on with what is in {args.out}", file=sys.stderr)
         raise
+    seconds, threads = round(time.time() - start), torch.get_num_threads()
     print(table(rows))
     print("\npercent, [95% bootstrap interval], difference to greedy with its interval\n" + legend(rows))
     if args.out:
+        to_frame(rows).to_csv(args.out / "results.csv", index=False, lineterminator="\n")
         print(f"\nanswers ({before} were there already) and numbers: answers.jsonl and results.csv in {args.out}")
-    seconds = time.time() - start
-    print(f"\n{seconds:.0f} s on {torch.get_num_threads()} threads, seed {args.seed}")
-    _write(args, rows, {name: task.headline for name, (task, _) in tasks.items()}, seconds)
+    if args.json:
+        setup = {"seed": args.seed, "n": args.n, "seconds": seconds, "torch": torch.__version__}
+        setup |= {"machine": platform.machine(), "threads": threads}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n")
+    print(f"\n{seconds} s on {threads} threads, seed {args.seed}")
     return 0
 
 
@@ -144,27 +142,12 @@ def _tasks(args: argparse.Namespace, pair: Pair) -> Tasks:
     return read_questions(args.prompts_file, n=args.n, max_new_tokens=args.max_new_tokens, render=render)
 
 
-def _records(args: argparse.Namespace, pair: Pair, tasks: Tasks) -> Records:
-    """Where the answers go; a folder is bound to everything that an answer depends on, and to nothing else."""
-    if args.out is None:
-        return Records()
+def _settings(args: argparse.Namespace, pair: Pair, tasks: Tasks) -> dict[str, object]:
+    """Everything that an answer depends on, and nothing else: a folder is bound to it."""
     settings = {"expert": fingerprint(pair.expert), "amateur": fingerprint(pair.amateur)}
-    settings |= {"device": pair.expert.device.type, "seed": args.seed, "batch": args.batch, "stop": args.stop}
-    settings |= {"max-new-tokens": args.max_new_tokens, "n": args.n, "prompts": "the toy world's"}
+    settings |= {"device": pair.expert.device.type, "prompts": "the toy world's"}
+    settings |= {name: getattr(args, name) for name in ("seed", "batch", "stop", "max_new_tokens", "n")}
     if args.prompts_file:
         prompts = [(item.prompt, str(item.gold)) for _, items in tasks.values() for item in items]
         settings["prompts"] = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:12]
-    return RunFolder(args.out, settings)
-
-
-def _write(args: argparse.Namespace, rows: list[dict], headlines: dict[str, str], seconds: float) -> None:
-    for path in (args.csv, args.out and args.out / "results.csv"):
-        if path:
-            write_csv(rows, path)
-    if args.figures:
-        write_figures(rows, headlines, args.figures)
-    if args.json:
-        setup = {"seed": args.seed, "n": args.n, "seconds": round(seconds), "torch": torch.__version__}
-        setup |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n")
+    return settings

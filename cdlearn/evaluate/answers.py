@@ -11,54 +11,38 @@ from tqdm.auto import tqdm
 
 from cdlearn.evaluate.folder import Records
 from cdlearn.evaluate.questions import Choices
-from cdlearn.evaluate.report import rows_of, text_rows
+from cdlearn.evaluate.report import rows_of
 from cdlearn.methods import OPTIONS, Decoder, Models, build, parse
 from cdlearn.metrics import choice_scores
 from cdlearn.toyworld.tasks import Item, Task
 
-SEED_STEP = 1_000_000  # between the seeds of two runs: more than a run has items
+Tasks = dict[str, tuple[Task, list[Item]]]  # title -> a task and its items
 
 
-def evaluate(
-    tasks: dict[str, tuple[Task, list[Item]]],
-    methods: dict[str, Sequence[str]],
-    models: Models,
-    *,
-    runs: int = 1,
-    texts: bool = False,
-    **settings: Any,
-) -> list[dict]:
+def evaluate(tasks: Tasks, methods: dict[str, Sequence[str]], models: Models, **settings: Any) -> list[dict]:
     """The report's rows of every task, method and metric (see `report.rows_of`), task by task.
 
-    tasks: title -> (task, items), as `read_questions` and `toy_tasks` return them. methods: title -> the methods that
-    answer, spelled as in `cdlearn.methods`. runs: repetitions of the methods that sample. texts: add rows about the
-    texts. settings: see `answers`. Multiple choice leaves out methods that differ from their source only in how they
-    draw. Raises ValueError for a method that is unknown or lacks its model.
+    tasks: as `read_questions` and `toy_tasks` return them. methods: title -> the methods that answer, spelled as in
+    `cdlearn.methods`. settings: see `answers`. Multiple choice leaves out methods that differ from their source only in
+    how they draw. Raises ValueError for a method that is unknown or lacks its model.
     """
-    decoders = {spec: build(models, *parse(spec)) for spec in dict.fromkeys(sum(map(list, methods.values()), []))}
-    repeats = {
-        (title, spec): _repeats(items, decoders[spec], runs)
+    decoders = {spec: build(models, *parse(spec)) for specs in methods.values() for spec in specs}
+    asked = {
+        title: [spec for spec in methods[title] if not _is_choice(items[0]) or _plain(decoders[spec])]
         for title, (_, items) in tasks.items()
-        for spec in methods[title]
     }
-    total = sum(len(tasks[title][1]) * count for (title, _), count in repeats.items())
     rows = []
     # disable=None: a bar on a terminal only, and on stderr, so that redirected output stays clean
+    total = sum(len(items) * len(asked[title]) for title, (_, items) in tasks.items())
     with tqdm(total=total, unit="text", disable=None) as bar:
         settings |= {"tokenizer": models.pair.tokenizer, "bar": bar}
         for title, (task, items) in tasks.items():
-            graded, written = {}, {}
-            for spec in (spec for spec in dict.fromkeys(methods[title]) if repeats[title, spec]):
+            graded = {}
+            for spec in asked[title]:
                 bar.set_description(f"{title}: {spec}")
-                made = [
-                    record
-                    for run in range(repeats[title, spec])
-                    for record in answers(task, items, spec, decoders[spec], run=run, **settings)
-                ]
-                written[spec] = [record["answer"] for record in made]
-                graded[spec] = [task.grade(items[k % len(items)], answer) for k, answer in enumerate(written[spec])]
+                made = answers(task, items, spec, decoders[spec], **settings)
+                graded[spec] = [task.grade(item, record["answer"]) for item, record in zip(items, made, strict=True)]
             rows += rows_of(title, items, graded)
-            rows += text_rows(title, items, written) if texts and not _is_choice(items[0]) else []
     return rows
 
 
@@ -72,56 +56,52 @@ def answers(
     records: Records,
     batch: int = 100,
     seed: int = 0,
-    run: int = 0,
     stop: list[str] | None = None,
     bar: tqdm | None = None,
 ) -> list[dict[str, Any]]:
     """The records of a task's items, in order: those that `records` holds, and the others asked for now.
 
-    spec: the method's name in the records. run: the number of the repetition, which draws with other seeds. stop: texts
-    that end an answer. A record holds task, strategy, run and item, and as its "answer" the text, or for multiple
-    choice the log-probability of every choice. Batches are the same whatever is there already, so that a resumed run
-    gives the very answers of an uninterrupted one. An interrupt raises KeyboardInterrupt; what is finished is kept.
+    spec: the method's name in the records. stop: texts that end an answer. A record holds task, strategy and item, and
+    as its "answer" the text, or for multiple choice the log-probability of every choice. Batches are the same whatever
+    is there already, so that a resumed run gives the very answers of an uninterrupted one. An interrupt raises
+    KeyboardInterrupt; what is finished is kept.
     """
-    keys = [(task.name, spec, run, k) for k in range(len(items))]
+    keys = [(task.name, spec, k) for k in range(len(items))]
     # prompts of similar lengths share a batch: the least padding; multiple choice is asked item by item
-    free = sorted((k for k in range(len(items)) if not _is_choice(items[k])), key=lambda k: len(items[k].prompt))
-    groups = [(start, free[start : start + batch]) for start in range(0, len(free), batch)]
-    groups += [(0, [k]) for k in range(len(items)) if _is_choice(items[k])]
-    for start, group in groups:
-        if any(records.get(keys[k]) is None for k in group):
+    order = sorted(range(len(items)), key=lambda k: len(items[k].prompt))
+    size = 1 if _is_choice(items[0]) else batch
+    for start in range(0, len(items), size):
+        group = order[start : start + size]
+        if any(keys[k] not in records for k in group):
             chosen = [items[k] for k in group]
             if _is_choice(chosen[0]):
-                made = _choose(decoder, chosen[0], tokenizer)
+                made = [_choose(decoder, chosen[0], tokenizer)]
             else:
-                settings = {"max_new_tokens": task.max_new_tokens, "seed": seed + run * SEED_STEP + start, "stop": stop}
+                settings = {"max_new_tokens": task.max_new_tokens, "seed": seed + start, "stop": stop}
                 made = _write(decoder, chosen, tokenizer, settings)
             for k, record in zip(group, made):
                 if record["finish_reason"] != "interrupted":
-                    records.add(dict(zip(("task", "strategy", "run", "item"), keys[k])) | record)
+                    records.add(dict(zip(("task", "strategy", "item"), keys[k])) | record)
             if any(record["finish_reason"] == "interrupted" for record in made):
                 raise KeyboardInterrupt
         if bar is not None:
             bar.update(len(group))
-    return [records.get(key) for key in keys]
+    return [records[key] for key in keys]
 
 
 def _is_choice(item: Item) -> bool:
     return isinstance(item.gold, Choices)
 
 
-def _repeats(items: list[Item], decoder: Decoder, runs: int) -> int:
-    """How often a task is asked: sampled methods in every run; multiple choice never where only the draw differs."""
-    if _is_choice(items[0]):
-        plain = all(value == OPTIONS[name].default for name, value in decoder.draw.items())
-        return int(plain and decoder.draft is None)
-    return runs if decoder.sampled else 1
+def _plain(decoder: Decoder) -> bool:
+    """Whether a method is its source as it is: choices are scored, so that how tokens are drawn changes nothing."""
+    return decoder.draft is None and all(value == OPTIONS[name].default for name, value in decoder.draw.items())
 
 
-def _choose(decoder: Decoder, item: Item, tokenizer: Any) -> list[dict[str, Any]]:
+def _choose(decoder: Decoder, item: Item, tokenizer: Any) -> dict[str, Any]:
     convention = decoder.numbers.get("choices", "textbook")
     scores = choice_scores(decoder.source, item.prompt, item.gold.texts, tokenizer=tokenizer, convention=convention)
-    return [{"answer": scores, "finish_reason": "choice"}]
+    return {"answer": scores, "finish_reason": "choice"}
 
 
 def _write(decoder: Decoder, items: list[Item], tokenizer: Any, settings: dict[str, Any]) -> list[dict[str, Any]]:

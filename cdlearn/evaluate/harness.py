@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,6 @@ except ModuleNotFoundError as error:
 
 _FOR_THE_HARNESS = ("add_bos_token", "prefix_token_id", "truncation", "think_end_token", "enable_thinking")
 _FOR_THE_HARNESS += ("chat_template_args",)
-_SCORES_AT_ONCE = 2**26  # 256 MB in float32: long texts are scored piece by piece, the cache carries on
 
 
 @register_model("cdlearn")
@@ -99,12 +99,24 @@ class SourceLM(HFLM):
         info = {"model_num_parameters": count, "model_dtype": self.pair.expert.dtype, "models": self.pair.names}
         return info | {"method": self.decoder.name, "settings": self.decoder.source.settings}
 
+    def _loglikelihood_tokens(self, requests: list[tuple], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        """Requests (texts, context ids, continuation ids); notes for `_model_call` where each continuation begins."""
+        self._starts: dict[tuple[int, ...], int] = {}
+        self._longest = max((len(new) for _, _, new in requests), default=0)
+        for _, context, new in requests:
+            row = (context + new)[-(self.max_length + 1) : -1]
+            self._starts[_unpadded(row)] = min(len(row) - len(new), self._starts.get(_unpadded(row), len(row)))
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[B, T] ids, padded on the right -> [B, T, V] log-probabilities in nats, at least `MASKED`."""
-        step = max(1, _SCORES_AT_ONCE // (len(inps) * self.decoder.source.vocab_size))
-        stops = [*range(step, inps.shape[1], step), inps.shape[1]]
-        pieces = [self.decoder.source(inps[:, :stop], None, stop - start) for start, stop in zip([0, *stops], stops)]
-        return torch.cat([piece.log_softmax(dim=-1).clamp(min=MASKED) for piece in pieces], dim=1).to(self.device)
+        """[B, T] ids, padded on the right -> [B, n, V]: log-probabilities in nats, at least `MASKED`, of n columns.
+
+        They are the last n, from the batch's first continuation on; the harness counts columns from the end. A row that
+        was never asked for comes from `--batch_size auto`, which tries the longest continuation.
+        """
+        rest = inps.shape[1] - self._longest
+        n = inps.shape[1] - min(self._starts.get(_unpadded(row), rest) for row in inps.tolist())
+        return self.decoder.source(inps, None, n).log_softmax(dim=-1).clamp_(min=MASKED).to(self.device)
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **asked: Any
@@ -121,6 +133,11 @@ class SourceLM(HFLM):
         new = [torch.tensor(generation.token_ids, dtype=torch.long) for generation in made]
         new = torch.nn.utils.rnn.pad_sequence(new, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         return torch.cat([context.cpu(), new], dim=1)
+
+
+def _unpadded(row: list[int]) -> tuple[int, ...]:
+    """A row without the zeros at its end, which the harness pads with."""
+    return tuple(np.trim_zeros(row, trim="b"))
 
 
 def _checked(method: str, numbers: dict[str, Any]) -> str:

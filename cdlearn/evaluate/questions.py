@@ -29,22 +29,19 @@ def read_questions(
 ) -> dict[str, tuple[Task, list[Item]]]:
     """The tasks of a prompts file: name -> (task, items). Multiple choice and free text are two tasks.
 
-    path: UTF-8 JSON lines. "prompt" is a string; "choices" a list of two or more strings, and "answer" then the right
-    one or its number from 0; without choices "answer" is a string or a list of accepted strings, or left out: then only
-    the text itself is measured. "group" (a string) names items that belong together: the bootstrap draws them as one.
-    n: the first n lines only. render: what becomes of a prompt, a chat template for instance.
-    Raises ValueError naming file, line and key; OSError for a file that cannot be read.
+    path: see `read_prompts`. "choices" is a list of two or more strings, and "answer" then the right one or its number
+    from 0; without choices "answer" is a string or a list of accepted strings, or left out: then only repetition is
+    measured. "group" (a string) names items that belong together: the bootstrap draws them as one. n: the first n
+    lines only. render: what becomes of a prompt, a chat template for instance. Raises ValueError naming file, line and
+    key; OSError for a file that cannot be read.
     """
     kinds: dict[str, list[Item]] = {"choices": [], "text": []}
-    numbered = [(number, line) for number, line in enumerate(read_lines(path, FORMAT), start=1) if line.strip()]
-    for number, line in numbered[:n]:
+    for number, value in read_prompts(path)[:n]:
         try:
-            item = _item(line, number, render)
+            item = _item(value, number, render)
         except ValueError as error:
             raise ValueError(f"--prompts-file {path}, line {number}: {error}") from None
         kinds["choices" if isinstance(item.gold, Choices) else "text"].append(item)
-    if not numbered:
-        raise ValueError(f"--prompts-file {path} holds no prompt: write {FORMAT}.")
     tasks = {}
     for kind, grade, headline in (("choices", _grade_choice, "right"), ("text", _grade_text, "contains the answer")):
         name = Path(path).stem + (f", {kind}" if all(kinds.values()) else "")
@@ -53,23 +50,36 @@ def read_questions(
     return tasks
 
 
-def read_lines(path: str | Path, form: str) -> list[str]:
-    """The lines of a prompts file; `form` is what a message says they look like."""
+def read_prompts(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, {"prompt": text, ...}) of a UTF-8 file: .txt has one prompt a line, others a JSON value a line.
+
+    A JSON value is an object with a "prompt", or a string. Raises ValueError naming file and line; OSError for a file
+    that cannot be read.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts-file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"--prompts-file {path}: there is no such file. It holds {form}.") from error
+        raise FileNotFoundError(f"--prompts-file {path}: there is no such file. It holds {FORMAT}.") from error
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                value = line if Path(path).suffix == ".txt" else json.loads(line)
+            except json.JSONDecodeError as error:
+                problem = f"--prompts-file {path}, line {number}: not JSON ({error.msg})"
+                raise ValueError(f"{problem}; write {FORMAT}, or call a file of plain lines .txt.") from None
+            value = {"prompt": value} if isinstance(value, str) else value
+            if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+                raise ValueError(f'--prompts-file {path}, line {number}: no text under "prompt"; write {FORMAT}.')
+            prompts.append((number, value))
+    if not prompts:
+        raise ValueError(f"--prompts-file {path} holds no prompt: write {FORMAT}.")
+    return prompts
 
 
-def _item(line: str, number: int, render: Callable[[str], str]) -> Item:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}); write {FORMAT}.") from None
-    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
-        raise ValueError(f'no text under "prompt"; write {FORMAT}.')
+def _item(value: dict[str, Any], number: int, render: Callable[[str], str]) -> Item:
     answer, choices, group = value.get("answer"), value.get("choices"), value.get("group", f"line {number}")
     if not isinstance(group, str):
         raise ValueError('"group" is not a text: name the group with a string.')

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from cdlearn.evaluate.answers import answers, evaluate
+from cdlearn.evaluate.answers import Tasks, answers, evaluate
 from cdlearn.methods import Models, build, parse
 from cdlearn.pairs import Pair
-from cdlearn.toyworld.tasks import TASKS, Item, Task
+from cdlearn.toyworld.tasks import TASKS
 
 USUAL = ("greedy", "amateur", "sample top_p=0.95", "contrastive beta=0.5", "contrastive strength=1", "dola layers=low")
 ALSO = {"dola layers=high": ("facts",), "early beta=0.5": ("puzzles", "facts")}  # elsewhere they say nothing new
 GRID = tuple(f"contrastive alpha={alpha} beta={beta}" for alpha in (0.05, 0.1, 0.2, 0.3) for beta in (0.25, 0.5, 1.0))
 
-Tasks = dict[str, tuple[Task, list[Item]]]
 TokenRow = tuple[list[int], list[int]]  # the ids of a prompt and of its continuation
 
 
@@ -26,17 +25,15 @@ def toy_tasks(names: Sequence[str] = tuple(TASKS), n: int = 500, seed: int = 0) 
     return {name: (TASKS[name], TASKS[name].items(n, seed)) for name in names}
 
 
-def table_rows(
-    tasks: Tasks, models: Models, *, early=True, grid=True, runs=1, texts=False, **settings: Any
-) -> list[dict]:
+def table_rows(tasks: Tasks, models: Models, *, early: bool = True, grid: bool = True, **settings: Any) -> list[dict]:
     """Every usual method on these tasks of the toy world, in percent with 95% intervals; then the drafts.
 
-    early: also the expert against its early checkpoint. grid: also the puzzles over alpha and beta. runs, texts,
-    settings: see `answers.evaluate`.
+    early: also the expert against its early checkpoint. grid: also the puzzles over alpha and beta. settings: see
+    `answers.answers`.
     """
     also = {spec: names for spec, names in ALSO.items() if early or not spec.startswith("early")}
     methods = {name: [*USUAL, *(spec for spec, names in also.items() if name in names)] for name in tasks}
-    rows = evaluate(tasks, methods, models, runs=runs, texts=texts, **settings)
+    rows = evaluate(tasks, methods, models, **settings)
     if grid and "puzzles" in tasks:
         task, items = tasks["puzzles"]
         right = replace(task, grade=lambda item, text: {"right": task.grade(item, text)["right"]})
