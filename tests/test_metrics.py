@@ -134,7 +134,7 @@ def test_bad_n(metric, n):
 
 def test_bad_convention():
     for metric in (lambda **k: rep_n(["a"], 2, **k), lambda **k: diversity(["a"], **k)):
-        with pytest.raises(ValueError, match='convention is \'paper\': pass'):
+        with pytest.raises(ValueError, match="convention is 'paper': pass"):
             metric(convention="paper")
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import matplotlib
-import pandas as pd
 import pytest
 import torch
 from conftest import character_tokenizer
@@ -16,7 +15,7 @@ from tiny import tiny_model
 
 from cdlearn import CachedLM, Contrast, DoLa, generate, speculate
 from cdlearn.show import plots
-from cdlearn.show.plots import plot_layers, plot_rounds, plot_step, plot_strength, plot_tradeoff, plot_trajectory
+from cdlearn.show.plots import plot_layers, plot_rounds, plot_step, plot_strength, plot_trajectory
 from cdlearn.trace.record import Recorder
 
 OPTIONS = dict(max_new_tokens=8, eos_token_ids=(), progress=False)
@@ -62,14 +61,12 @@ def written(ax):
     ]
 
 
-FRAME = pd.DataFrame({"strategy": ["a", "a", "b_1$"], "x": [1.0, 2.0, 3.0], "y": [3.0, 2.0, 1.0]})
 DRAWN = {
     "step": lambda ax: plot_step(contrast(), 2, ax=ax),
     "strength": lambda ax: plot_strength(contrast(), 2, ax=ax),
     "trajectory": lambda ax: plot_trajectory(contrast(), ax=ax),
     "layers": lambda ax: plot_layers(dola(), ax=ax),
     "rounds": lambda ax: plot_rounds(spoken(), ax=ax),
-    "tradeoff": lambda ax: plot_tradeoff(FRAME, ax=ax),
 }
 
 
@@ -94,7 +91,7 @@ def test_a_figure_is_drawn_where_it_is_told_and_changes_no_setting(name, monkeyp
 def test_every_axis_is_named_and_token_texts_are_no_formulas(name, recwarn):
     ax = DRAWN[name](new_axes())
     text = written(ax)
-    assert ax.get_title() or name == "tradeoff"
+    assert ax.get_title()
     assert ax.get_ylabel() or name == "step"
     labels = [*ax.get_yticklabels(), *ax.get_xticklabels(), *ax.texts]
     labels += ax.get_legend().get_texts() if ax.get_legend() else []
@@ -242,23 +239,6 @@ def test_rounds_have_a_cell_for_every_token_and_say_what_became_of_it(temperatur
     assert f"{got.stats['accepted']} of {got.stats['drafted']}" in ax.get_title()
     legend = [word.get_text() for word in ax.get_legend().get_texts()]
     assert legend == ["✓ accepted", "✗ rejected", "dropped", "→ residual", "+ bonus"]
-
-
-def test_a_tradeoff_has_a_mark_for_every_strategy_and_its_interval():
-    ax = plot_tradeoff(FRAME, ax=new_axes())
-    assert [list(line.get_xdata()) for line in ax.lines] == [[1.0, 2.0], [3.0]]
-    assert len({line.get_marker() for line in ax.lines}) == 2
-    assert ax.get_xlabel() == "x" and [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b_1$"]
-    wide = FRAME.assign(low=FRAME.y - 0.5, high=FRAME.y + 1).rename(columns={"x": "coherence", "strategy": "how"})
-    ax = plot_tradeoff(wide, x="coherence", strategy="how", ax=new_axes())
-    segments = [segment[:, 1].tolist() for bars in ax.collections for segment in bars.get_segments()]
-    assert segments == [[2.5, 4.0], [1.5, 3.0], [0.5, 2.0]]
-    with pytest.raises(ValueError, match="frame has no column 'x': it has 'how', 'coherence'"):
-        plot_tradeoff(wide)
-    with pytest.raises(ValueError, match="frame has no rows"):
-        plot_tradeoff(FRAME[:0])
-    with pytest.raises(TypeError, match="frame is a dict: pass a DataFrame"):
-        plot_tradeoff({"x": [1]})
 
 
 def test_what_cannot_be_drawn_is_refused_with_a_reason():

@@ -39,7 +39,6 @@ from cdlearn.trace.rescore import at_position, form_of, lines, penalized, streng
 from cdlearn.trace.trace import Trace
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 
@@ -266,35 +265,3 @@ def plot_rounds(trace: Any, *, ax: Axes | None = None) -> Axes:
     for side in ax.spines.values():
         side.set_visible(False)
     return ax
-
-
-def plot_tradeoff(
-    frame: pd.DataFrame, *, x: str = "x", y: str = "y", strategy: str = "strategy", ax: Axes | None = None
-) -> Axes:
-    """One number against another for several strategies, such as diversity against coherence.
-
-    frame: one row per point, with the columns named by x, y and strategy; optional columns "low" and "high" give y an
-    interval. Points of one strategy share a colour and a marker and are joined in the order of the rows. The columns'
-    names become the axes' names: rename them to what a reader should see.
-    """
-    import pandas as pd
-
-    if not isinstance(frame, pd.DataFrame):
-        raise TypeError(f"frame is a {type(frame).__name__}: pass a DataFrame with one row per point.")
-    missing = [name for name in (x, y, strategy) if name not in frame.columns]
-    if missing:
-        raise ValueError(f"frame has no column {missing[0]!r}: it has {', '.join(map(repr, frame.columns))}.")
-    if frame.empty:
-        raise ValueError("frame has no rows: pass at least one point.")
-    ax = axes_or_new(ax, (6.4, 4.4))
-    groups = list(frame.groupby(strategy, sort=False))
-    for (name, points), (color, style, marker) in zip(groups, cycle(STYLES)):
-        interval = None
-        if {"low", "high"} <= set(points.columns):
-            interval = [points[y] - points["low"], points["high"] - points[y]]
-        ax.errorbar(points[x], points[y], yerr=interval, color=color, linestyle=style, marker=marker, markersize=8,
-                    capsize=3, linewidth=1.2, markeredgecolor=BLACK, markeredgewidth=0.6, label=str(name))  # fmt: skip
-    ax.set(xlabel=x, ylabel=y)
-    ax.margins(0.12)
-    no_math(ax.legend(fontsize=9))
-    return tidy(ax)
