@@ -15,7 +15,8 @@ import torch
 from cdlearn.checks import check_count
 from cdlearn.scores import NEVER
 from cdlearn.show import style
-from cdlearn.show.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, STYLES, axes_or_new, read_trace, texts_of, tidy
+from cdlearn.show.html import texts_of
+from cdlearn.show.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, STYLES, axes_or_new, read_trace, tidy
 from cdlearn.trace.flips import kept_columns
 from cdlearn.trace.rescore import at_position, form_of, lines, log_probs, penalized, strength_of
 from cdlearn.trace.trace import Trace
@@ -66,7 +67,7 @@ def plot_step(trace: Any, position: int, *, top: int = 8, ax: Axes | None = None
         end = max(cutoff, *(values[row] for values in bars.values()))  # clear of the cutoff line
         ax.text(end + 0.015 * widest, row, f"{text}{'  ◀ chosen' if is_chosen else ''}", va="center", fontsize=9,
                 fontweight="bold" if is_chosen else "normal")  # fmt: skip
-    style.name_ticks(ax.yaxis, rows, texts_of(here, [ids[column] for column in columns]))
+    style.name_ticks(ax.yaxis, rows, texts_of(here, [ids[column] for column in columns], 16))
     ax.set(xlabel="probability", title=f"Position {position}: the decision", xlim=(0, 1.28 * widest))
     ax.set_ylim(len(rows) + 0.35, -0.75)
     return tidy(ax)
@@ -92,7 +93,7 @@ def plot_strength(trace: Any, position: int, *, ax: Axes | None = None) -> Axes:
     shown, further = ([span for span in spans if (span.start < high) == inside] for inside in (True, False))
     grid = torch.tensor(sorted({*torch.linspace(0, high, 101).tolist(), *(span.start for span in shown[1:])}))
     winners = list(dict.fromkeys(span.token_id for span in shown))
-    names, scores = texts_of(here, winners), _lines_over(here, grid)
+    names, scores = texts_of(here, winners, 16), _lines_over(here, grid)
     leads = {token: score - scores[winners[0]] for token, score in scores.items()}
     top = torch.stack(list(leads.values())).amax(dim=0)
 
@@ -111,7 +112,7 @@ def plot_strength(trace: Any, position: int, *, ax: Axes | None = None) -> Axes:
     ax.axvline(used, color=BLACK, linestyle="--", linewidth=1)
     style.note(ax, "recorded", (used, 1), (3, -3), xycoords=("data", "axes fraction"), va="top")
     if further:
-        named = zip(texts_of(here, [span.token_id for span in further[:3]]), further)
+        named = zip(texts_of(here, [span.token_id for span in further[:3]], 16), further)
         words = "further right: " + ", ".join(f"{name} from {span.start:.2f}" for name, span in named)
         ax.text(0.99, 0.02, words, transform=ax.transAxes, ha="right", fontsize=8, parse_math=False)
     low, best = float(top.min()), float(top.max())

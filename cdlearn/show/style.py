@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cdlearn.trace.tables import token_texts, visible
+from cdlearn.show.html import texts_of
 from cdlearn.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
     if not hasattr(ax, "plot") or not hasattr(ax, "figure"):
         raise TypeError(f"ax is a {type(ax).__name__}: pass one matplotlib Axes, or None for a new figure.")
     return ax
-
-
-def texts_of(trace: Trace, ids: list[int], longest: int = 16) -> list[str]:
-    return [visible(text, token, longest=longest) for token, text in zip(ids, token_texts(trace.tokenizer, ids))]
 
 
 def no_math(texts: Any) -> None:
