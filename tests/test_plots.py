@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tiny import tiny_model
 
 from cdlearn import CachedLM, Contrast, DoLa, generate, speculate
-from cdlearn.show import plots
+from cdlearn.show.html import texts_of
 from cdlearn.show.plots import plot_layers, plot_rounds, plot_step, plot_strength, plot_trajectory
 from cdlearn.trace.record import Recorder
 
@@ -149,7 +149,7 @@ def test_a_step_adds_a_chosen_token_from_further_down():
     ax = plot_step(trace, position, top=1, ax=new_axes())
     ax.figure.canvas.draw()
     names = [label.get_text() for label in ax.get_yticklabels()]
-    assert len(names) == 2 and names[1] == plots.texts_of(trace, [trace.token_ids[position]])[0]
+    assert len(names) == 2 and names[1] == texts_of(trace, [trace.token_ids[position]], 16)[0]
 
 
 def test_a_step_without_an_amateur_shows_the_expert_alone():
@@ -183,7 +183,7 @@ def test_strength_marks_every_flip_point_on_the_envelope(settings):
     assert len(styles) == len(set(styles)) and len({style for _, style in styles}) > 1
     named = [line.get_label() for line in lines if not line.get_label().startswith("_")]
     shown = dict.fromkeys(span.token_id for span in spans if span.start < high)
-    assert named == plots.texts_of(trace, list(shown))
+    assert named == texts_of(trace, list(shown), 16)
 
 
 def test_the_trajectory_has_the_ranks_and_leaves_unknown_ones_out(monkeypatch):

@@ -12,20 +12,8 @@ from cdlearn import Contrast, DoLa, EarlyExit, generate, speculate
 from cdlearn.show import html as render
 from cdlearn.trace.trace import Trace
 
-NASTY = [
-    "<script>alert(1)</script>",
-    "</s>",
-    '"quoted"',
-    "a\nb",
-    "\t",
-    "\u202eevil",
-    "\ufffd",
-    "&amp;",
-    "'",
-    " ",
-    "",
-    "$x$",
-]
+NASTY = ["<script>alert(1)</script>", "</s>", '"quoted"', "a\nb", "\t", "\u202eevil"]
+NASTY += ["\ufffd", "&amp;", "'", " ", "", "$x$"]
 
 
 class Names:

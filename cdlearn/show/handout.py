@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from string import Template
 
+from cdlearn.show.html import texts_of
 from cdlearn.trace.record import Record
 from cdlearn.trace.rescore import changeable, form_of, log_probs, new_settings, strength_of
-from cdlearn.trace.tables import token_texts, visible
 
 PAGE = Template(Path(__file__).with_name("handout.html").read_text(encoding="utf-8"))
 
@@ -35,14 +35,14 @@ def write(trace: Record, path: str | Path, *, candidates: int = 24) -> None:
     columns = [log_probs(trace, name)[:, :count].clamp(min=-1e5).tolist() for name in names]
     steps = []
     for k, (token, ids) in enumerate(zip(trace.recorded_ids, trace.candidates[:, :count].tolist())):
-        texts = [visible(text, one) for text, one in zip(token_texts(trace.tokenizer, [token, *ids]), [token, *ids])]
-        rows = zip(texts[1:], *(column[k] for column in columns))
-        steps.append({"t": texts[0], "c": [[text, *(round(number, 5) for number in row)] for text, *row in rows]})
+        chosen, *texts = texts_of(trace, [token, *ids])
+        rows = zip(texts, *(column[k] for column in columns))
+        steps.append({"t": chosen, "c": [[text, *(round(number, 5) for number in row)] for text, *row in rows]})
     method, numbers = trace.settings["method"], [f"{n} {v}" for n, v in trace.settings.items() if n != "method"]
     about = f"Recorded with {', '.join(numbers)}. Move a slider: every pick is computed anew from the recorded "
     about += f"probabilities of the expert's best {count} tokens. Click a token for its candidates."
     weights = {"over": [form.over.get(name, 0.0) for name in names], "against": against}
-    data = json.dumps({"names": names, "data": steps} | weights, ensure_ascii=True)
+    data = json.dumps({"names": names, "data": steps} | weights, separators=(",", ":"))
     for sign in "<>&":  # never raw inside a script element, whatever a token is
         data = data.replace(sign, f"\\u{ord(sign):04x}")
     page = PAGE.substitute(

@@ -42,10 +42,14 @@ def escaped(text: str | None, token_id: int) -> str:
     return html.escape(visible(text, token_id), quote=True)
 
 
+def texts_of(trace: Record, ids: Sequence[int], longest: int = 0) -> list[str]:
+    """Ids as visible text, cut to so many characters (0: not cut); not escaped."""
+    return [visible(text, token, longest=longest) for token, text in zip(ids, token_texts(trace.tokenizer, ids))]
+
+
 def names_of(trace: Record, ids: Sequence[int] | None = None) -> list[str]:
     """The tokens of a trace, or other ids, as escaped and visible text."""
-    ids = trace.token_ids if ids is None else ids
-    return [escaped(text, token) for text, token in zip(token_texts(trace.tokenizer, ids), ids)]
+    return [html.escape(text, quote=True) for text in texts_of(trace, trace.token_ids if ids is None else ids)]
 
 
 def metric_values(trace: Record, metric: str) -> Tensor:
@@ -68,9 +72,9 @@ def metric_values(trace: Record, metric: str) -> Tensor:
     return values[metric]
 
 
-def moved_positions(trace: Record) -> list[int]:
-    """Where the expert alone would have chosen another token."""
-    return (trace.rank > 1).nonzero()[:, 0].tolist()
+def first_moved(trace: Record) -> int:
+    """The first position where the expert alone would have chosen another token; 0 where there is none."""
+    return next((k for k, rank in enumerate(trace.rank.tolist()) if rank > 1), 0)
 
 
 def token_strip(
@@ -157,13 +161,11 @@ def trace_html(trace: Record) -> str:
     """What a notebook shows for a trace: the strip, and the most telling decision behind a click."""
     if len(trace) == 0:
         return f"<div>{EMPTY}</div>"
-    moved = moved_positions(trace)
-    position = moved[0] if moved else 0
-    what = "The first token the expert alone would not have chosen" if moved else "The first token"
-    return (
-        f"<div>{trace_strip(trace, selected=position)}<details><summary>{what} (position {position})</summary>"
-        f"{candidate_table(trace, position)}</details></div>"
-    )
+    position = first_moved(trace)
+    alone = " the expert alone would not have chosen" if int(trace.rank[position]) > 1 else ""
+    summary = f"<summary>The first token{alone} (position {position})</summary>"
+    details = f"<details>{summary}{candidate_table(trace, position)}</details>"
+    return f"<div>{trace_strip(trace, selected=position)}{details}</div>"
 
 
 def layer_table(trace: Record, position: int, *, width: int = 24) -> str:

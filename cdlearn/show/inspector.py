@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from html import escape, unescape
+from html import escape
 from typing import Any
 
 import ipywidgets as widgets
@@ -79,8 +79,8 @@ class Inspector(widgets.VBox):
         self.trace = trace = self.versions[self._version.value]
         alpha = trace.settings.get("alpha")
         self._quiet = True
-        self._position.options = [(f"{k}  {unescape(name)}", k) for k, name in enumerate(html.names_of(trace))]
-        self._position.value = next(iter(html.moved_positions(trace)), 0) if len(trace) else None
+        self._position.options = [(f"{k}  {text}", k) for k, text in enumerate(html.texts_of(trace, trace.token_ids))]
+        self._position.value = html.first_moved(trace) if len(trace) else None
         self._strength.value = strength_of(trace)
         self._temperature.value = trace.settings.get("amateur_temperature", 1.0)
         self._alpha.value = -4.0 if alpha is None else math.log10(alpha)
@@ -153,7 +153,7 @@ class Inspector(widgets.VBox):
         self._layers.value = html.layer_table(trace, position) if "layers" in trace.parts else ""
         self._rounds.value = html.round_table(trace, position) if trace.rounds else ""
         ids = new.candidates[position, : min(12, new.candidates.shape[1] - 1)].tolist()
-        self._candidate.options = [(unescape(name), token) for name, token in zip(html.names_of(trace, ids), ids)]
+        self._candidate.options = list(zip(html.texts_of(trace, ids), ids))
         # a branch means another token
         self._candidate.value = next((token for token in ids if token != trace.recorded_ids[position]), ids[0])
         truncated = bool(new.truncated[position])

@@ -1,12 +1,10 @@
-"""What the figures of `plots` share: colours and styles, axes, token texts that are safe to draw."""
+"""What the figures share: colours and styles, axes, marks, token texts that are safe to draw."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cdlearn.trace.tables import token_texts, visible
+from cdlearn.show.html import texts_of
 from cdlearn.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -16,7 +14,6 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", 
 BLACK, GREY, PALE = "#000000", "#767676", "#F0F0F0"
 STYLES = [(BLUE, "-", "o"), (VERMILLION, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"), (BLACK, "-", "v")]
 STYLES += [(SKY, "--", "P"), (ORANGE, "-.", "X")]
-_LONGEST = 16  # characters of a token's text in a figure
 _LABELLED = 48  # positions that are named by their tokens; beyond, by numbers
 
 
@@ -42,21 +39,15 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
     return ax
 
 
-def probs_of(trace: Trace, name: str) -> torch.Tensor | None:
-    """The whole-vocabulary probabilities of a position's candidates, [N + 1]."""
-    if name not in trace.parts:
-        return None
-    return (trace.parts[name][0] - trace.normalisers[name][0]).exp()
-
-
-def texts_of(trace: Trace, ids: list[int], longest: int = _LONGEST) -> list[str]:
-    return [visible(text, token, longest=longest) for token, text in zip(ids, token_texts(trace.tokenizer, ids))]
+def no_math(texts: Any) -> None:
+    """Draw the texts of a legend or of labels as they are: a token may hold dollar signs."""
+    for text in texts.get_texts() if hasattr(texts, "get_texts") else texts:
+        text.set_parse_math(False)
 
 
 def name_ticks(axis: Any, places: Any, names: list[str], **look: Any) -> None:
     axis.set_ticks(list(places), names, **look)
-    for label in axis.get_ticklabels():
-        label.set_parse_math(False)  # a token may hold dollar signs
+    no_math(axis.get_ticklabels())
 
 
 def name_positions(ax: Axes, trace: Trace) -> None:
@@ -66,37 +57,16 @@ def name_positions(ax: Axes, trace: Trace) -> None:
         ax.set_xlabel("position")
 
 
-def no_math(legend: Any) -> None:
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+def note(ax: Axes, text: str, at: tuple[float, float], by: tuple[float, float], **look: Any) -> None:
+    """Words a few points beside a place."""
+    ax.annotate(text, at, by, textcoords="offset points", **{"fontsize": 8} | look)
 
 
-def patch(name: str, color: str, hatch: str) -> Any:
+def patches(looks: list[tuple[str, str, str, str]]) -> list[Any]:
+    """A legend's samples: (label, face, hatch, edge) each."""
     from matplotlib.patches import Patch
 
-    return Patch(facecolor=color, hatch=hatch, edgecolor="white", label=name)
-
-
-def legend(ax: Axes, patches: list[Any], *, masked: bool) -> None:
-    patches = [*patches, *([patch("masked", PALE, "////")] if masked else [])]
-    if masked:
-        patches[-1].set_edgecolor(GREY)
-    ax.legend(handles=patches, loc="lower center", ncols=4, fontsize=9)
-
-
-def cell(ax: Axes, x: float, y: float, look: tuple[str, str, str, str], text: str, below: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    face, hatch, ink, mark = look
-    ax.add_patch(
-        Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=face, hatch=hatch, edgecolor=BLACK, linewidth=0.8)
-    )
-    backing = {"facecolor": face, "edgecolor": "none", "pad": 1.2} if hatch else None
-    words = ax.text(x + 0.5, y + (0.38 if below else 0.5), mark + text, ha="center", va="center", color=ink, fontsize=9,
-                    bbox=backing)  # fmt: skip
-    words.set_parse_math(False)
-    if below:
-        ax.text(x + 0.5, y + 0.78, below, ha="center", va="center", color=ink, fontsize=6.5, bbox=backing)
+    return [Patch(label=label, facecolor=face, hatch=hatch, edgecolor=edge) for label, face, hatch, edge in looks]
 
 
 def tidy(ax: Axes, *, grid: bool = True) -> Axes:
