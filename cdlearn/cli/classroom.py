@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cdlearn.classroom.grader.build import build
 from cdlearn.classroom.grader.grade import grade
-from cdlearn.classroom.grader.report import summary
+from cdlearn.classroom.grader.results import summary
 from cdlearn.cli import options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -11,16 +12,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cdlearn.classroom.grader import worker
-from cdlearn.classroom.grader.build import find_masters, pick, releases
-from cdlearn.classroom.grader.gradebook import Gradebook
+from cdlearn.classroom.grader.build import Folder, find_masters, pick, releases
 from cdlearn.classroom.grader.page import page
-from cdlearn.classroom.grader.report import Row, progress
-from cdlearn.classroom.grader.rows import reason_of, rows_of, unreadable
+from cdlearn.classroom.grader.results import Gradebook, Row, progress, reason_of, rows_of
 from cdlearn.classroom.grader.submissions import (
     LARGEST,
     Notebook,
@@ -33,20 +31,11 @@ from cdlearn.classroom.grader.submissions import (
 )
 
 
-@dataclass
-class Limits:
-    """What one submission may use. `memory` in GiB of address space, 0 for none; times in seconds."""
-
-    cell: int = 60
-    total: int = 600
-    memory: float = 4.0
-
-
 def grade(
-    folder: str | os.PathLike,
-    out: str | os.PathLike,
+    folder: Folder,
+    out: Folder,
     *,
-    source: str | os.PathLike | None = None,
+    source: Folder | None = None,
     assignment: str | None = None,
     seed: str | None = None,
     jobs: int | None = None,
@@ -59,29 +48,25 @@ def grade(
     """Grade every submission below `folder`; keeps `out/grades.csv` and `out/feedback/*.html` up to date meanwhile.
 
     seed: what the hidden tests draw their instances from (None: that of an earlier grading in `out`, else a fresh
-    secret). jobs: processes at once (None: one per core). `tell` gets one line per finished submission, `note` what was
-    left out. Returns the rows of this grading, in order. Raises ValueError if there is nothing to grade.
+    secret). jobs: processes at once (None: one per core). cell_timeout, timeout: seconds per cell and in all. memory:
+    GiB of address space, 0 for no limit. `tell` gets one line per finished submission, `note` what was left out.
+    Returns the rows of this grading, in order. Raises ValueError if there is nothing to grade.
     """
-    masters = find_masters(source)
+    masters, folder = find_masters(source), Path(folder)
     pick(masters, [assignment] if assignment else None)
-    folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: give the folder that holds the submissions.")
     found = _to_grade(folder, masters, assignment, note)
-    book, limits = Gradebook(Path(out), seed), Limits(cell_timeout, timeout, memory)
-    rows: list[Row] = []
+    names, book, most, rows = _file_names(found), Gradebook(Path(out), seed), jobs or _cores(), []
+    limits = {"cell_timeout": cell_timeout, "total": timeout, "memory": memory}
+    settings = limits | {"seed": book.seed, "one_thread": most > 1}
     with tempfile.TemporaryDirectory(prefix="cdlearn-grade-", ignore_cleanup_errors=True) as place:
-        course = Path(place) / "course"
-        course.mkdir()
-        made = releases(
-            {name: masters[name] for name in masters if any(one.assignment == name for one in found)}, course
-        )
-        names = _file_names(found)
-        for done, (index, job) in enumerate(
-            _run_all(found, made, course, Path(place), book.seed, limits, jobs or _cores()), start=1
-        ):
-            new, feedback = _conclude(found[index], made, job)
-            book.add(new, feedback, names[index])
+        used = {one.assignment for one in found}
+        made = releases({name: masters[name] for name in masters if name in used}, Path(place))
+        waiting = [Job(one, made.get(one.assignment), Path(place, str(number))) for number, one in enumerate(found)]
+        for done, (number, job) in enumerate(_run_all(waiting, most, settings), start=1):
+            new, feedback = job.conclude()
+            book.add(new, feedback, names[number])
             rows += new
             tell(f"{done} of {len(found)}: {progress(new)}")
     return sorted(rows, key=lambda row: (row.student, row.assignment, row.file))
@@ -122,44 +107,94 @@ def _file_names(found: list[Submission]) -> list[str]:
 
 @dataclass
 class Job:
-    """A submission on its way: its folder, its process, the notebook that is run, and why it was stopped."""
+    """A submission on its way: its release and folder, its process, the notebook that is run, why it was stopped.
 
-    folder: Path | None = None
-    id: str = ""
+    The folder is a course of one student, beside the course folder in which the releases were made.
+    """
+
+    submission: Submission
+    release: Notebook | None
+    folder: Path
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     process: Any = None
     notebook: Notebook | None = None
     started: float = 0.0
     stopped: str = ""
 
+    def start(self, context: Any, settings: dict) -> None:
+        """Lay out the folder and start the process."""
+        from cdlearn.classroom.grader import worker
 
-def _run_all(
-    found: list[Submission], made: dict[str, Notebook], course: Path, place: Path, seed: str, limits: Limits, jobs: int
-) -> Iterator[tuple[int, Job]]:
-    """Yield (index, job) as submissions finish; what cannot be graded at once."""
-    waiting = list(range(len(found)))
-    running: dict[int, Job] = {}
-    context = _context()
+        name, course = self.submission.assignment, self.folder.parent
+        handed_in = self.folder / "submitted" / "student" / name
+        handed_in.mkdir(parents=True)
+        shutil.copy(course / "gradebook.db", self.folder)
+        shutil.copytree(course / "source" / name, self.folder / "source" / name)
+        self.notebook, self.started = restore(self.submission, self.release), time.monotonic()
+        (handed_in / f"{name}.ipynb").write_text(json.dumps(self.notebook), encoding="utf-8")
+        settings = settings | {"folder": str(self.folder), "id": self.id, "assignment": name}
+        self.process = context.Process(target=worker.run, args=(settings,))
+        self.process.start()
+
+    def is_over(self, most: float) -> bool:
+        """Whether the process has ended; it is stopped after `most` seconds. Nothing that it started lives on."""
+        if self.process.is_alive() and time.monotonic() - self.started > most:
+            self.stopped = f"it ran longer than {most} seconds in all and was stopped"
+        if self.stopped or not self.process.is_alive():
+            self.kill()
+        return not self.process.is_alive()
+
+    def kill(self) -> None:
+        """End the process and all it started: kernels have sessions of their own, so they are found by mark."""
+        import psutil
+
+        victims = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid == self.process.pid or process.environ().get("CDLEARN_GRADING_JOB") == self.id:
+                    victims += [process, *process.children(recursive=True)]
+            except (psutil.Error, OSError):  # not ours, or gone
+                continue
+        for process in victims:
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+        self.process.join(10)
+
+    def conclude(self) -> tuple[list[Row], str]:
+        """The rows of the submission and its feedback page."""
+        one, events, run = self.submission, _events(self.folder / "progress.jsonl"), {}
+        reason = one.problem or self.stopped or reason_of(events)
+        rows = rows_of(one, self.release, events, reason)
+        autograded = self.folder / "autograded" / "student" / str(one.assignment) / f"{one.assignment}.ipynb"
+        with contextlib.suppress(Exception):  # it may not be there, and the student's code can write into this file
+            run = json.loads(autograded.read_text(encoding="utf-8")) if autograded.stat().st_size <= LARGEST else run
+            return rows, page(one, rows, self.release, run, reason)
+        return rows, page(one, rows, self.release, self.notebook, reason)
+
+
+def _run_all(waiting: list[Job], most: int, settings: dict) -> Iterator[tuple[int, Job]]:
+    """Yield (number, job) as submissions finish, `most` at once; what cannot be graded in its turn."""
+    queue, running, context = list(enumerate(waiting)), {}, _context()
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                index = waiting.pop(0)
-                if found[index].problem:
-                    yield index, Job()
-                    continue
-                running[index] = _start(found[index], made, course, place / str(index), seed, limits, jobs, context)
-            for index, job in list(running.items()):
-                if job.process.is_alive() and time.monotonic() - job.started > limits.total:
-                    job.stopped = f"it ran longer than {limits.total} seconds in all and was stopped"
-                    _kill(job)
-                if not job.process.is_alive():
-                    _kill(job)  # whatever the student's code started
-                    del running[index]
-                    yield index, job
+        while queue or running:
+            while queue and len(running) < most:
+                number, job = queue.pop(0)
+                if job.submission.problem:
+                    yield number, job
+                else:
+                    job.start(context, settings)
+                    running[number] = job
+            for number, job in list(running.items()):
+                if job.is_over(settings["total"]):
+                    del running[number]
+                    yield number, job
                     shutil.rmtree(job.folder, ignore_errors=True)
             time.sleep(0.1)
     finally:
         for job in running.values():
-            _kill(job)
+            job.kill()
 
 
 def _context() -> Any:
@@ -167,79 +202,14 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    worker_module = "cdlearn.classroom.grader.worker"
-    context.set_forkserver_preload([worker_module, "nbgrader.apps", "nbgrader.converters.autograde"])
+    context.set_forkserver_preload(["cdlearn.classroom.grader.worker", "nbgrader.apps"])
     return context
 
 
-def _start(
-    submission: Submission, made: dict, course: Path, folder: Path, seed: str, limits: Limits, jobs: int, context: Any
-) -> Job:
-    """Lay out a course folder of one student and start its process."""
-    name = submission.assignment
-    handed_in = folder / "submitted" / "student" / name
-    handed_in.mkdir(parents=True)
-    shutil.copy(course / "gradebook.db", folder / "gradebook.db")
-    shutil.copytree(course / "source" / name, folder / "source" / name)
-    job = Job(folder, uuid.uuid4().hex, notebook=restore(submission, made[name]), started=time.monotonic())
-    (handed_in / f"{name}.ipynb").write_text(json.dumps(job.notebook), encoding="utf-8")
-    settings = {"folder": str(folder), "id": job.id, "assignment": name, "seed": seed, "one_thread": jobs > 1}
-    settings |= {"cell_timeout": limits.cell, "total": limits.total, "memory": limits.memory}
-    job.process = context.Process(target=worker.run, args=(settings,), daemon=False)
-    job.process.start()
-    return job
-
-
-def _kill(job: Job) -> None:
-    """End the job's process and all it started: kernels have sessions of their own, so they are found by mark."""
-    import psutil
-
-    victims = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid == job.process.pid or process.environ().get("CDLEARN_GRADING_JOB") == job.id:
-                victims += [process, *process.children(recursive=True)]
-        except (psutil.Error, OSError):  # not ours, or gone
-            continue
-    for process in victims:
-        try:
-            process.kill()
-        except psutil.Error:
-            continue
-    job.process.join(10)
-
-
-def _conclude(submission: Submission, made: dict[str, Notebook], job: Job) -> tuple[list[Row], str]:
-    """The rows of a submission and its feedback page."""
-    release = made.get(submission.assignment)
-    if submission.problem:
-        rows = unreadable(submission, release)
-        return rows, page(submission, rows, release, None, submission.problem)
-    events = _lines(job.folder / "progress.jsonl")
-    result = _json(job.folder / "result.json")
-    reason = job.stopped or ("" if "grades" in result else reason_of(events, result))
-    rows = rows_of(submission, release, events, result.get("grades"), reason)
-    run = _json(job.folder / "autograded" / "student" / submission.assignment / f"{submission.assignment}.ipynb")
-    try:
-        return rows, page(submission, rows, release, run if "cells" in run else job.notebook, reason)
-    except Exception:  # the student's code can write into this file
-        return rows, page(submission, rows, release, job.notebook, reason)
-
-
-def _lines(path: Path) -> list[dict]:
-    """The complete lines of a progress file; the last may have been cut by a kill."""
+def _events(path: Path) -> list[dict]:
+    """The complete lines of a progress file; a kill may have cut one."""
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
             events.append(json.loads(line))
-        except ValueError:
-            break
     return events
-
-
-def _json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= LARGEST else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
