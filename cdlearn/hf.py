@@ -6,16 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    DynamicCache,
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -71,14 +63,10 @@ class SourceForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        position_ids: Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> CausalLMOutputWithPast:
-        """input_ids: [B, T] what is new; attention_mask: [B, all columns]. Returns logits [B, T or logits_to_keep, V].
-
-        position_ids are not needed: a source counts the columns of the mask.
-        """
+        """input_ids: [B, T] the new ones; attention_mask: [B, all columns]. Returns logits [B, T or fewer, V]."""
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         whole = input_ids

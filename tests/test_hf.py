@@ -146,17 +146,12 @@ def test_each_new_token_costs_one_forward_of_each_model():
     assert sorted(widths) == [1] * 8 + [4, 4]
 
 
-def test_pipelines_take_it_without_a_word(caplog, recwarn):
-    model = as_causal_lm(Contrast(EXPERT, AMATEUR))
-    hf.utils.logging.get_logger("transformers").propagate, before = (
-        True,
-        hf.utils.logging.get_logger("transformers").propagate,
+def test_pipelines_take_it_without_a_word(caplog, recwarn, monkeypatch):
+    monkeypatch.setattr(hf.utils.logging.get_logger("transformers"), "propagate", True)
+    pipe = hf.pipeline(
+        "text-generation", model=as_causal_lm(Contrast(EXPERT, AMATEUR)), tokenizer=character_tokenizer()
     )
-    try:
-        pipe = hf.pipeline("text-generation", model=model, tokenizer=character_tokenizer())
-        out = pipe("hello", max_new_tokens=5, do_sample=False)[0]["generated_text"]
-    finally:
-        hf.utils.logging.get_logger("transformers").propagate = before
+    out = pipe("hello", max_new_tokens=5, do_sample=False)[0]["generated_text"]
     assert out.startswith("hello") and len(out) == 10
     said = [record.message for record in caplog.records] + [str(w.message) for w in recwarn]
     assert not [line for line in said if "not supported" in line or "cdlearn" in line], said

@@ -129,8 +129,9 @@ def read_prompt(prompt: Any, attention_mask: Any, tokenizer: Any) -> tuple[Tenso
         prompt = prompt[0] if prompt.dim() == 2 and len(prompt) == 1 else prompt
         single, rows = prompt.dim() == 1, prompt.reshape(-1, prompt.shape[-1]).tolist() if prompt.numel() else []
     else:
-        single = isinstance(prompt, str) or (isinstance(prompt, (list, tuple)) and all(map(is_int, prompt)))
-        rows = [prompt] if single and prompt not in ([], ()) else prompt
+        single = isinstance(prompt, str)
+        single = single or (isinstance(prompt, (list, tuple)) and len(prompt) > 0 and all(map(is_int, prompt)))
+        rows = [prompt] if single else prompt
         if not isinstance(rows, (list, tuple)) or not rows:
             raise TypeError(f"prompt is {short(prompt)}: pass text, a list of texts, or token ids [B, T].")
         if all(isinstance(row, str) for row in rows):
