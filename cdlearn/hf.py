@@ -63,10 +63,11 @@ class SourceForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        position_ids: Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> CausalLMOutputWithPast:
-        """input_ids: [B, T] what is new; attention_mask: [B, all columns]. Returns logits [B, T or logits_to_keep, V]."""
+        """input_ids: [B, T] the new ones; attention_mask: [B, all columns]. Returns logits [B, T or fewer, V]."""
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         whole = input_ids

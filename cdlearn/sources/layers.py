@@ -184,7 +184,7 @@ def _dola_layers(model: PreTrainedModel, layers: str | list[int]) -> list[int]:
     config = model.config.get_text_config(decoder=True)
     count, tied = config.num_hidden_layers, bool(getattr(config, "tie_word_embeddings", False))
     advice = f'pass "low", "high" or a list of layers from 0 to {count - 1}, each once'
-    if layers in ("low", "high"):
+    if isinstance(layers, str) and layers in ("low", "high"):
         start, stop = (0, count // 2) if layers == "low" else (count // 2, count)
         chosen = [layer for layer in range(start, stop) if layer % 2 == 0 and layer >= (2 if tied else 0)]
         if not chosen:
