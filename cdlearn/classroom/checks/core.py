@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
-import html
 import inspect
 import io
-import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from cdlearn.classroom.checks.compare import TOLERANCE, kind, same
 from cdlearn.classroom.checks.forbidden import forbidden_uses, names_used
-from cdlearn.classroom.checks.speech import call_text, show
+from cdlearn.classroom.checks.result import MIME, NotYet, Result, publish  # noqa: F401
+from cdlearn.classroom.checks.values import kind, same, show
 
-MIME = "application/vnd.cdlearn.result+json"  # how a result reaches the grader
 PRINTED = 200  # characters of a function's own printing that a message repeats
 AGAIN = 20  # calls with the same arguments that must give the same answer
 
@@ -94,24 +90,14 @@ class Part:
             names = dict(self.reference.__globals__)
             exec(self.source_of(old, new), names)
             made.append(Mistake(name, names[self.name], look))
-        return [replace(mistake, gives=self._noted(mistake.gives)) for mistake in (*made, *self.others)]
-
-    def _noted(self, function: Any) -> Any:
-        if self.note is None or not callable(function):
-            return function
-
-        @functools.wraps(function)
-        def call(*args, **options):
-            return self.note(function(*args, **options), args)
-
-        return call
+        return [*made, *self.others]
 
     def __call__(self, function: Callable, *, cases: Sequence[Case] | None = None) -> Result:
         """Check the student's function: the first property that breaks, or a truthy Result."""
         cases = self.cases if cases is None else cases
         earlier = {part.name: (part.number, part) for part in self.earlier}
-        more = {"earlier": earlier, "raised": self.raised, "sure": self.sure}
-        return run_check(self.name, self._noted(function), cases, self.known, **more)
+        more = {"raised": self.raised, "sure": self.sure, "note": self.note}
+        return run_check(self.name, function, cases, self.known, earlier=earlier, **more)
 
     def stand_in(self, names: dict[str, Any]) -> None:
         """Before this part is graded: a mistake in an earlier part costs that part's points only.
@@ -138,132 +124,78 @@ class Part:
         return names[self.name]
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a check found: truthy when everything holds. Shows as one green line, or as the message."""
-
-    part: str
-    cases: int = 0
-    broke: str = ""
-    example: str = ""
-    expected: str = ""
-    got: str = ""
-    mistake: str = ""
-    look: str = ""
-    printed: str = ""
-
-    def __bool__(self) -> bool:
-        return not self.broke
-
-    @property
-    def lines(self) -> list[tuple[str, str]]:
-        """The parts of the message that are there, as (label, text)."""
-        rows = [("Broke", self.broke), ("Example", self.example), ("Expected", self.expected), ("Got", self.got)]
-        rows += [("This looks like", self.mistake), ("Look at", self.look), ("It printed", self.printed)]
-        return [(label, text) for label, text in rows if text]
-
-    def __str__(self) -> str:
-        if self:
-            return f"✓ {self.part}: {self.cases} cases hold."
-        return "\n".join([f"✗ {self.part}: not yet.", *(f"  {label + ':':17}{text}" for label, text in self.lines)])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        if self:
-            return f'<div style="border-left:4px solid #009e73;padding:2px 8px">{html.escape(str(self))}</div>'
-        cell = '<td style="text-align:left;vertical-align:top;white-space:pre-wrap">'
-        rows = "".join(f"<tr>{cell}<b>{a}</b></td>{cell}{html.escape(b)}</td></tr>" for a, b in self.lines)
-        head = html.escape(f"✗ {self.part}: not yet.")
-        return f'<div style="border-left:4px solid #d55e00;padding:2px 8px">{head}<table>{rows}</table></div>'
-
-    def require(self) -> None:
-        """Raise NotYet with the same message unless everything holds: the line of a graded cell."""
-        if not self:
-            publish(**asdict(self))
-            raise NotYet(f"\n{self}")
-
-
-class NotYet(AssertionError):
-    """What a check says of a function that is not right yet."""
-
-
-def publish(**data: Any) -> None:
-    """Hand data to the grader beside what a person reads: a display message, only where it grades."""
-    if os.environ.get("CDLEARN_GRADING_JOB"):
-        from IPython.display import publish_display_data
-
-        publish_display_data({MIME: data, "text/plain": ""})
-
-
 def run_check(
     part: str,
     function: Callable,
     cases: Sequence[Case],
     mistakes: Sequence[Mistake] = (),
     *,
-    forbidden: Sequence[str] = ("cdlearn",),
-    tolerance: float = TOLERANCE,
     earlier: Mapping[str, tuple[int, Callable]] | None = None,
     raised: Mapping[str, str] | None = None,
     sure: bool = False,
+    note: Callable[[Any, tuple], Any] | None = None,
 ) -> Result:
     """Call `function` on every case and return the first thing that breaks, or a truthy Result.
 
-    `forbidden` names packages and functions that the student's own code may not use. The student's arguments are
-    copies; a function that changes them is told so. Never raises for anything the function does, and prints nothing.
+    The student's own code may not use this package. The arguments are copies; a function that changes them is told so.
+    Never raises for anything the function does, and prints nothing.
 
     earlier: functions of earlier parts that this one may call, `name: (part, its check)`: if one is wrong, say that.
-    raised: pieces of error messages, and where to look then. sure: answers are so few (0, 1, 2) that a mistake is named
-    only if it gives all of them.
+    raised: pieces of error messages, or of what is said about chance, and where to look then. sure: answers are so few
+    (0, 1, 2) that a mistake is named only if it gives all of them. note: see Part.
     """
     if not callable(function):
         return Result(part, broke="there is no function yet", got=show(function), look="the cell that defines it")
-    uses = forbidden_uses(function, forbidden)
+    uses = forbidden_uses(function, ["cdlearn"])
     if uses:
-        look = "write this part yourself, with torch and plain Python" if "cdlearn" in forbidden else ""
-        return Result(part, broke=f"{part} may not use {', '.join(forbidden)}", got=", ".join(uses), look=look)
-    calls = [_call(function, case) for case in cases]
-    wrong = [k for k, case in enumerate(cases) if not calls[k].right(case, tolerance)]
-    if not wrong:
+        look = "write this part yourself, with torch and plain Python"
+        return Result(part, broke=f"{part} may not use cdlearn", got=", ".join(uses), look=look)
+    calls = [_Call(function, case, note) for case in cases]
+    first = next((k for k, call in enumerate(calls) if not call.right), None)
+    if first is None:
         return Result(part, cases=len(cases))
     culprit = _earlier_part(part, function, earlier or {})
     if culprit is not None:  # a result with a message is falsy
         return culprit
-    found = _problem(function, cases, calls, wrong, raised or {})
-    if found is None:
-        mistake = name_mistake(wrong, cases, calls, mistakes, tolerance, sure=sure)
-        found = {"look": _hint(calls[wrong[0]].value, cases[wrong[0]].expected)}
-        found = {"mistake": mistake.name, "look": mistake.look} if mistake else found
-    at = found.pop("at", wrong[0])
-    return Result(part, **_told(part, cases[at], calls[at]) | found)
+    call, found = _explained(function, calls, first, mistakes, raised or {}, sure)
+    case = call.case
+    typed = [show(value) for value in case.args] + [f"{name}={show(value)}" for name, value in case.options.items()]
+    told = {"broke": case.says, "example": case.example or f"{part}({', '.join(typed)})", "printed": call.printed}
+    return Result(part, **told | {"expected": show(case.expected), "got": show(call.value)} | found)
 
 
-@dataclass
 class _Call:
-    """What one call of the student's function did."""
+    """One call of a function on a case, and what it did. edit: the arguments before and after, if it changed them."""
 
-    value: Any = None
-    error: Exception | None = None
-    arguments: Any = None  # as they were after the call
-    unchanged: bool = True
-    printed: str = ""
+    def __init__(self, function: Callable, case: Case, note: Callable | None) -> None:
+        args, options = copy.deepcopy((case.args, case.options))
+        self.case, self.note, sink = case, note, _Sink()
+        self.value = self.error = self.edit = None
+        try:
+            with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+                value = function(*args, **options)
+                self.value = note(value, args) if note else value
+        except Exception as error:  # whatever the student's code does is an answer
+            self.error = error
+        self.printed = sink.text
+        if not same((args, options), (case.args, case.options), tolerance=0):
+            self.edit = show([*case.args, *case.options.values()]), show([*args, *options.values()])
+        self.right = not self.error and not self.edit and same(self.value, case.expected)
 
-    def right(self, case: Case, tolerance: float) -> bool:
-        return self.error is None and self.unchanged and same(self.value, case.expected, tolerance=tolerance)
+    def is_given_by(self, function: Callable) -> bool:
+        """Whether a function gives the same value; one that cannot run does not."""
+        other = _Call(function, self.case, self.note)
+        return not other.error and same(other.value, self.value)
 
 
-def _call(function: Callable, case: Case) -> _Call:
-    args, options = copy.deepcopy((case.args, case.options))
-    call, sink = _Call(), Sink()
-    try:
-        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            call.value = function(*args, **options)
-    except Exception as error:  # whatever the student's code does is an answer
-        call.error = error
-    call.printed, call.arguments = sink.text, [*args, *options.values()]
-    call.unchanged = same((args, options), (case.args, case.options), tolerance=0)
-    return call
+class _Sink(io.TextIOBase):
+    """Takes what a function prints and keeps the beginning."""
+
+    text = ""
+
+    def write(self, piece: str) -> int:
+        self.text += piece[: PRINTED - len(self.text)]
+        return len(piece)
 
 
 def _earlier_part(part: str, function: Callable, earlier: Mapping[str, tuple[int, Callable]]) -> Result | None:
@@ -282,110 +214,74 @@ def _earlier_part(part: str, function: Callable, earlier: Mapping[str, tuple[int
     return None
 
 
-def _told(part: str, case: Case, call: _Call) -> dict[str, Any]:
-    """What a message says about a case in any event."""
-    told = {"broke": case.says, "example": case.example or call_text(part, case.args, case.options)}
-    return told | {"expected": show(case.expected), "got": show(call.value), "printed": call.printed}
-
-
-def _problem(
-    function: Callable, cases: Sequence[Case], calls: Sequence[_Call], wrong: Sequence[int], raised: Mapping[str, str]
-) -> dict[str, Any] | None:
-    """What is wrong with the first call that broke, if it is more than a wrong value: an error, an edit, chance."""
-    case, call = cases[wrong[0]], calls[wrong[0]]
-    if call.error is not None:
-        return _raised(call.error, raised)
-    if not call.unchanged:
-        edited = [(k, *_edit(cases[k], calls[k])) for k in wrong if not calls[k].unchanged and not calls[k].error]
-        at, before, after = next((edit for edit in edited if edit[1] != edit[2]), edited[0])  # the first one to be seen
-        told = {"at": at, "expected": f"the arguments as before the call: {before}", "got": f"after the call: {after}"}
-        told |= {"broke": "the arguments are left as they were", "mistake": "an in-place edit of the arguments"}
-        return told | {"look": "operations that end in _ or assign to a slice: make a new tensor instead"}
-    if any(not same(_call(function, case).value, call.value) for _ in range(AGAIN)):
-        look = "random numbers that the function draws itself, or something that it keeps between two calls"
-        return {"mistake": "the same call gives another answer every time", "look": look}
-    return None
-
-
-def _edit(case: Case, call: _Call) -> tuple[str, str]:
-    """The arguments before a call, and after it."""
-    return show([*case.args, *case.options.values()]), show(call.arguments)
-
-
-def name_mistake(
-    wrong: Sequence[int],
-    cases: Sequence[Case],
+def _explained(
+    function: Callable,
     calls: Sequence[_Call],
+    first: int,
     mistakes: Sequence[Mistake],
-    tolerance: float = TOLERANCE,
-    *,
-    sure: bool = False,
-) -> Mistake | None:
-    """Return the known mistake that gives the student's output where it is wrong and on most of the other cases.
+    raised: Mapping[str, str],
+    sure: bool,
+) -> tuple[_Call, dict[str, str]]:
+    """What is wrong: an error, an edit, chance, a known mistake, a kind. Returns the call to show and what to say."""
+    call = calls[first]
+    if call.error is not None:
+        return call, _of_error(call.error, raised)
+    if call.edit:  # of several the first that can be seen in three decimals
+        call = next((one for one in calls if one.edit and one.edit[0] != one.edit[1] and not one.error), call)
+        return call, {
+            "broke": "the arguments are left as they were",
+            "expected": f"the arguments as before the call: {call.edit[0]}",
+            "got": f"after the call: {call.edit[1]}",
+            "mistake": "an in-place edit of the arguments",
+            "look": "operations that end in _ or assign to a slice: make a new tensor instead",
+        }
+    if not all(call.is_given_by(function) for _ in range(AGAIN)):
+        name = "the same call gives another answer every time"
+        look = "random numbers that the function draws itself, or something that it keeps between two calls"
+        return call, {"mistake": name, "look": _look(name, raised) or look}
+    mistake = _known_mistake(calls, first, mistakes, sure)
+    if mistake:
+        return call, {"mistake": mistake.name, "look": mistake.look}
+    look = kind(call.value, call.case.expected)
+    if not look and _keeps_nobody(call.value) and not _keeps_nobody(call.case.expected):
+        look = "the line: nobody passes it, not even the best token"
+    return call, {"look": look}
+
+
+def _of_error(error: Exception, raised: Mapping[str, str]) -> dict[str, str]:
+    """What the student's code raised, and where."""
+    if isinstance(error, NotImplementedError):
+        return {"got": "nothing: it is not written yet", "look": "the line `raise NotImplementedError()`: replace it"}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    cells = [frame for frame in frames if "ipykernel" in frame.filename or "<" in frame.filename]
+    where = (cells[-1:] or frames[:1] or [None])[0]
+    text = " ".join(str(error).split())[:300]
+    look = _look(text, raised) or (f"line {where.lineno}: {where.line}" if where and where.line else "")
+    return {"got": f"{type(error).__name__}: {text}", "look": look}
+
+
+def _look(text: str, raised: Mapping[str, str]) -> str:
+    return next((look for piece, look in raised.items() if piece in text), "")
+
+
+def _known_mistake(calls: Sequence[_Call], first: int, mistakes: Sequence[Mistake], sure: bool) -> Mistake | None:
+    """The known mistake that gives the student's output where it is first wrong and on most of the other cases.
 
     A mistake that would have failed where the student was right is none of the student's. Where an answer says little
-    (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several cases. One number of one
-    case says nothing.
+    (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several cases. One whole number (a token,
+    a place) of one case says nothing: many mistakes would give it. A mistake that cannot run on a case matches nothing.
     """
-    value, best, fits = calls[wrong[0]].value, None, 0
-    if len(cases) == 1 and _one_number(value):
-        return None
-    sure = sure or _keeps_nobody(value)
-    for mistake in mistakes:
-        hits = [same(_outcome(mistake, case), call.value, tolerance=tolerance) for case, call in zip(cases, calls)]
-        if sure and (not all(hits) or len(cases) < 2):
-            continue
-        if all(hits[: wrong[0] + 1]) and sum(hits) > fits:
-            best, fits = mistake, sum(hits)
-    return best
-
-
-def _one_number(value: Any) -> bool:
-    """A single whole number: a token or a place that many mistakes would give."""
+    value, best, most = calls[first].value, None, 0
     whole = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.numel() == 1
-    return whole or isinstance(value, int)
+    sure = sure or _keeps_nobody(value)
+    if len(calls) == 1 and (sure or whole or isinstance(value, int)):
+        return None
+    for mistake in mistakes:
+        hits = [call.is_given_by(mistake.gives) for call in calls]
+        if all(hits if sure else hits[: first + 1]) and sum(hits) > most:
+            best, most = mistake, sum(hits)
+    return best
 
 
 def _keeps_nobody(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.bool and not value.any()
-
-
-def _hint(value: Any, expected: Any) -> str:
-    """Where to look when no mistake has a name."""
-    if _keeps_nobody(value) and not _keeps_nobody(expected):
-        return kind(value, expected) or "the line: nobody passes it, not even the best token"
-    return kind(value, expected)
-
-
-def _outcome(mistake: Mistake, case: Case) -> Any:
-    """What the mistake gives on a case; an instance on which it cannot run matches nothing."""
-    args, options = copy.deepcopy((case.args, case.options))
-    try:
-        return mistake.gives(*args, **options)
-    except Exception:
-        return mistake
-
-
-def _raised(error: Exception, known: Mapping[str, str]) -> dict[str, str]:
-    """Say where the student's code raised what. known: pieces of messages, and where to look then."""
-    if isinstance(error, NotImplementedError):
-        return {"got": "nothing: it is not written yet", "look": "the line `raise NotImplementedError()`: replace it"}
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    where = next((f for f in reversed(frames) if "ipykernel" in f.filename or "<" in f.filename), None)
-    where = where or (frames[0] if frames else None)
-    look = f"line {where.lineno}: {where.line}" if where and where.line else ""
-    text = " ".join(str(error).split())[:300]
-    look = next((hint for piece, hint in known.items() if piece in text), look)
-    return {"got": f"{type(error).__name__}: {text}", "look": look}
-
-
-class Sink(io.TextIOBase):
-    """Takes what a function prints and keeps the beginning."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, piece: str) -> int:
-        if len(self.text) < PRINTED:
-            self.text = (self.text + piece)[:PRINTED]
-        return len(piece)

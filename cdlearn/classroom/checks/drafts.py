@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-
 import torch
 from torch import tensor
 
-from cdlearn.classroom.checks.core import Case, Part, Result
+from cdlearn.classroom.checks.core import Case, Part
 from cdlearn.classroom.checks.models import SumLM
 
 
@@ -80,14 +77,6 @@ def my_draft(model, ids, gamma, temperature, uniforms):
     return tokens, torch.stack(laws)
 
 
-class _Draft(Part):
-    def __call__(self, function: Callable, *, cases: Sequence[Case] | None = None) -> Result:
-        result = super().__call__(function, cases=cases)
-        if "another answer every time" in result.mistake:
-            return replace(result, look="who draws: the k-th token is draw(law, uniforms[k])")
-        return result
-
-
 def _draft(says: str, ids: list[int], temperature: float, uniforms: list[float], tokens: list, laws: list) -> Case:
     args = (SumLM(4, {0: 2.0, 1: 1.0}), tensor([ids]), len(uniforms), temperature, uniforms)
     call = f"my_draft(model, [{ids}], {len(uniforms)}, {temperature}, {uniforms})"
@@ -101,7 +90,7 @@ _BEST = "torch.nn.functional.one_hot(logits.argmax(), len(logits)).float()"
 _OTHER = "argmax draft with q of another law"
 _LOOK = "q: the law the token was really drawn from; who always takes the best token draws from a one-hot law"
 
-check_draft = _Draft(2, my_draft, [
+check_draft = Part(2, my_draft, [
     _draft("one token, and the law that it was drawn from", [1, 3], 1.0, [0.7], [1], [_WARM]),
     _draft("every draft reads the drafts before it", [1, 3], 1.0, [0.7, 0.7], [1, 2], [_WARM, _WARM.roll(1)]),
     _draft("every draft has a number of its own", [1, 3], 1.0, [0.7, 0.1], [1, 1], [_WARM, _WARM.roll(1)]),
@@ -121,7 +110,8 @@ check_draft = _Draft(2, my_draft, [
     ("the draft does not read its own tokens", "ids = torch", "more = torch", "what the model reads at the next step"),
     ("logits of the first position", "[0, -1]", "[0, 0]", "the column: which one has read it all"),
 ], raised={
-    "searchsorted": "the law: one row [V] of numbers. `.logits` is [1, T, V]: which position is about the next token?"
+    "searchsorted": "the law: one row [V] of numbers. `.logits` is [1, T, V]: which position is about the next token?",
+    "another answer every time": "who draws: the k-th token is draw(law, uniforms[k])",
 })
 # fmt: on
 

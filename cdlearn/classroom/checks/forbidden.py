@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
 from typing import Any
 
-from cdlearn.classroom.checks.speech import show
+from cdlearn.classroom.checks.values import show
 
 _LOOK_UP = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS")
 _BACK_DOORS = ("eval", "exec", "compile", "__import__", "importlib")

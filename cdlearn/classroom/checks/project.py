@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cdlearn.classroom.checks.core import Result
-from cdlearn.classroom.checks.speech import show
+from cdlearn.classroom.checks.values import show
 
 __all__ = ["check_evaluate", "check_source"]
 

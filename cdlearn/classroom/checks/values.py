@@ -1,4 +1,4 @@
-"""Whether two values agree, and whether an answer is at least of the right kind."""
+"""Values: whether two agree, whether one is of the right kind, and how a message shows them: short, three decimals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 TOLERANCE = 1e-4
+LONGEST = 300  # characters of one value
+RETURNED = "what you return"
 
 
 def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
@@ -34,14 +36,14 @@ def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
         return False
 
 
-def kind(got: Any, expected: Any, what: str = "what you return") -> str:
+def kind(got: Any, expected: Any, what: str = RETURNED) -> str:
     """Return a sentence when even the kind of the answer is wrong, else "". Looks into lists and tuples."""
     if got is None and expected is not None:
-        return "the last line: a function without return gives None" if what == "what you return" else f"{what}: None"
+        return "the last line: a function without return gives None" if what == RETURNED else f"{what}: None"
     if isinstance(expected, torch.Tensor):
         if not isinstance(got, torch.Tensor):
             return f"{what}: a tensor is asked for, this is {type(got).__name__}"
-        where = "" if what == "what you return" else f" of {what}"
+        where = "" if what == RETURNED else f" of {what}"
         if got.shape != expected.shape:
             return f"the shape{where}: {list(expected.shape)} is asked for, this is {list(got.shape)}"
         if (got.dtype == torch.bool) != (expected.dtype == torch.bool):
@@ -56,3 +58,27 @@ def kind(got: Any, expected: Any, what: str = "what you return") -> str:
     if type(got) is not type(expected) and not all(numbers):
         return f"{what}: {type(expected).__name__} is asked for, this is {type(got).__name__}"
     return ""
+
+
+def show(value: Any) -> str:
+    """Return a value in one line of at most 300 characters, the same on every machine."""
+    text = _show(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 4] + " ..."
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        if value.numel() > 60:
+            return f"a tensor {list(value.shape)}, first {_show(value.flatten()[:5].tolist())}"
+        return _show(value.detach().cpu().tolist())
+    if isinstance(value, float):
+        return f"{value:.3f}".removeprefix("-") if abs(value) < 5e-4 else f"{value:.3f}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_show, value)) + "]"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_show, value)) + ("," if len(value) == 1 else "") + ")"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_show(item)}" for key, item in value.items()) + "}"
+    if type(value).__repr__ is object.__repr__:  # an address is not the same anywhere else
+        return f"a {type(value).__name__}"
+    return repr(value)
