@@ -401,4 +401,27 @@ def test_a_result_reaches_the_grader_as_data_and_nobody_else(monkeypatch):
     names = {"my_mask": lambda logits, alpha: logits > 0, "my_step": step.my_step}
     step.check_step.stand_in(names)
     assert shown[0][MIME] == {"replaced": ["my_scores", "my_mask"]}
-    assert forbidden_uses(names["my_scores"], ["cdlearn"]) == [] and names["my_mask"].__module__ == "__main__"
+    exec("def caller(e):\n    return my_scores(e, e), my_mask(e)", names)
+    assert forbidden_uses(names["caller"], ["cdlearn"]) == [] and names["my_mask"].__module__ == "__main__"
+    assert forbidden_uses(names["my_scores"], ["cdlearn"]) == ["my_scores"]  # as a student's own answer
+
+
+def test_a_reference_in_the_place_of_an_answer_scores_nothing(monkeypatch):
+    """Whether it is copied, called, closed over, or put there by the helper of the graded cells."""
+    attacks = [
+        "my_scores = checks.check_scores.own_copy()",
+        "checks.check_step.stand_in(globals())",
+        "my_scores = type(lambda: 0)(checks.check_scores.reference.__code__, globals())",
+        "right = checks.check_scores.own_copy()\ndef my_scores(e, a, strength=1.0):\n    return right(e, a, strength)",
+        "def close(my_scores):\n    def my(e, a, strength=1.0):\n        return my_scores(e, a, strength)\n"
+        "    return my\n"
+        "my_scores = close(checks.check_scores.own_copy())",
+    ]
+    for source in attacks:
+        failed = failures(with_solution(master("01_loop_and_score"), "scores", source), monkeypatch)
+        assert list(failed) == ["scores"], source
+
+
+def test_a_wrong_step_is_not_blamed_on_the_functions_that_stand_in(monkeypatch):
+    notebook = with_solution(master("01_loop_and_score"), "scores", "def my_scores(e, a, strength=1.0):\n    return e")
+    assert "the mask on the amateur" in failures(with_solution(notebook, "step", SHORT), monkeypatch)["step"]

@@ -7,11 +7,13 @@ import dis
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
 from cdlearn.classroom.checks.values import show
 
+_PACKAGE = Path(__file__).parents[2]
 _LOOK_UP = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS")
 _BACK_DOORS = ("eval", "exec", "compile", "__import__", "importlib")
 
@@ -50,7 +52,7 @@ def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str
     if isinstance(function, str):
         tree, known = ast.parse(textwrap.dedent(function)), None
     else:
-        if _origin(function) in names:
+        if _origin(function) in names or {_home(function), _home(inspect.unwrap(function))} & {*names}:
             yield getattr(function, "__name__", type(function).__name__)
             return
         function = inspect.unwrap(function)
@@ -80,7 +82,8 @@ def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str
 
 def _of_name(name: str, known: dict[str, Any], names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
     value = known.get(name)
-    if name in names or name in _BACK_DOORS or _origin(value) in names:
+    own = name == getattr(value, "__name__", "") and value is known.get("__globals__", {}).get(name)  # or a stand-in
+    if name in names or name in _BACK_DOORS or _origin(value) in names or (_home(value) in names and not own):
         yield name
     elif inspect.isfunction(value) and value.__globals__ is known.get("__globals__") and id(value) not in seen:
         yield from _uses(value, names, seen)
@@ -138,3 +141,10 @@ def _origin(value: Any) -> str:
         return ""
     name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None) or type(value).__module__
     return str(name).split(".")[0]
+
+
+def _home(value: Any) -> str:
+    """The package's name if it holds a function's code, whatever module the function claims; core.py only wraps."""
+    code = getattr(value, "__code__", None)
+    file = Path(code.co_filename) if inspect.iscode(code) else Path()
+    return _PACKAGE.name if _PACKAGE in file.parents and file.name != "core.py" else ""
