@@ -70,7 +70,6 @@ def my_translation(beta, temperature=1.0):
 # fmt: off
 C, SURE, MIXED = log(0.48, 0.30, 0.17, 0.045, 0.005), log(0.95, 0.03, 0.012, 0.007, 0.001), log(0.1, 0.3, 0.2, 0.4)
 BEST, COUNTED = "expert_logits.max(dim=-1, keepdim=True).values", "expert_logits >= expert_logits.topk(top_k)"
-
 check_candidates = Part(1, my_candidates, [
     Case("alpha alone: at least alpha times as likely as the best token", (C,), bools(1, 1, 1, 0, 0)),
     Case("top_k alone: the k best tokens", (C,), bools(1, 1, 0, 0, 0), {"alpha": None, "top_k": 2}),
@@ -112,7 +111,6 @@ HALF = log(0.5 / 0.6**0.5, 0.3 / 0.05**0.5, 0.15 / 0.05**0.5, 0, 0)
 FILLED = "_logits.masked_fill(~keep, -math.inf)"
 FIRST = "the order: log p is that of the whole vocabulary, so normalise before anybody is left out"
 PROBABLE = "masked_fill(~keep, -math.inf)\n    keep = my_candidates(scores, alpha=None, top_k=top_k)"
-
 check_contrast = Part(2, my_contrast, [
     Case("log p_E - log p_A for who may compete, -inf for all others", (E, A), BASE),
     Case("constants added to the logits change nothing", (E + 3, A - 2), BASE),
@@ -150,7 +148,6 @@ S, K = log(1, 3, 4, 2), bools(1, 1, 0, 1)
 S2, K2, SIXTHS = rows(S, S), rows(K, bools(1, 0, 1, 0)), torch.tensor([1, 3, 0, 2]) / 6
 RAW, RAWER, SOFT = "scores = scores", "raw, scores = scores, scores", "(scores / temperature).softmax(-1)"
 ONE = "two equals at temperature 0: one of them must get everything"
-
 check_law = Part(3, my_law, [
     Case("who is out has probability 0, the others share 1", (S, K), SIXTHS),
     Case("a constant changes nothing: scores may all be negative", (S - 9, K), SIXTHS),
@@ -192,7 +189,6 @@ check_law = Part(3, my_law, [
 N, N_MIXED = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.15, 0.5, 0.05, 0.3])
 BEFORE, BACK = "ranked.cumsum(-1) - ranked < p", "torch.zeros_like(inside).scatter(-1, order, inside)"
 CROSSING = "the token with which the sum reaches p: it belongs to the set"
-
 check_nucleus = Part(4, my_nucleus, [
     Case("the best tokens until they reach p, then renormalised", (N, 0.75), torch.tensor([0.625, 0.375, 0, 0])),
     Case("the token that crosses the line comes in", (N, 0.85), torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95),
@@ -227,7 +223,6 @@ check_nucleus = Part(4, my_nucleus, [
 
 RAW_E, RAW_A, OUT = torch.tensor([5.0, 4.4, 3.0, 1.6]), torch.tensor([6.0, 2.8, 2.8, 4.2]), -math.inf
 FORM = torch.tensor([4.5, 5.2, 3.1, OUT])
-
 check_logit_form = Part(5, my_logit_form, [
     Case("(1 + beta) s_E - beta s_A where plausible, -inf elsewhere", (RAW_E, RAW_A), FORM),
     Case("beta 0 is the expert, masked", (RAW_E, RAW_A), torch.tensor([5.0, 4.4, 3.0, OUT]), {"beta": 0.0}),
@@ -254,7 +249,6 @@ check_logit_form = Part(5, my_logit_form, [
 ], earlier=[check_candidates])
 
 FACTOR = "the logit form divided by 1 + beta: what is then the amateur's factor?"
-
 check_translation = Part(6, my_translation, [
     Case("beta 0 is strength 0, the temperature stays", (0.0,), (0.0, 1.0)),
     Case("beta 1 is strength 1/2; the logit form is twice as steep", (1.0,), (0.5, 0.5)),
