@@ -42,7 +42,7 @@ def write(trace: Record, path: str | Path, *, candidates: int = 24) -> None:
     about = f"Recorded with {', '.join(numbers)}. Move a slider: every pick is computed anew from the recorded "
     about += f"probabilities of the expert's best {count} tokens. Click a token for its candidates."
     weights = {"over": [form.over.get(name, 0.0) for name in names], "against": against}
-    data = json.dumps({"names": names, "data": steps} | weights, separators=(",", ":"))
+    data = json.dumps({"names": names, "data": steps} | weights)
     for sign in "<>&":  # never raw inside a script element, whatever a token is
         data = data.replace(sign, f"\\u{ord(sign):04x}")
     page = PAGE.substitute(
