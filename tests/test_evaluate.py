@@ -501,7 +501,6 @@ def test_a_chat_template_is_put_around_the_prompts(prompts, tmp_path):
         (["--tasks", "facts", "--prompts-file", "x"], "not allowed with"),
         (["--methods", "beam"], "'beam' is unknown"),
         (["--methods", "greedy alpha=0.1"], "changes nothing with greedy"),
-        (["--expert", "x", "--methods", "early"], "only the embedded expert has an early checkpoint"),
         (["--max-new-tokens", "4"], "--max-new-tokens belongs to --prompts-file"),
         (["--stop", "x"], "--stop belongs to --prompts-file"),
         (["--prompts-file", "x", "--system-prompt", "y"], "add --chat-template"),
