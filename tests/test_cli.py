@@ -341,7 +341,7 @@ def test_demo_shows_three_columns_and_ends_without_a_terminal(run, monkeypatch):
 
 def test_no_arguments_on_a_terminal_is_the_demo(monkeypatch):
     asked = []
-    monkeypatch.setattr(compare, "demo", asked.append)
+    monkeypatch.setattr(compare, "demo", lambda argv: asked.append(argv) or 0)
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     assert cli.main([]) == 0 and asked == [[]]

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = [arg.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for arg in argv]
     options.use_utf8()
     try:
-        code = _dispatch(argv)
+        code = _run(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -85,22 +85,18 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _dispatch(argv: list[str]) -> int:
+def _run(argv: list[str]) -> int:
+    """A sub-command, or one prompt and its continuation."""
     if not argv and sys.stdin.isatty() and sys.stdout.isatty():
         argv = ["demo"]
     if argv and argv[0] in COMMANDS:
         module, function, _ = COMMANDS[argv[0]]
-        return getattr(importlib.import_module(f"cdlearn.cli.{module}"), function)(argv[1:]) or 0
-    return _continue(argv)
-
-
-def _continue(argv: list[str]) -> int:
-    """One prompt, one continuation."""
+        return getattr(importlib.import_module(f"cdlearn.cli.{module}"), function)(argv[1:])
     parser = build_parser()
     if argv and not argv[0].startswith("-"):
         close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        guess = f"; did you mean {close[0]}?" if close else "; a text goes after --prompt"
-        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}){guess}")
+        guess = f"did you mean {close[0]}?" if close else "a text goes after --prompt"
+        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}); {guess}")
     args = parser.parse_args(argv)
     numbers = options.numbers_of(parser, args, [args.method])
     prompt = args.prompt
