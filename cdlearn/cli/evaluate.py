@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         raise
     seconds, threads = round(time.time() - start), torch.get_num_threads()
     print(table(rows))
-    print("\npercent, [95% bootstrap interval], difference to greedy with its interval\n" + legend(rows))
+    print("\npercent with 95% bootstrap intervals, and the paired difference to greedy with its own\n" + legend(rows))
     if args.out:
         to_frame(rows).to_csv(args.out / "results.csv", index=False, lineterminator="\n")
         print(f"\nanswers ({before} were there already) and numbers: answers.jsonl and results.csv in {args.out}")

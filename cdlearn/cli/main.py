@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import json
 import os
@@ -94,9 +93,7 @@ def _run(argv: list[str]) -> int:
         return getattr(importlib.import_module(f"cdlearn.cli.{module}"), function)(argv[1:])
     parser = build_parser()
     if argv and not argv[0].startswith("-"):
-        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        guess = f"did you mean {close[0]}?" if close else "a text goes after --prompt"
-        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}); {guess}")
+        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}); a text goes after --prompt")
     args = parser.parse_args(argv)
     numbers = options.numbers_of(parser, args, [args.method])
     prompt = args.prompt

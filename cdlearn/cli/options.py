@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -24,10 +23,6 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        for word in message.partition("unrecognized arguments: ")[2].split():
-            for close in difflib.get_close_matches(word, known, n=1, cutoff=0.75):
-                message += f" (did you mean {close}?)"
         self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help shows what there is\n")
 
 

@@ -67,8 +67,8 @@ class SourceLM(HFLM):
         numbers = spelled | numbers
         for name in [name for name in (*DRAW, *SCORED) if name in numbers] + ["sample"] * (method == "sample"):
             raise ValueError(
-                f"{name} is not for --model_args: choices are scored as textbooks do; to sample take another method and "
-                "--gen_kwargs do_sample=True,temperature=1.0."
+                f"{name} is not for --model_args: choices are scored as textbooks do; to sample take another method "
+                "and --gen_kwargs do_sample=True,temperature=1.0."
             )
         check(method, numbers)
         ours = {name: more.pop(name) for name in _FOR_THE_HARNESS if name in more}
