@@ -7,15 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import character_tokenizer
-from packaging.requirements import Requirement
 from tiny import tiny_model
 
 import cdlearn
-from cdlearn.cli import compare, doctor, options
+from cdlearn.cli import compare, options
 from cdlearn.cli import main as cli
 
 CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
@@ -83,27 +81,20 @@ def test_the_contrast_flags_reach_the_source(run, models):
     assert record["text"] == made.text and record["prompt"] == "Hi" and record["finish_reason"] == "length"
 
 
-def test_defaults_are_alpha_and_beta_of_the_2023_paper(run):
-    settings = json.loads(run("--prompt", "Hi", "--json", "--max-new-tokens", "2")[1])["settings"]
-    assert (settings["alpha"], settings["beta"]) == (0.1, 0.5) and "strength" not in settings
-    settings = json.loads(run("--prompt", "Hi", "--json", "--max-new-tokens", "2", "--tau-amateur", "2")[1])["settings"]
-    assert (settings["strength"], settings["amateur_temperature"]) == (1.0, 2.0)
-
-
-def test_settings_hold_what_the_method_takes_and_alpha_0_is_no_mask(run):
-    def settings(*flags):
-        return json.loads(run("--prompt", "Hi", "--json", "--max-new-tokens", "2", *flags)[1])["settings"]
-
-    assert settings("--alpha", "0")["alpha"] is None
-    assert settings("--method", "greedy") == {"method": "plain", "model": "LlamaForCausalLM"}
-    penalised = settings("--method", "greedy", "--repetition-penalty", "1.5")
-    assert penalised["repetition_penalty"] == 1.5 and "temperature" not in penalised
-
-
-def test_gamma_reaches_the_speculative_loop(run):
-    flags = ["--prompt", "Hi", "--method", "speculative-contrastive", "--max-new-tokens", "9", "--json"]
-    record = json.loads(run(*flags, "--gamma", "2")[1])
-    assert record["settings"]["gamma"] == 2 and record["stats"]["drafted"] <= 2 * record["stats"]["rounds"]
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        ([], {"alpha": 0.1, "beta": 0.5, "strength": None}),
+        (["--tau-amateur", "2"], {"strength": 1.0, "amateur_temperature": 2.0, "beta": None}),
+        (["--alpha", "0"], {"alpha": None}),
+        (["--method", "greedy", "--repetition-penalty", "1.5"], {"repetition_penalty": 1.5, "temperature": None}),
+        (["--method", "speculative-contrastive", "--gamma", "2"], {"gamma": 2}),
+    ],
+)
+def test_settings_hold_what_the_flags_say(run, flags, settings):
+    record = json.loads(run("--prompt", "Hi", "--json", "--max-new-tokens", "9", *flags)[1])
+    assert {key: record["settings"].get(key) for key in settings} == settings
+    assert record["stats"].get("drafted", 0) <= 2 * record["stats"].get("rounds", 0)
 
 
 def test_streaming_and_not_streaming_print_the_same(run):
@@ -152,17 +143,15 @@ def test_one_model_is_enough_where_no_amateur_is_needed(run, models):
         (["--prompt", "x", "--method", "beam"], ["--method", "beam"]),
         (["--prompt", "x", "--system-prompt", "s", "--no-chat-template"], ["--system-prompt", "--no-chat-template"]),
         (["hello"], ["hello", "--prompt"]),
-        (["demoo"], ["demoo", "demo?"]),
-        (["--methd", "dola", "--prompt", "x"], ["--methd", "--method?"]),
+        (["--methd", "dola", "--prompt", "x"], ["--methd"]),
         (["--prompt", ""], ["--prompt"]),
         (["--prom", "x"], ["--prom"]),
-        (["compare", "--methods", "greedy", "hello"], ["'hello'", "before --methods"]),
+        (["compare", "--methods", "greedy", "hello"], ["'hello'"]),
         (["compare", "x", "--methods", "contrastiv"], ["contrastive?"]),
         (["compare", "x", "--methods", "greedy beta=1"], ["beta=1", "greedy"]),
         (["compare", "x", "--methods", "contrastive beta=1 strength=2"], ["beta=1", "strength=2"]),
         (["compare", "x", "--methods", "contrastive beta=-1"], ["beta=-1"]),
         (["compare", "x", "--methods", "contrastive choices=reference"], ["choices=reference"]),
-        (["compare", "x", "--methods", "top-p"], ["sample top_p=0.95"]),
         (["compare", "x", "--methods", "greedy", "amateur", "--beta", "1"], ["--beta 1", "greedy"]),
         (["compare", "x", "--format", "html"], ["--format", "html"]),
     ],
@@ -300,35 +289,16 @@ def test_compare_takes_numbers_in_a_method_and_flags_for_the_others(run):
 
 
 def test_compare_reads_files_and_pipes(run, tmp_path, monkeypatch):
-    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
-    text.write_text("Hi\n\nHo\n", encoding="utf-8-sig")
-    lines.write_text('{"prompt": "Hi\\nyou"}\n"Ho"\n', encoding="utf-8")
-    assert compare.read_prompts(str(text)) == ["Hi", "Ho"]
-    assert compare.read_prompts(str(lines)) == ["Hi\nyou", "Ho"]
-    code, out, _ = run("compare", "--prompts-file", str(text), "--max-new-tokens", "3", "--methods", "greedy")
-    assert code == 0 and "> Hi" in out and "> Ho" in out
+    flags = ["--max-new-tokens", "3", "--methods", "greedy"]
+    (tmp_path / "p.txt").write_text("Hi\n\nHo\n", encoding="utf-8-sig")
+    code, from_file, _ = run("compare", "--prompts-file", str(tmp_path / "p.txt"), *flags)
+    assert code == 0 and "> Hi" in from_file and "> Ho" in from_file
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n\nHo\n")))
+    assert run("compare", *flags)[1] == from_file
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("a.txt", b"\n \n", "holds no prompt"),
-        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
-        ("a.jsonl", b'{"prompt": "x"}\n{oops\n', "line 2, is not JSON"),
-        ("a.jsonl", b'{"text": "x"}\n', "line 1, has no text under"),
-    ],
-)
-def test_bad_prompt_files_name_the_line(tmp_path, name, content, says):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=says):
-        compare.read_prompts(str(path))
-
-
-def records(text, prompts=("p",), methods=("greedy", "amateur", "contrastive")):
-    return [
-        {"prompt": p, "method": m, "label": m, "text": text, "finish_reason": "x"} for p in prompts for m in methods
-    ]
+def groups(text, prompts=("p",), methods=("greedy", "amateur", "contrastive")):
+    return [[{"prompt": prompt, "label": method, "text": text} for method in methods] for prompt in prompts]
 
 
 @pytest.mark.parametrize(
@@ -336,8 +306,8 @@ def records(text, prompts=("p",), methods=("greedy", "amateur", "contrastive")):
 )
 @pytest.mark.parametrize("width", [20, 60, 110])
 def test_table_lines_fit_the_width_and_lose_nothing(text, width):
-    table = compare.as_table(records(text), width=width)
-    assert max(compare.columns_of(line) for line in table.splitlines()) <= width
+    table = compare.as_table(groups(text), width=width)
+    assert max(sum(map(compare.cells, line)) for line in table.splitlines()) <= width
     solid = re.sub(r"[\s|]", "", text)
     if width == 110:
         bodies = [line.split(" | ") for line in table.splitlines()[3:]]
@@ -347,14 +317,14 @@ def test_table_lines_fit_the_width_and_lose_nothing(text, width):
 
 
 def test_two_equal_prompts_stay_two_rows():
-    assert len(compare.as_markdown(records("t", prompts=("p", "p"))).splitlines()) == 4
-    assert compare.as_table(records("t", prompts=("p", "p")), width=100).count("> p") == 2
+    assert len(compare.as_markdown(groups("t", prompts=("p", "p"))).splitlines()) == 4
+    assert compare.as_table(groups("t", prompts=("p", "p")), width=100).count("> p") == 2
 
 
 def test_untrusted_text_reaches_neither_terminal_nor_markdown():
     nasty = "\x1b[2J<script>|`\r\x07"
-    assert "\x1b" not in compare.as_table(records(nasty), width=100)
-    markdown = compare.as_markdown(records(nasty, methods=("greedy",)))
+    assert "\x1b" not in compare.as_table(groups(nasty), width=100)
+    markdown = compare.as_markdown(groups(nasty, methods=("greedy",)))
     assert "<script>" not in markdown and "\x1b" not in markdown
     assert re.sub(r"\\.", "", markdown.splitlines()[2]).count("|") == 3
     assert options.clean("a\tb\n\x1b") == "a\tb\n\\x1b"
@@ -368,28 +338,12 @@ def test_demo_shows_three_columns_and_ends_without_a_terminal(run, monkeypatch):
         assert word in " ".join(out.split()), word
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pseudo-terminals")
-def test_no_arguments_on_a_terminal_is_the_demo_and_takes_prompts():
-    import pty
-
-    leader, follower = pty.openpty()
-    env = dict(os.environ, COLUMNS="120", TERM="dumb", OMP_NUM_THREADS="1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cdlearn"], stdin=follower, stdout=follower, stderr=follower, env=env
-    )
-    os.close(follower)
-    seen, sent, start = "", 0, time.time()
-    while process.poll() is None and time.time() - start < 120:
-        try:
-            seen += os.read(leader, 65536).decode("utf-8", "replace")
-        except OSError:  # the other end is gone
-            break
-        if seen.count("prompt: ") > sent:
-            sent += 1
-            os.write(leader, b"Zoe had a green kite\n" if sent == 1 else b"\n")
-    assert process.wait(30) == 0, seen
-    assert seen.count("contrastive (beta 0.5)") == len(compare.DEMO_PROMPTS) + 1
-    assert "> Zoe had a green kite" in seen
+def test_no_arguments_on_a_terminal_is_the_demo(monkeypatch):
+    asked = []
+    monkeypatch.setattr(compare, "demo", lambda argv: asked.append(argv) or 0)
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    assert cli.main([]) == 0 and asked == [[]]
 
 
 # ---- doctor
@@ -404,10 +358,6 @@ def test_doctor_finds_nothing_wrong_here(run):
 
 
 def test_doctor_names_what_is_broken_and_its_fix(run, monkeypatch, tmp_path):
-    state, _, detail = doctor.check_requirement(Requirement("transformers>=99"))
-    assert state == doctor.BROKEN and "pip install 'transformers>=99'" in detail
-    state, _, detail = doctor.check_requirement(Requirement("no-such-package-at-all>=1"))
-    assert state == doctor.BROKEN and "not installed" in detail
     monkeypatch.setattr("cdlearn.pairs.loading.EMBEDDED", tmp_path)
     code, out, _ = run("doctor", with_models=False)
     assert code == 1 and re.search(r"^BROKEN +embedded pair .*fix: ", out, re.M)

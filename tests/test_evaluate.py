@@ -95,7 +95,7 @@ def test_a_metric_that_a_strategy_never_had_is_no_zero():
     rows = report.rows_of("stories", items, {"greedy": silent, "s": speaks})
     assert [(r["strategy"], r["metric"]) for r in rows] == [("greedy", "ends"), ("s", "animal right"), ("s", "ends")]
     assert rows[1]["value"] == rows[1]["low"] == 100 and rows[1]["items"] == 2 and "minus_greedy" not in rows[1]
-    assert "(4 items)" in report.table(rows) and report.table(rows).count("(2 items)") == 1
+    assert [line.split()[-1] for line in report.table(rows).splitlines()[2:]] == ["4", "2", "4"]
 
 
 def test_every_metric_is_explained():
@@ -431,7 +431,7 @@ def test_command_prints_the_table_and_writes_the_rows(tmp_path, capsys):
     out = capsys.readouterr().out
     rows = json.loads(file.read_text())["rows"]
     for task in ("puzzles", "puzzles, every setting", "facts", "drafting"):
-        assert f"\n{task} (" in f"\n{out}"
+        assert f"\n{task}\n" in f"\n{out}"
     names = {task: {r["strategy"] for r in rows if r["task"] == task and "low" in r} for task in ("puzzles", "facts")}
     assert names["puzzles"] == {*toy.USUAL, "early beta=0.5"} and names["facts"] == names["puzzles"] | {*toy.ALSO}
     right = [r for r in rows if r["metric"] == "right"]
@@ -450,8 +450,9 @@ def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
     monkeypatch.setitem(methods.METHODS, "mine", made)
     assert main(["--prompts-file", prompts, "-n", "2", "--methods", "mine", "mine temperature=0.5", "greedy"]) == 0
     out = capsys.readouterr().out
-    assert "  mine temperature=0.5  contains the answer" in out
-    assert "+0.0 [+0.0, +0.0]" in next(line for line in out.splitlines() if line.startswith("  mine  "))
+    assert "mine temperature=0.5 contains the answer" in out
+    (line,) = [line for line in out.splitlines() if line.split()[:2] == ["mine", "contains"]]
+    assert line.split()[-4:] == ["0.0", "0.0", "0.0", "2"]
 
 
 def test_results_are_tidy(uninterrupted):
@@ -501,7 +502,6 @@ def test_a_chat_template_is_put_around_the_prompts(prompts, tmp_path):
         (["--tasks", "facts", "--prompts-file", "x"], "not allowed with"),
         (["--methods", "beam"], "'beam' is unknown"),
         (["--methods", "greedy alpha=0.1"], "changes nothing with greedy"),
-        (["--expert", "x", "--methods", "early"], "only the embedded expert has an early checkpoint"),
         (["--max-new-tokens", "4"], "--max-new-tokens belongs to --prompts-file"),
         (["--stop", "x"], "--stop belongs to --prompts-file"),
         (["--prompts-file", "x", "--system-prompt", "y"], "add --chat-template"),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
@@ -56,13 +57,12 @@ def random_pair(size: str = "25m", *, seed: int = 0, vocab_size: int = 16384) ->
         return [LlamaForCausalLM(config).eval() for config in configs]
 
 
-def load(size: str, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedModel, list[Tensor]]:
+def load(size: str) -> tuple[PreTrainedModel, PreTrainedModel, list[Tensor]]:
     """The expert and the amateur of a size, and the ids of the stories that the embedded ones can continue."""
-    place = ("cpu" if size == "embedded" else pick_device()) if device == "auto" else device
     if size == "embedded":
-        pair = load_pair(device=place)
+        pair = load_pair(device="cpu")
         return pair.expert, pair.amateur, [torch.tensor([pair.tokenizer(text)["input_ids"]]) for text in STORIES]
-    return *(model.to(place) for model in random_pair(size)), []
+    return *(model.to(pick_device()) for model in random_pair(size)), []
 
 
 def measure(
@@ -80,7 +80,7 @@ def measure(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        with tqdm(total=(repetitions + 1) * (1 + bool(stories)), disable=None) as bar:  # None: on a terminal only
+        with options.bar((repetitions + 1) * (1 + bool(stories)), "repetition") as bar:
             rows = _step_rows(expert, amateur, batch, context, steps, repetitions, bar)
             rows += _text_rows(expert, amateur, stories, steps, repetitions, bar) if stories else []
         place = machine(expert.device)
@@ -92,7 +92,7 @@ def measure(
     return {"machine": place, "setting": setting, "rows": [row | {"aim": AIMS.get(row["method"], "")} for row in rows]}
 
 
-def _step_rows(expert, amateur, batch: int, context: int, steps: int, repetitions: int, bar: tqdm) -> list[dict]:
+def _step_rows(expert, amateur, batch: int, context: int, steps: int, repetitions: int, bar: Any) -> list[dict]:
     """One-token steps of every loop against the bare forwards beside each step."""
     vocab = min(model.config.get_text_config().vocab_size for model in (expert, amateur))
     prompt = torch.randint(0, vocab, (batch, context), generator=torch.Generator().manual_seed(0))
@@ -120,30 +120,30 @@ def _step_rows(expert, amateur, batch: int, context: int, steps: int, repetition
         f"early exit at {half}": (alone, ours(lambda: EarlyExit(expert, half))),
         "transformers generate": (alone, theirs(lambda: expert)),
     }
-    times: dict[str, list[float]] = {}
-    floors: dict[str, list[float]] = {}
-    for repetition in range(-1, repetitions):  # -1 warms up
+    times: dict[str, list[float]] = defaultdict(list)
+    floors: dict[str, list[float]] = defaultdict(list)
+    for timed in [False] + [True] * repetitions:  # the first one warms up
         for method, (needed, decode) in methods.items():
             forwards = Forwards(needed, expert.device)
             decode(forwards)
-            if repetition < 0:
-                continue
-            bare = {f"{name} forward": statistics.median(spent) for name, spent in forwards.times.items()}
-            for name, seconds in (bare | {method: statistics.median(forwards.laps)}).items():
-                times.setdefault(name, []).append(seconds)
-            floors.setdefault(method, []).append(sum(bare.values()))
+            if timed:
+                bare = {name: statistics.median(spent) for name, spent in forwards.times.items()}
+                for name, seconds in bare.items():
+                    times[f"{name} forward"].append(seconds)
+                times[method].append(statistics.median(forwards.laps))
+                floors[method].append(sum(bare.values()))
         bar.update()
     # DoLa and the plain loop ran one after the other: the forwards beside them level the two
-    plain = _ratios(times["expert greedy"], floors["expert greedy"])
-    floors["DoLa"] = [ratio * floor for ratio, floor in zip(plain, floors["DoLa"])]
-    rows = [_row(f"{name} forward", times[f"{name} forward"], [], "") for name in both]
+    plain = zip(times["expert greedy"], floors["expert greedy"], floors["DoLa"])
+    floors["DoLa"] = [step / floor * beside for step, floor, beside in plain]
+    rows = [_row(f"{name} forward", times[f"{name} forward"]) for name in both]
     for method, (needed, _) in methods.items():
         against = "expert greedy" if method == "DoLa" else "both forwards" if needed is both else "expert forward"
-        rows.append(_row(method, times[method], _ratios(times[method], floors[method]), against))
+        rows.append(_row(method, times[method], against, [a / b for a, b in zip(times[method], floors[method])]))
     return rows
 
 
-def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitions: int, bar: tqdm) -> list[dict]:
+def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitions: int, bar: Any) -> list[dict]:
     """Whole texts: each speculative loop's speed-up over its plain loop, beside what theory makes of the acceptance."""
     shared = CachedLM(amateur)  # the draft is the contrast's own amateur
     layer = max(1, expert.config.get_text_config().num_hidden_layers // 3)
@@ -153,19 +153,21 @@ def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitio
     def contrast() -> Source:
         return Contrast(expert, shared, beta=0.5)
 
-    methods: dict[str, Callable[[Tensor], Any]] = {
-        "contrastive text": lambda ids: generate(contrast(), ids, **numbers),
-        "speculative contrastive": lambda ids: speculate(contrast(), shared, ids, **drafted),
-        "greedy text": lambda ids: generate(CachedLM(expert), ids, **numbers),
-        "speculative": lambda ids: speculate(CachedLM(expert), shared, ids, **drafted),
-        f"self-speculative, exit {layer}": lambda ids: speculate(expert, EarlyExit(expert, layer), ids, **drafted),
-        "transformers assisted": lambda ids: _greedy(expert, ids, steps, assistant_model=amateur),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    accepted: dict[str, list[int]] = {name: [0, 0] for name in methods}  # of those that were tested
+    methods: dict[str, tuple[str, Callable[[Tensor], Any]]] = {  # with the method that each is held against
+        "contrastive text": ("", lambda ids: generate(contrast(), ids, **numbers)),
+        "speculative contrastive": ("contrastive text", lambda ids: speculate(contrast(), shared, ids, **drafted)),
+        "greedy text": ("", lambda ids: generate(CachedLM(expert), ids, **numbers)),
+        "speculative": ("greedy text", lambda ids: speculate(CachedLM(expert), shared, ids, **drafted)),
+        f"self-speculative, exit {layer}": (
+            "greedy text", lambda ids: speculate(expert, EarlyExit(expert, layer), ids, **drafted),
+        ),
+        "transformers assisted": ("greedy text", lambda ids: _greedy(expert, ids, steps, assistant_model=amateur)),
+    }  # fmt: skip
+    seconds: dict[str, list[float]] = defaultdict(list)
+    counts: dict[str, Counter] = defaultdict(Counter)
     passes: list[dict[str, float]] = []
-    for repetition in range(-1, repetitions):
-        for name, decode in methods.items():
+    for timed in [False] + [True] * repetitions:
+        for name, (_, decode) in methods.items():
             total = 0.0
             for ids in stories:
                 shared.reset()
@@ -173,21 +175,18 @@ def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitio
                 made = decode(ids)
                 total += now(expert.device) - start
                 stats = getattr(made, "stats", {})
-                accepted[name][0] += stats.get("accepted", 0)
-                accepted[name][1] += stats.get("tested", 0)
-            if repetition >= 0:
+                counts[name].update({key: stats.get(key, 0) for key in ("accepted", "tested")})
+            if timed:
                 seconds[name].append(total / len(stories) / steps)
-        if repetition >= 0:
+        if timed:
             passes.append(_passes(expert, amateur, layer, stories[0]))
         bar.update()
     cost = {name: statistics.median(spent[name] for spent in passes) for name in passes[0]}
     rows = []
-    for name, times in seconds.items():
-        base = "contrastive text" if name == "speculative contrastive" else "greedy text"
-        plain = "text" in name
-        row = _row(name, times, [] if plain else _ratios(seconds[base], times), "" if plain else base)
-        if accepted[name][1]:
-            rate = accepted[name][0] / accepted[name][1]
+    for name, (against, _) in methods.items():
+        row = _row(name, seconds[name], against, [a / b for a, b in zip(seconds[against], seconds[name])])
+        if counts[name]["tested"]:
+            rate = counts[name]["accepted"] / counts[name]["tested"]
             row |= {"predicted": _predicted(name, rate, cost), "accepted": rate}
         rows.append(row)
     return rows
@@ -231,25 +230,10 @@ def _greedy(model: PreTrainedModel, ids: Tensor, steps: int, **more: Any) -> Non
         logging.set_verbosity(before)
 
 
-def _ratios(above: list[float], below: list[float]) -> list[float]:
-    return [a / b for a, b in zip(above, below)]
-
-
-def _row(method: str, times: list[float], ratios: list[float], against: str) -> dict[str, Any]:
+def _row(method: str, times: list[float], against: str = "", ratios: Sequence[float] = ()) -> dict[str, Any]:
     row = {"method": method, "ms": 1e3 * statistics.median(times), "against": against}
     row["ratio"] = statistics.median(ratios) if ratios else None
     return row | {"low": min(ratios, default=None), "high": max(ratios, default=None)}
-
-
-def as_line(row: dict[str, Any]) -> str:
-    """A row for a terminal."""
-    line = f"{row['method']:25}{row['ms']:9.3f}"
-    if row["against"]:
-        base = ("speed-up over " if row["against"].endswith("text") else "") + row["against"]
-        line += f"{row['ratio']:8.3f}  {row['low']:6.3f}-{row['high']:<6.3f}  {base}"
-    notes = [f"predicted {row['predicted']:.2f}"] if "predicted" in row else []
-    notes += [f"aim {row['aim']}"] if row["aim"] else []
-    return line + (f"  ({'; '.join(notes)})" if notes else "")
 
 
 def main(argv: list[str]) -> int:
@@ -268,14 +252,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=options.number(int, 2), default=64, help="tokens per repetition (default: 64)")
     parser.add_argument("--repetitions", type=count, default=5, help="default: 5")
     parser.add_argument("--threads", type=count, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--device", default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)
     if args.expert or args.amateur:
-        pair = load_pair(args.expert, args.amateur, device=args.device)
+        pair = load_pair(args.expert, args.amateur)
         models = (pair.expert, pair.amateur)
     else:
-        models = load(args.size, args.device)
+        models = load(args.size)
     numbers = {name: getattr(args, name) for name in ("batch", "context", "steps", "repetitions", "threads")}
     record = measure(*models, **numbers)
     if args.json:
@@ -284,5 +267,5 @@ def main(argv: list[str]) -> int:
     for facts in (record["machine"], record["setting"]):
         print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print("\nratio: time over that of what it is held against; of a whole text the speed-up (more is faster)\n")
-    print(f"{'method':25}{'ms':>9}{'ratio':>8}  {'range':15}against", *map(as_line, record["rows"]), sep="\n")
+    print(pd.DataFrame(record["rows"]).drop(columns="aim").to_string(index=False, na_rep="", float_format="%.3f"))
     return 0

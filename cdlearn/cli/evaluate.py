@@ -50,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     tasks = parser.add_mutually_exclusive_group()
     tasks.add_argument("--tasks", nargs="+", choices=list(TASKS), help="of the toy world (default: all)")
     tasks.add_argument("--prompts-file", metavar="FILE", help="JSON lines of your own, see below")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="see below (default: the usual ones)")
+    method = options.checked(options.spec)
+    parser.add_argument("--methods", nargs="+", type=method, metavar="METHOD", help="see below (default: the usual)")
     parser.add_argument("-n", type=count, help="items of a task, places of facts (default: 500, files all)")
     parser.add_argument("--seed", type=options.number(int, 0), default=0)
     parser.add_argument("--no-grid", action="store_true", help="leave out the puzzles over alpha and beta")
@@ -75,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     start = time.time()
     whole = not (args.methods or args.prompts_file)  # the toy world's own table
     early = args.expert is None  # the embedded expert has an early checkpoint
-    specs = args.methods or [spec for spec in USUAL if whole or early or args.amateur or not _needs(spec)]
+    usual = [spec for spec in USUAL if whole or early or args.amateur or not METHODS[parse(spec)[0]].needs]
+    specs = list(dict.fromkeys(args.methods or usual))
     pair = options.open_pair(args, [parse(spec)[0] for spec in specs])
     models, tasks = Models(pair), _tasks(args, pair)
     try:
@@ -92,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         raise
     seconds, threads = round(time.time() - start), torch.get_num_threads()
     print(table(rows))
-    print("\npercent, [95% bootstrap interval], difference to greedy with its interval\n" + legend(rows))
+    print("\npercent with 95% bootstrap intervals, and the paired difference to greedy with its own\n" + legend(rows))
     if args.out:
         to_frame(rows).to_csv(args.out / "results.csv", index=False, lineterminator="\n")
         print(f"\nanswers ({before} were there already) and numbers: answers.jsonl and results.csv in {args.out}")
@@ -105,10 +107,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _needs(spec: str) -> tuple[str, ...]:
-    return METHODS[parse(spec)[0]].needs
-
-
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what is wrong or would change nothing, before any model is loaded; fill in the defaults."""
     for flag in FILE_FLAGS:
@@ -118,13 +116,6 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--system-prompt goes into the chat template: add --chat-template")
     if args.no_grid and (args.methods or args.prompts_file):
         parser.error("--no-grid changes nothing here: the grid belongs to the toy world's own table")
-    args.methods = list(dict.fromkeys(args.methods or ()))
-    try:
-        for spec in args.methods:
-            if "early" in _needs(spec) and args.expert:
-                parser.error(f"{spec}: only the embedded expert has an early checkpoint; give yours as --amateur")
-    except ValueError as error:
-        parser.error(str(error))
     args.batch = args.batch or (BATCH_OF_OTHERS if args.expert else BATCH)
     if args.prompts_file:
         args.max_new_tokens = args.max_new_tokens or 64

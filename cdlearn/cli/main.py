@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import json
 import os
@@ -31,7 +30,7 @@ methods, and the numbers they take:
 {methods}
 
 examples:
-  cdlearn                                                    the demo, then your own prompts
+  cdlearn                                                    the demo: expert, amateur and contrast side by side
   cdlearn --prompt "Ada had a red"                           stream a contrastive continuation
   echo "Ada had a red" | cdlearn --no-stream                 the same from a pipe
   cdlearn --prompt "Tell a story." --method sample --seed 7  one sample of the expert alone
@@ -52,13 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cdlearn {cdlearn.__version__}")
     parser.add_argument("--prompt", metavar="TEXT", help="the prompt (default: standard input)")
-    parser.add_argument(
-        "--method",
-        choices=list(METHODS),
-        default="contrastive",
-        metavar="METHOD",
-        help="see below (default: contrastive)",
-    )
+    help = "see below (default: contrastive)"
+    parser.add_argument("--method", choices=list(METHODS), default="contrastive", metavar="METHOD", help=help)
     parser.add_argument("--no-stream", action="store_true", help="print the whole text at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options.add_models(parser)
@@ -74,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = [arg.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for arg in argv]
     options.use_utf8()
     try:
-        code = _dispatch(argv)
+        code = _run(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -90,27 +84,23 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _dispatch(argv: list[str]) -> int:
+def _run(argv: list[str]) -> int:
+    """A sub-command, or one prompt and its continuation."""
     if not argv and sys.stdin.isatty() and sys.stdout.isatty():
         argv = ["demo"]
     if argv and argv[0] in COMMANDS:
         module, function, _ = COMMANDS[argv[0]]
-        return getattr(importlib.import_module(f"cdlearn.cli.{module}"), function)(argv[1:]) or 0
-    return _continue(argv)
-
-
-def _continue(argv: list[str]) -> int:
-    """One prompt, one continuation."""
+        return getattr(importlib.import_module(f"cdlearn.cli.{module}"), function)(argv[1:])
     parser = build_parser()
     if argv and not argv[0].startswith("-"):
-        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        guess = f"; did you mean {close[0]}?" if close else "; a text goes after --prompt"
-        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}){guess}")
+        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}); a text goes after --prompt")
     args = parser.parse_args(argv)
     numbers = options.numbers_of(parser, args, [args.method])
-    prompt = args.prompt if args.prompt is not None else _read_prompt(parser)
+    prompt = args.prompt
+    if prompt is None and sys.stdin and not sys.stdin.isatty():
+        prompt = sys.stdin.read().removesuffix("\n").removesuffix("\r")
     if not prompt:
-        parser.error("--prompt is empty: give the text that is to be continued")
+        parser.error("no prompt: give --prompt TEXT, or pipe a text into standard input")
     pair = options.open_pair(args, [args.method])
     decoder = build(Models(pair), args.method, numbers)
 
@@ -129,10 +119,3 @@ def _continue(argv: list[str]) -> int:
     else:
         print("" if streams else show(made.text))
     return 130 if made.finish_reason == "interrupted" else 0
-
-
-def _read_prompt(parser: argparse.ArgumentParser) -> str:
-    text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    if not text:
-        parser.error("no prompt: standard input is empty; give --prompt TEXT, or pipe a text in")
-    return text.removesuffix("\n").removesuffix("\r")

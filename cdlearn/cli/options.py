@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
+from tqdm.auto import tqdm
+
 from cdlearn.loops.run import Generation
-from cdlearn.methods import METHODS, OPTIONS, Decoder, Option, check, check_form
+from cdlearn.methods import METHODS, OPTIONS, Decoder, Option, check, check_form, parse
 from cdlearn.pairs import Pair, load_expert, load_pair
 from cdlearn.pairs.loading import where
 
@@ -23,12 +23,6 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        for word in message.split("unrecognized arguments: ")[-1].split() if "unrecognized" in message else ():
-            close = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
-            if close:
-                message += f" (did you mean {close[0]}?)"
-                break
         self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help shows what there is\n")
 
 
@@ -44,6 +38,12 @@ def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
+def spec(text: str) -> str:
+    """A method with its numbers, as it was written but for spaces. Raises ValueError for one that is unknown."""
+    parse(text)
+    return " ".join(text.split())
+
+
 def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
     """An argparse type: a number from `low` (or above it) to `high`."""
     option = Option(None, "", kind, low, high, above)
@@ -57,10 +57,8 @@ def flag(name: str) -> str:
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models")
-    group.add_argument("--expert", metavar="MODEL", help="hub id or local folder (default: the embedded expert)")
-    group.add_argument(
-        "--amateur", metavar="MODEL", help='hub id, local folder, or "early" (default: the embedded amateur)'
-    )
+    group.add_argument("--expert", metavar="MODEL", help="hub id or folder (default: the embedded expert)")
+    group.add_argument("--amateur", metavar="MODEL", help='the same, or "early" (default: the embedded amateur)')
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: auto)")
 
@@ -70,22 +68,16 @@ def add_numbers(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     group = parser.add_argument_group("numbers of the method")
     for name in names:
         option = OPTIONS[name]
-        others = [
-            f"; {method.defaults[name]:g} with {key}" for key, method in METHODS.items() if name in method.defaults
-        ]
-        default = option.default if option.kind is str else f"{option.default:g}"
-        about = f"{option.about} (default: {default}{''.join(others)})"
-        group.add_argument(
-            flag(name), dest=name, type=checked(lambda text, n=name: OPTIONS[n].read(n, text)), help=about
-        )
+        known = [f"{option.default:{'g' * (option.kind is not str)}}"]
+        known += [f"{method.defaults[name]:g} with {key}" for key, method in METHODS.items() if name in method.defaults]
+        read = checked(lambda text, name=name: OPTIONS[name].read(name, text))
+        group.add_argument(flag(name), dest=name, type=read, help=f"{option.about} (default: {'; '.join(known)})")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--max-new-tokens", type=number(int, 1), default=64, help="default: 64")
-    group.add_argument(
-        "--seed", type=number(int, 0), default=0, help="prompt number r draws with seed + r (default: 0)"
-    )
+    group.add_argument("--seed", type=number(int, 0), default=0, help="prompt r draws with seed + r (default: 0)")
     group.add_argument("--system-prompt", metavar="TEXT", help="goes into the chat template")
     group.add_argument("--no-chat-template", action="store_true", help="give the prompt to the models as it is")
 
@@ -118,13 +110,11 @@ def open_pair(args: argparse.Namespace, methods: Sequence[str] = ("contrastive",
     """Load what the flags name: one model is enough where no method needs an amateur."""
     options = {"device": args.device, "dtype": args.dtype}
     needs = {need for method in methods for need in METHODS[method].needs}
-    if "early" in needs and args.expert is not None:
-        raise ValueError(
-            f"--expert {args.expert} has no early checkpoint here: name one with --amateur MODEL and use contrastive."
-        )
+    if args.expert and "early" in needs:
+        raise ValueError(f"--expert {args.expert} has no early checkpoint here: name one as --amateur of contrastive.")
     if args.amateur is None and "amateur" not in needs:
         return load_expert(args.expert, **options)
-    if args.amateur is None and args.expert is not None:
+    if args.expert and args.amateur is None:
         where("--expert", args.expert)
         alone = [name for name, method in METHODS.items() if not {"amateur", "early"} & set(method.needs)]
         raise ValueError(
@@ -144,16 +134,9 @@ def decode(
     return decoder(rendered, **options, stream=stream, trace=False, progress=False)
 
 
-def read_lines(
-    path: str | Path, form: str = 'one prompt a line, or JSON lines like {"prompt": "2 + 2 ="}'
-) -> list[str]:
-    """The lines of a prompts file; `form` is what a message says they look like."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompts-file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"--prompts-file {path}: there is no such file. It holds {form}.") from error
+def bar(total: int, unit: str = "text") -> tqdm:
+    """A progress bar on a terminal only, and on stderr, so that redirected output stays clean."""
+    return tqdm(total=total, unit=unit, disable=None, leave=False)
 
 
 def clean(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,26 +28,21 @@ class Forwards:
         self.laps: list[float] = []
         self._left: float | None = None
 
+    @torch.no_grad()
     def lap(self, ids: Tensor) -> None:
-        """End a step of the loop whose tokens are ids [B, T], and let the models read what is new in them."""
+        """End a step of the loop whose tokens are ids [B, T]; feed what is new in them to the models, timing it."""
         entered = now(self.device)
         if self._left is not None:
             self.laps.append(entered - self._left)
-        self.step(ids)
-        self._left = now(self.device)
-
-    @torch.no_grad()
-    def step(self, ids: Tensor) -> None:
-        """Feed what is new of ids [B, T] to every model; time it where it is one token."""
         for name, model in self.models.items():
             seen = self.caches[name].get_seq_length()
             new = ids[:, seen:].to(model.device)
             positions = torch.arange(seen, ids.shape[1], device=model.device)[None]
             start = now(model.device)
             model(input_ids=new, past_key_values=self.caches[name], position_ids=positions, logits_to_keep=1)
-            spent = now(model.device) - start
-            if new.shape[1] == 1:
-                self.times[name].append(spent)
+            if seen:  # the prompt is no step
+                self.times[name].append(now(model.device) - start)
+        self._left = now(self.device)
 
 
 class Stopwatch(Source):
@@ -90,15 +86,8 @@ def now(device: torch.device) -> float:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Describe what the numbers were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions["transformers"] = transformers.__version__
+    known = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in known if line.startswith("model name")]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else (names or [platform.machine()])[0]
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {"device": f"{device.type} ({name})", "threads": torch.get_num_threads()} | versions
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -6,7 +6,6 @@ processes share the items: `torchrun --nproc_per_node 2 -m cdlearn.harness ...`.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from dataclasses import replace
@@ -64,25 +63,27 @@ class SourceLM(HFLM):
         **more: Any,
     ) -> None:
         numbers = {name: more.pop(name) for name in OPTIONS if name in more}
-        name = _checked(method, numbers)
+        method, spelled = parse(method)
+        numbers = spelled | numbers
+        for name in [name for name in (*DRAW, *SCORED) if name in numbers] + ["sample"] * (method == "sample"):
+            raise ValueError(
+                f"{name} is not for --model_args: choices are scored as textbooks do; to sample take another method "
+                "and --gen_kwargs do_sample=True,temperature=1.0."
+            )
+        check(method, numbers)
         ours = {name: more.pop(name) for name in _FOR_THE_HARNESS if name in more}
         device = "auto" if device == "cuda:0" else device  # the harness says cuda:0 where nobody said anything
         accelerator = _accelerator(expert, device)
         if accelerator is not None and device == "auto" and accelerator.device.type != "cpu":
             device = accelerator.device
         loading = {"device": device, "dtype": dtype, "progress": False, **more}
-        alone = amateur is None and "amateur" not in METHODS[name].needs
+        alone = amateur is None and "amateur" not in METHODS[method].needs
         self.pair = load_expert(expert, **loading) if alone else load_pair(expert, amateur, **loading)
         if self.pair.tokenizer is None:
             raise ValueError(f"expert={expert!r} has no tokenizer, and the harness speaks text: pass tokenizer=.")
-        self.decoder, self._seed = build(Models(self.pair), name, numbers), seed
+        self.decoder, self._seed = build(Models(self.pair), method, numbers), seed
         ours |= {"batch_size": batch_size, "max_batch_size": max_batch_size, "max_length": max_length}
-        logger = logging.getLogger(HFLM.__module__)
-        logger.addFilter(_fits)
-        try:
-            super().__init__(as_causal_lm(self.decoder.source), backend="causal", tokenizer=self.pair.tokenizer, **ours)
-        finally:
-            logger.removeFilter(_fits)
+        super().__init__(as_causal_lm(self.decoder.source), backend="causal", tokenizer=self.pair.tokenizer, **ours)
         if accelerator is not None:  # a model object makes the harness believe in one process
             self.accelerator, self._device = accelerator, accelerator.device
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
@@ -94,8 +95,8 @@ class SourceLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results: the models and the source's numbers."""
-        models = {id(model): model for model in (self.pair.expert, self.pair.amateur) if model is not None}
-        count = sum(parameter.numel() for model in models.values() for parameter in model.parameters())
+        models = [model for model in (self.pair.expert, self.pair.amateur) if model is not None]
+        count = sum(parameter.numel() for model in models for parameter in model.parameters())
         info = {"model_num_parameters": count, "model_dtype": self.pair.expert.dtype, "models": self.pair.names}
         return info | {"method": self.decoder.name, "settings": self.decoder.source.settings}
 
@@ -140,19 +141,6 @@ def _unpadded(row: list[int]) -> tuple[int, ...]:
     return tuple(np.trim_zeros(row, trim="b"))
 
 
-def _checked(method: str, numbers: dict[str, Any]) -> str:
-    """The method's name; refuses, before any model is loaded, what is unknown or would change nothing."""
-    name, _ = parse(method)
-    drawn = [key for key in (*DRAW, *SCORED) if key in numbers] + [name] * (name == "sample")
-    if drawn:
-        raise ValueError(
-            f"{drawn[0]} is not for --model_args: the harness scores choices as textbooks do, and to sample take "
-            "another method and --gen_kwargs do_sample=True,temperature=1.0."
-        )
-    check(name, numbers)
-    return name
-
-
 def _draw(asked: dict[str, Any]) -> dict[str, Any]:
     """The harness's generation arguments as those of `generate`. Raises ValueError for one that it does not know."""
     draw = {name: asked[name] for name in ("top_k", "top_p", "repetition_penalty") if asked.get(name) is not None}
@@ -174,11 +162,6 @@ def _accelerator(expert: str | None, device: Any) -> Accelerator | None:
     on_cpu = expert is None or is_embedded(expert) or str(device) == "cpu" or not torch.cuda.is_available()
     # a rank may wait long for a slower one
     return Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=1))])
-
-
-def _fits(record: logging.LogRecord) -> bool:
-    """Leave out the harness's warnings that a model object cannot be run in several processes: this one can."""
-    return "`pretrained`" not in record.getMessage()
 
 
 def main(argv: list[str] | None = None) -> int:

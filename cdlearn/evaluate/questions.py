@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdlearn.checks import is_int
 from cdlearn.metrics import ngram_counts
 from cdlearn.toyworld.tasks import Item, Task
 
@@ -83,25 +84,21 @@ def _item(value: dict[str, Any], number: int, render: Callable[[str], str]) -> I
     answer, choices, group = value.get("answer"), value.get("choices"), value.get("group", f"line {number}")
     if not isinstance(group, str):
         raise ValueError('"group" is not a text: name the group with a string.')
-    gold = _accepted(answer) if choices is None else _choices(choices, answer)
-    return Item(render(value["prompt"]), gold, group)
-
-
-def _accepted(answer: Any) -> tuple[str, ...]:
+    if choices is not None:
+        return Item(render(value["prompt"]), _choices(choices, answer), group)
     accepted = [] if answer is None else [answer] if isinstance(answer, str) else answer
     if not isinstance(accepted, list) or not all(isinstance(text, str) and text for text in accepted):
         raise ValueError('"answer" is not a text: give a string, a list of accepted strings, or leave it out.')
-    return tuple(accepted)
+    return Item(render(value["prompt"]), tuple(accepted), group)
 
 
 def _choices(choices: Any, answer: Any) -> Choices:
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
         raise ValueError('"choices" must be a list of two or more texts.')
-    if isinstance(answer, str) and answer in choices:
-        return Choices(tuple(choices), choices.index(answer))
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
-        return Choices(tuple(choices), answer)
-    raise ValueError(f'"answer" must be one of the choices, or its number from 0 to {len(choices) - 1}.')
+    right = choices.index(answer) if answer in choices else answer
+    if not is_int(right) or not 0 <= right < len(choices):
+        raise ValueError(f'"answer" must be one of the choices, or its number from 0 to {len(choices) - 1}.')
+    return Choices(tuple(choices), right)
 
 
 def _grade_choice(item: Item, scores: list[float]) -> dict[str, tuple[float, float]]:

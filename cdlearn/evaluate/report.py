@@ -81,26 +81,9 @@ def to_frame(rows: list[dict]) -> pd.DataFrame:
 
 def table(rows: list[dict]) -> str:
     """The rows as aligned text, one block per task."""
-    blocks = []
-    for task, part in to_frame(rows).groupby("task"):
-        whole = part[part.low.notna()]["items"]
-        blocks.append(f"{task} ({whole.max()} items)" if len(whole) else f"{task} ({part['items'].iloc[0]} tokens)")
-        cells = pd.DataFrame([_cells(row, whole.max()) for row in part.itertuples()])
-        cells = cells.apply(lambda column: column.str.ljust(column.str.len().max()))
-        blocks += [("  " + "  ".join(row)).rstrip() for row in cells.itertuples(index=False)] + [""]
-    return "\n".join(blocks[:-1])
-
-
-def _cells(row, most: int) -> list[str]:
-    """A row's columns as text; most: the items of its task, of which a metric may concern fewer."""
-    span = against = ""
-    if pd.notna(row.low):
-        span = f"[{row.low:5.1f}, {row.high:5.1f}]"
-    if pd.notna(row.minus_greedy):
-        against = f"{row.minus_greedy:+6.1f} [{row.minus_greedy_low:+.1f}, {row.minus_greedy_high:+.1f}]"
-    if span and row.items < most:
-        against += f"  ({row.items} items)"
-    return [row.strategy, row.metric, f"{row.value:6.1f}", span, against]
+    look = {"index": False, "na_rep": "", "float_format": "%.1f"}
+    blocks = to_frame(rows).groupby("task", sort=False)
+    return "\n\n".join(f"{task}\n{part.drop(columns='task').to_string(**look)}" for task, part in blocks)
 
 
 def legend(rows: list[dict]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,61 +61,48 @@ def drafting(pair: Pair, texts: dict[str, list[TokenRow]]) -> list[dict]:
     `1 - TV(expert, draft)` there, averaged over positions (arXiv 2211.17192, corollary 3.6).
     """
     overlaps = {name: _overlaps(pair, rows) for name, rows in texts.items()}
-    names = dict.fromkeys(name for drafts in overlaps.values() for name in drafts)
-    pooled = {name: torch.cat([drafts[name] for drafts in overlaps.values()]) for name in names}
-    rows = [_mean_row("drafting", name, values) for name, values in pooled.items()]
-    return rows + [
-        _mean_row(f"drafting, {name}", "amateur", by_draft["amateur"]) for name, by_draft in overlaps.items()
-    ]
+    pooled: dict[str, list[float]] = {}
+    for by_draft in overlaps.values():
+        for draft, values in by_draft.items():
+            pooled.setdefault(draft, []).extend(values)
+    rows = [_mean_row("drafting", draft, values) for draft, values in pooled.items()]
+    return rows + [_mean_row(f"drafting, {name}", "amateur", drafts["amateur"]) for name, drafts in overlaps.items()]
 
 
 @torch.inference_mode()
 def agreement(pair: Pair, task: str, texts: list[TokenRow], spec: str) -> dict:
     """The share of a text's tokens that the amateur would have chosen greedily as well."""
     same = []
-    for ids, where in _batches(texts):
-        choice = pair.amateur(ids.to(pair.amateur.device)).logits.argmax(-1).cpu()
-        same.append((choice[:, :-1] == ids[:, 1:])[where[:, :-1]])
-    return _mean_row(task, spec, torch.cat(same).float(), "amateur's greedy choice")
+    for prompt, new in texts:
+        logits = pair.amateur(torch.tensor([prompt + new], device=pair.amateur.device)).logits[0, len(prompt) - 1 : -1]
+        same += [float(a == b) for a, b in zip(logits.argmax(-1).tolist(), new)]
+    return _mean_row(task, spec, same, "amateur's greedy choice")
 
 
 @torch.inference_mode()
-def _overlaps(pair: Pair, texts: list[TokenRow]) -> dict[str, torch.Tensor]:
-    """1 - TV(expert, draft) at every position, [positions], for the amateur and for each early exit of the expert.
+def _overlaps(pair: Pair, texts: list[TokenRow]) -> dict[str, list[float]]:
+    """1 - TV(expert, draft) at every position, for the amateur and for each early exit of the expert.
 
     Early exits are read off models in the Llama format only; other architectures give the amateur alone.
     """
-    overlaps: dict[str, list[torch.Tensor]] = {}
+    overlaps: dict[str, list[float]] = {}
     expert = pair.expert
-    for ids, where in _batches(texts):
-        ids, where = ids.to(expert.device), where.to(expert.device)
-        drafts = {"amateur": pair.amateur(ids.to(pair.amateur.device)).logits.to(ids.device)[where]}
+    for prompt, new in texts:
+        ids, columns = torch.tensor([prompt + new], device=expert.device), slice(len(prompt) - 1, -1)
+        made = expert(ids, output_hidden_states=True, use_cache=False)
+        drafts = {"amateur": pair.amateur(ids.to(pair.amateur.device)).logits[0, columns].to(ids.device)}
         if expert.config.model_type == "llama":
-            hidden = expert.model(ids, output_hidden_states=True, use_cache=False).hidden_states
-            logits = expert.lm_head(hidden[-1][where])  # the last one is normed already
-            for k, state in enumerate(hidden[1:-1]):
-                drafts[f"exit {k + 1}"] = expert.lm_head(expert.model.norm(state[where]))
-        else:
-            logits = expert(ids).logits[where]
-        size = min(logits.shape[-1], drafts["amateur"].shape[-1])  # families pad their vocabularies differently
-        target = logits[:, :size].float().softmax(-1)  # (positions, V)
+            for k, state in enumerate(made.hidden_states[1:-1]):
+                drafts[f"exit {k + 1}"] = expert.lm_head(expert.model.norm(state[0, columns]))
+        size = min(made.logits.shape[-1], drafts["amateur"].shape[-1])  # families pad their vocabularies differently
+        target = made.logits[0, columns, :size].float().softmax(-1)  # (positions, V)
         for name, draft in drafts.items():
             overlap = torch.minimum(target, draft[:, :size].float().softmax(-1)).sum(-1)
-            overlaps.setdefault(name, []).append(overlap.cpu())
-    return {name: torch.cat(values) for name, values in overlaps.items()}
+            overlaps.setdefault(name, []).extend(overlap.tolist())
+    return overlaps
 
 
-def _batches(texts: list[TokenRow], size: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """ids [B, T] of prompts and continuations, padded on the right, and where a continuation's next token is scored."""
-    for start in range(0, len(texts), size):
-        part = texts[start : start + size]
-        width = max(len(prompt) + len(new) for prompt, new in part)
-        ids = torch.tensor([p + n + [0] * (width - len(p) - len(n)) for p, n in part])
-        columns = torch.arange(width)
-        yield ids, torch.stack([(columns >= len(p) - 1) & (columns < len(p) + len(n) - 1) for p, n in part])
-
-
-def _mean_row(task: str, spec: str, values: torch.Tensor, metric: str = "1 - TV") -> dict:
+def _mean_row(task: str, spec: str, values: list[float], metric: str = "1 - TV") -> dict:
     """A mean over positions, in percent; neighbouring positions depend on each other, so no interval is given."""
-    value = round(100 * values.mean().item(), 1)
-    return {"task": task, "strategy": spec, "metric": metric, "value": value, "items": values.numel()}
+    value = round(100 * sum(values) / len(values), 1)
+    return {"task": task, "strategy": spec, "metric": metric, "value": value, "items": len(values)}
