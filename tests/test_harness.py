@@ -230,7 +230,8 @@ def test_generation_equals_generate(harness, pair, method):
     options = dict(tokenizer=pair.tokenizer, max_new_tokens=24, trace=False, stop=["dog"])
     expected = [cdlearn.generate(source, prompt, **options).text for prompt in PROMPTS]
     assert len({text.count("dog") for text in expected}) == 1
-    model = harness.SourceLM(method=method, batch_size=2)
+    size = "auto" if method == "greedy" else 2
+    model = harness.SourceLM(method=method, batch_size=size, max_batch_size=4, max_length=64)
     asked = [request(prompt, {"until": ["dog"], "max_gen_toks": 24}) for prompt in PROMPTS]
     assert model.generate_until(asked, disable_tqdm=True) == expected
 

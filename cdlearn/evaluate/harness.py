@@ -81,6 +81,8 @@ class SourceLM(HFLM):
         self.pair = load_expert(expert, **loading) if alone else load_pair(expert, amateur, **loading)
         if self.pair.tokenizer is None:
             raise ValueError(f"expert={expert!r} has no tokenizer, and the harness speaks text: pass tokenizer=.")
+        self._starts: dict[tuple[int, ...], int] = {}
+        self._longest = 1
         self.decoder, self._seed = build(Models(self.pair), method, numbers), seed
         ours |= {"batch_size": batch_size, "max_batch_size": max_batch_size, "max_length": max_length}
         super().__init__(as_causal_lm(self.decoder.source), backend="causal", tokenizer=self.pair.tokenizer, **ours)
@@ -95,14 +97,14 @@ class SourceLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results: the models and the source's numbers."""
-        models = [model for model in (self.pair.expert, self.pair.amateur) if model is not None]
-        count = sum(parameter.numel() for model in models for parameter in model.parameters())
+        models = {id(model): model for model in (self.pair.expert, self.pair.amateur) if model is not None}
+        count = sum(parameter.numel() for model in models.values() for parameter in model.parameters())
         info = {"model_num_parameters": count, "model_dtype": self.pair.expert.dtype, "models": self.pair.names}
         return info | {"method": self.decoder.name, "settings": self.decoder.source.settings}
 
     def _loglikelihood_tokens(self, requests: list[tuple], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """Requests (texts, context ids, continuation ids); notes for `_model_call` where each continuation begins."""
-        self._starts: dict[tuple[int, ...], int] = {}
+        self._starts = {}
         self._longest = max((len(new) for _, _, new in requests), default=0)
         for _, context, new in requests:
             row = (context + new)[-(self.max_length + 1) : -1]
@@ -115,7 +117,7 @@ class SourceLM(HFLM):
         They are the last n, from the batch's first continuation on; the harness counts columns from the end. A row that
         was never asked for comes from `--batch_size auto`, which tries the longest continuation.
         """
-        rest = inps.shape[1] - self._longest
+        rest = max(0, inps.shape[1] - self._longest)
         n = inps.shape[1] - min(self._starts.get(_unpadded(row), rest) for row in inps.tolist())
         return self.decoder.source(inps, None, n).log_softmax(dim=-1).clamp_(min=MASKED).to(self.device)
 
