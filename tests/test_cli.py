@@ -7,13 +7,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import character_tokenizer
+from packaging.requirements import Requirement
 from tiny import tiny_model
 
 import cdlearn
-from cdlearn.cli import compare, options
+from cdlearn.cli import compare, doctor, options
 from cdlearn.cli import main as cli
 
 CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
@@ -338,12 +340,27 @@ def test_demo_shows_three_columns_and_ends_without_a_terminal(run, monkeypatch):
         assert word in " ".join(out.split()), word
 
 
-def test_no_arguments_on_a_terminal_is_the_demo(monkeypatch):
-    asked = []
-    monkeypatch.setattr(compare, "demo", lambda argv: asked.append(argv) or 0)
-    for stream in (sys.stdin, sys.stdout):
-        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-    assert cli.main([]) == 0 and asked == [[]]
+def test_no_arguments_on_a_terminal_is_the_demo_and_takes_prompts():
+    import pty
+
+    leader, follower = pty.openpty()
+    env = dict(os.environ, COLUMNS="120", TERM="dumb", OMP_NUM_THREADS="1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cdlearn"], stdin=follower, stdout=follower, stderr=follower, env=env
+    )
+    os.close(follower)
+    seen, sent, start = "", 0, time.time()
+    while process.poll() is None and time.time() - start < 120:
+        try:
+            seen += os.read(leader, 65536).decode("utf-8", "replace")
+        except OSError:  # the other end is gone
+            break
+        if seen.count("prompt: ") > sent:
+            sent += 1
+            os.write(leader, b"Zoe had a green kite\n" if sent == 1 else b"\n")
+    assert process.wait(30) == 0, seen
+    assert seen.count("contrastive (beta 0.5)") == len(compare.DEMO_PROMPTS) + 1
+    assert "> Zoe had a green kite" in seen
 
 
 # ---- doctor
@@ -355,6 +372,17 @@ def test_doctor_finds_nothing_wrong_here(run):
     for word in ("python", "torch", "transformers", "device", "model cache", "jupyterlab", "embedded pair", "methods"):
         assert re.search(rf"^ok +{word}", out, re.M), (word, out)
     assert out.endswith("everything works\n")
+
+
+def test_a_mistyped_flag_or_command_gets_a_guess(run):
+    assert "did you mean --method?" in run("--metod", "greedy", "--prompt", "x", with_models=False)[2]
+    assert "did you mean compare?" in run("compar", "x", with_models=False)[2]
+
+
+@pytest.mark.parametrize("line, state", [("torch>=99", "outside >=99"), ("nobody-has-this", "not installed")])
+def test_doctor_holds_versions_against_their_ranges(line, state):
+    found = doctor.check_requirement(Requirement(line))
+    assert found[0] == "BROKEN" and state in found[2] and "fix: pip install" in found[2]
 
 
 def test_doctor_names_what_is_broken_and_its_fix(run, monkeypatch, tmp_path):

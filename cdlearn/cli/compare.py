@@ -137,8 +137,26 @@ def _spec(text: str) -> str:
 
 
 def demo(argv: list[str]) -> int:
-    """`cdlearn demo`: built-in prompts side by side."""
-    return main([*DEMO_PROMPTS, "--methods", *DEMO, *argv])
+    """`cdlearn demo`: built-in prompts side by side, then whatever the user types."""
+    start = ["--methods", *DEMO, *argv, "--"]
+    code = main([*start, *DEMO_PROMPTS])
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return code
+    print("\nYour turn: type any prompt. An empty line ends.")
+    while prompt := _typed():
+        try:
+            main([*start, prompt])
+        except ValueError as error:  # too long, say: the next prompt may be better
+            print(f"cdlearn: {error}")
+    return 0
+
+
+def _typed() -> str:
+    try:
+        return input("\nprompt: ").strip()
+    except EOFError:
+        print()
+        return ""
 
 
 def main(argv: list[str]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants as hub
+from packaging.requirements import Requirement
 
 import cdlearn
 from cdlearn.cli import options
@@ -28,8 +29,9 @@ def check_installation() -> Iterator[Finding]:
     """Name what is there: versions, the device that "auto" picks, the folder for models."""
     yield OK, "python", platform.python_version()
     yield OK, "cdlearn", cdlearn.__version__
-    for name in ("torch", "transformers"):
-        yield OK, name, importlib.metadata.version(name)
+    for requirement in map(Requirement, importlib.metadata.requires("cdlearn") or ()):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield check_requirement(requirement)
     for name, why in (("jupyterlab", "the notebooks"), ("jupyterlab_widgets", "the token inspector")):
         try:
             yield OK, name, importlib.metadata.version(name)
@@ -46,6 +48,18 @@ def check_installation() -> Iterator[Finding]:
         yield OK, "model cache", f"{cache}{', offline (HF_HUB_OFFLINE=1)' if hub.HF_HUB_OFFLINE else ''}"
     else:
         yield NOTE, "model cache", f"{cache} cannot be written; fix: set HF_HOME to a folder of yours"
+
+
+def check_requirement(requirement: Requirement) -> Finding:
+    """Say whether one requirement is installed in its range."""
+    fix = f"fix: pip install '{requirement.name}{requirement.specifier}'"
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return BROKEN, requirement.name, f"not installed; {fix}"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return BROKEN, requirement.name, f"{version} is outside {requirement.specifier}; {fix}"
+    return OK, requirement.name, version
 
 
 def check_pair() -> Iterator[Finding]:

@@ -93,7 +93,8 @@ def _run(argv: list[str]) -> int:
         return getattr(importlib.import_module(f"cdlearn.cli.{module}"), function)(argv[1:])
     parser = build_parser()
     if argv and not argv[0].startswith("-"):
-        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}); a text goes after --prompt")
+        meant = options.guess(argv[0], list(COMMANDS)) or "; a text goes after --prompt"
+        parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}){meant}")
     args = parser.parse_args(argv)
     numbers = options.numbers_of(parser, args, [args.method])
     prompt = args.prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -23,7 +24,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        for word in message.partition("unrecognized arguments: ")[2].split():
+            message += guess(word, known)
         self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help shows what there is\n")
+
+
+def guess(word: str, known: Sequence[str]) -> str:
+    """(did you mean ...?), or nothing where no known word is close."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
