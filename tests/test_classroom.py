@@ -514,7 +514,18 @@ def class_of_students(release, folder):
 @pytest.mark.slow
 def test_round_trip(release, tmp_path, capsys, record_property):
     made = class_of_students(release, tmp_path / "in")
-    options = ["--out", str(tmp_path / "out"), "--seed", "7", "--cell-timeout", "15", "--timeout", "240", "--memory", "2.5"]
+    options = [
+        "--out",
+        str(tmp_path / "out"),
+        "--seed",
+        "7",
+        "--cell-timeout",
+        "15",
+        "--timeout",
+        "240",
+        "--memory",
+        "2.5",
+    ]
     assert main(["grade", str(tmp_path / "in"), *options]) == 0
     record_property("table", capsys.readouterr().out)
     rows = {}
