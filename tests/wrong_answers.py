@@ -1,7 +1,8 @@
-"""Wrong answers to assignments 01 and 02, written otherwise than the references: no swap on their source gives them.
+"""Wrong answers to assignments 01 and 02 that the checks' own tables of mistakes do not hold.
 
-WRONG: (assignment, the solution's grade_id, words that the hint must carry, the cell). None: right on every example of
-the visible check, so the hidden tests must catch it.
+WRONG: (assignment, the solution's grade_id, words that the hint must carry, and the cell, or the old and new text of a
+swap on the reference's source). Words None: right on every example of the visible check, so the hidden tests must catch
+it.
 """
 
 WRONG = [
@@ -49,18 +50,7 @@ def my_step(expert_logits, amateur_logits, alpha=0.1, strength=1.0):
         new.append(token)
     return torch.tensor(new)
 """),
-    ('01_loop_and_score', 'loop', 'the column: `.logits` is [1, T, V]', """
-def my_loop(expert, amateur, ids, *, eos_id, max_new_tokens, alpha=0.1, strength=1.0):
-    new, prompt = [], ids
-    for _ in range(max_new_tokens):
-        e, a = expert(ids).logits[:, :], amateur(ids).logits[:, :]
-        token = my_step(e, a, alpha, strength)
-        if token.item() == eos_id:
-            return new, "eos"
-        new.append(token.item())
-        ids = torch.cat([ids, token[:, None]], dim=1)
-    return new, "length"
-"""),
+    ('01_loop_and_score', 'loop', 'the column: `.logits` is [1, T, V]', '[:, -1]', '[:, :]'),
     ('01_loop_and_score', 'loop', 'asked 100 times: does your loop end?', """
 def my_loop(expert, amateur, ids, *, eos_id, max_new_tokens, alpha=0.1, strength=1.0):
     new, prompt = [], ids
@@ -97,54 +87,8 @@ def my_decisions(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):
         ids = torch.cat([ids, token[:, None]], dim=1)
     return words
 """),
-    ('02_cache_and_batches', 'head', None, """
-def my_head(x, cache, W_q, W_k, W_v):
-    q, k, v = x @ W_q, x @ W_k, x @ W_v
-    new = k, v
-    if cache is not None:
-        k, v = torch.cat([cache[0], k]), torch.cat([cache[1], v])
-    n, T = len(q), len(k)
-    allowed = torch.ones(n, T).tril(T - n).bool()
-    weights = (q @ k.T / 2).masked_fill(~allowed, -math.inf).softmax(-1)
-    return weights @ v, (k, v)
-"""),
-    ('02_cache_and_batches', 'read', 'there is nothing to read', """
-def my_read(model, cache, seen, ids):
-    keep = 0
-    while keep < min(len(seen), len(ids)) and seen[keep] == ids[keep]:
-        keep += 1
-    drop = len(seen) - keep
-    if drop > 0:
-        cache.crop(-drop)
-    return model(torch.tensor([ids[keep:]]), past_key_values=cache).logits[0, -1].argmax().item()
-"""),
-    ('02_cache_and_batches', 'endings', 'the mean over the tokens', """
-def my_endings(model, prompt, endings):
-    cache = DynamicCache(config=model.config)
-    last = model(prompt, past_key_values=cache).logits[:, -1:]
-    scores = []
-    for ending in endings:
-        logits = model(ending, past_key_values=cache).logits
-        log_p = torch.cat([last, logits[:, :-1]], dim=1).log_softmax(-1)
-        scores.append(log_p.gather(-1, ending[..., None]).mean().item())
-        cache.crop(-ending.shape[1])
-    return scores
-"""),
-    ('02_cache_and_batches', 'batched_loop', 'but cache and new tokens together are [1, 3]', """
-def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
-    cache, feed = DynamicCache(config=model.config), ids
-    new, live = [[] for _ in ids], [True] * len(ids)
-    for _ in range(max_new_tokens):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -feed.shape[1] :]
-        out = model(feed, attention_mask=mask, position_ids=positions, past_key_values=cache)
-        tokens = out.logits[:, -1].argmax(-1)
-        for row, token in enumerate(tokens.tolist()):
-            live[row] = live[row] and token != eos_id
-            if live[row]:
-                new[row].append(token)
-        if not any(live):
-            break
-        feed = tokens[:, None]
-    return new
-"""),
+    ('02_cache_and_batches', 'head', None, 'math.sqrt(q.shape[1])', '2'),
+    ('02_cache_and_batches', 'read', 'there is nothing to read', 'len(ids) - 1)', 'len(ids))'),
+    ('02_cache_and_batches', 'batched_loop', 'but cache and new tokens together are [1, 3]',
+     'feed, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)', 'feed = tokens[:, None]'),
 ]  # fmt: skip

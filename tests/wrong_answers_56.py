@@ -1,22 +1,5 @@
-"""Wrong answers to assignments 05 and 06, written otherwise than the references: no swap on their source gives them.
+"""Wrong answers to assignments 05 and 06; see `wrong_answers.py`."""
 
-WRONG: (assignment, the solution's grade_id, words that the hint must carry, the cell). None: right on every example of
-the visible check, so the hidden tests must catch it.
-"""
-
-_DRAFT = """
-def my_draft(model, ids, gamma, temperature, uniforms):
-    tokens, laws = [], []
-    for k in range(gamma):
-        logits = model(ids).logits[{place}]
-        law = (logits / (temperature or 1.0)).softmax(-1)
-        if temperature == 0:
-            law = torch.eye(len(logits))[logits.argmax()]
-        tokens.append({token})
-        laws.append(law)
-        ids = torch.cat([ids, torch.tensor([tokens[-1:]])], dim=1)
-    return tokens, {laws}
-"""
 _LENGTH = """
 def my_length(rates, cost, wide):
     best, speed, tokens, reach = 0, 1.0, 1.0, 1.0
@@ -62,20 +45,16 @@ def evaluate(sources, task, items, metric):
 """
 
 
-def _draft(place="0, -1", token="draw(law, uniforms[k])", laws="torch.stack(laws)"):
-    return _DRAFT.format(place=place, token=token, laws=laws)
-
-
 def _source(scores):
     return _SOURCE.format(scores=scores)
 
 
 # fmt: off
 _05 = [
-    ("draft", "draw(law, uniforms[k])", _draft(token="int(torch.multinomial(law, 1))")),
-    ("draft", "item 2: a tensor is asked for, this is list", _draft(laws="laws")),
-    ("draft", "which position is about the next token", _draft(place="0")),
-    ("draft", "argmax draft with q of another law", _draft(token="int(logits.argmax())")),
+    ("draft", "draw(law, uniforms[k])", "draw(law, u)", "int(torch.multinomial(law, 1))"),
+    ("draft", "item 2: a tensor is asked for, this is list", "torch.stack(laws)", "laws"),
+    ("draft", "which position is about the next token", "[0, -1]", "[0]"),
+    ("draft", "argmax draft with q of another law", "draw(law, u)", "int(logits.argmax())"),
     ("length", "stops at the first decline", _LENGTH),
     ("rewind", None, _REWIND),
 ]
