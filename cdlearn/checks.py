@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what tokenizers decode half a character to
+
 
 class NonFiniteError(ValueError):
     """Logits or scores with NaN, with +inf, or with nothing but -inf."""
@@ -116,10 +118,14 @@ def check_two(first: Any, second: Any, first_name: str, second_name: str) -> tup
     return first, second
 
 
-def check_probs(probs: Tensor, name: str) -> None:
-    low, high = torch.stack(probs.aminmax()).tolist()  # one wait for the device, not two
-    if not (low >= 0 and high <= 1 + 1e-4):
-        raise ValueError(f"{name} holds numbers outside 0 to 1: pass probabilities (sampling_probs), not logits.")
+def check_probs(p: Any, q: Any) -> tuple[Tensor, Tensor]:
+    """Two tensors of probabilities of one shape."""
+    p, q = check_two(p, q, "p", "q")
+    for name, probs in (("p", p), ("q", q)):
+        low, high = torch.stack(probs.aminmax()).tolist()  # one wait for the device, not two
+        if not (low >= 0 and high <= 1 + 1e-4):
+            raise ValueError(f"{name} holds numbers outside 0 to 1: pass probabilities (sampling_probs), not logits.")
+    return p, q
 
 
 def row_max(logits: Tensor, name: str, check: bool = True) -> Tensor:

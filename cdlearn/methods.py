@@ -7,7 +7,7 @@ A method with its numbers is spelled `contrastive beta=0.5 alpha=0.1` everywhere
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -197,13 +197,17 @@ class Decoder:
         return self.draw["temperature"] > 0
 
 
+def guess(word: str, known: Iterable[str], cutoff: float = 0.7) -> str:
+    """(did you mean ...?), or nothing where no known word is close."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """`contrastive beta=0.5 alpha=0.1` -> ("contrastive", {"beta": 0.5, "alpha": 0.1}). Raises ValueError."""
     name, *settings = spec.split() or [""]
     if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
-        guess = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"method {name!r} is unknown{guess}: known are {', '.join(METHODS)}.")
+        raise ValueError(f"method {name!r} is unknown{guess(name, METHODS, 0.5)}: known are {', '.join(METHODS)}.")
     numbers: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")

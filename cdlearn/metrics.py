@@ -12,6 +12,7 @@ from torch import Tensor
 from cdlearn.checks import check_word, is_int, short
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
+from cdlearn.sources.base import padded
 
 MASKED = -1000.0  # what a token outside the mask costs: its choice still differs from others by the other tokens
 
@@ -118,9 +119,7 @@ def token_log_probs(
 @torch.inference_mode()
 def _batch(source: Source, rows: list, convention: str, masked: float) -> list[Tensor]:
     texts = [[*prompt, *new][:-1] for prompt, new in rows]  # the scores after the last token are not asked for
-    width, n = max(map(len, texts)), max(len(new) for _, new in rows)
-    ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])  # (B, T), padded on the left
-    real = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
+    (ids, real), n = padded(texts), max(len(new) for _, new in rows)  # (B, T), padded on the left
     scores = source(ids, real, n)  # (B, n, V)
     logits = _unmasked(source)(ids, real, n) if convention == "reference" else scores
     log_probs = []

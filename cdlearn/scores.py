@@ -172,6 +172,11 @@ def penalize_repetition(scores: Tensor, token_ids: Tensor, *, penalty: float, ma
         counts &= mask.to(scores.device).bool()
     seen = torch.zeros(len(scores), vocab + 1, dtype=torch.bool, device=scores.device)
     seen = seen.scatter(1, token_ids.where(counts, vocab), True)[:, :vocab]  # (B, V)
+    return penalize_seen(scores, seen, penalty)
+
+
+def penalize_seen(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """The rule of `penalize_repetition`, where it is known which tokens count: seen is bool, of the scores' shape."""
     return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
@@ -221,10 +226,8 @@ def accept_probability(p: Tensor, q: Tensor, *, lenience: float = 1.0) -> Tensor
     (arXiv 2211.17192, appendix A.5). Where q is 0 nothing can have been drawn: 1 if p is above 0, else 0.
     Raises TypeError or ValueError naming the argument. arXiv 2302.01318, algorithm 2; 2211.17192, section 2.3.
     """
-    p, q = check_two(p, q, "p", "q")
+    p, q = check_probs(p, q)
     lenience = check_number(lenience, "lenience", high=1.0, open_low=True)
-    check_probs(p, "p")
-    check_probs(q, "q")
     p, q = p.double(), q.double() * lenience
     return torch.where(q > 0, (p / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0), (p > 0).double())
 
@@ -235,9 +238,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     Where nothing is left (p equals q up to rounding, so a rejection cannot happen) it is p itself. Returns [..., V]
     float64. Raises TypeError or ValueError naming the argument. arXiv 2302.01318, eq. 2 and theorem 1.
     """
-    p, q = check_two(p, q, "p", "q")
-    check_probs(p, "p")
-    check_probs(q, "q")
+    p, q = check_probs(p, q)
     rest = (p.double() - q.double()).clamp(min=0)
     total = rest.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, rest / total.clamp(min=torch.finfo(rest.dtype).tiny), p.double())
@@ -258,9 +259,8 @@ def verify_draft(
     gamma = draft_tokens.shape[-1]
     p, q = check_logits(p, "p"), check_logits(q, "q") if gamma else q
     if p.shape[-2] != gamma + 1 or q.shape[-2] != gamma or uniforms.shape[-1] != gamma + 1:
-        sizes = (
-            f"{gamma} tokens per row, p {p.shape[-2]} rows, q {q.shape[-2]} and uniforms {uniforms.shape[-1]} numbers"
-        )
+        sizes = f"{gamma} tokens per row, p {p.shape[-2]} rows, q {q.shape[-2]}"
+        sizes += f" and uniforms {uniforms.shape[-1]} numbers"
         raise ValueError(f"draft_tokens holds {sizes}: pass gamma, gamma + 1, gamma and gamma + 1.")
     vocab = max(p.shape[-1], q.shape[-1])
     p, q = (torch.nn.functional.pad(probs, (0, vocab - probs.shape[-1])) for probs in (p, q))

@@ -20,7 +20,7 @@ pytest.importorskip("nbgrader")
 from masters import HOSTILE, MASTERS, handed_in, hidden_lines, master, planted, reference, role
 
 import cdlearn
-from cdlearn.classroom.checks.core import MIME
+from cdlearn.classroom.checks.result import MIME
 from cdlearn.classroom.grader import build, find_masters
 from cdlearn.classroom.grader.build import SETUP, course_api
 from cdlearn.classroom.grader.page import page, to_html

@@ -195,7 +195,7 @@ def test_choices_are_graded_by_the_best_sum(tmp_path):
 def choices_task(count=1):
     texts = tuple("".join(pair) for pair in itertools.product("abc", repeat=2))
     items = [Item("Who?"[: 4 - k], Choices(texts, 4), str(k)) for k in range(count)]
-    return Task("quiz", None, None, 0, "right"), items
+    return Task("quiz", None, None, 0), items
 
 
 @pytest.mark.parametrize("spec", ["contrastive", "contrastive strength=1 alpha=0.01", "dola alpha=0.3"])

@@ -7,8 +7,8 @@ import torch
 from masters import MASTERS, Session, checked, master, parts, planted, reference, role, with_solution
 
 from cdlearn.classroom.checks import Case, Mistake, cache, dola, forbid, loop, run_check, same, speculation, step
-from cdlearn.classroom.checks.core import MIME
 from cdlearn.classroom.checks.forbidden import forbidden_uses
+from cdlearn.classroom.checks.result import MIME
 
 PLANTED = list(planted())
 

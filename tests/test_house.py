@@ -89,4 +89,4 @@ def test_the_house_only_shrinks():
     """Lines of the heart and of the whole package: what is reached, never to grow again (the plan: 4,300 and 8,500)."""
     lines = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in MODULES.items()}
     heart = sum(count for name, count in lines.items() if name.split(".")[0] in HEART)
-    assert heart <= 4942 and sum(lines.values()) <= 11603
+    assert heart <= 4926 and sum(lines.values()) <= 11576

@@ -10,7 +10,7 @@ import sys
 
 import cdlearn
 from cdlearn.cli import options
-from cdlearn.methods import METHODS, OPTIONS, SCORED, Models, build
+from cdlearn.methods import METHODS, OPTIONS, SCORED, Models, build, guess
 
 # name -> (module, function, what it does); a module is imported when it is asked for, so that a prompt waits for none
 COMMANDS = {
@@ -93,7 +93,7 @@ def _run(argv: list[str]) -> int:
         return getattr(importlib.import_module(f"cdlearn.cli.{module}"), function)(argv[1:])
     parser = build_parser()
     if argv and not argv[0].startswith("-"):
-        meant = options.guess(argv[0], list(COMMANDS)) or "; a text goes after --prompt"
+        meant = guess(argv[0], COMMANDS) or "; a text goes after --prompt"
         parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}){meant}")
     args = parser.parse_args(argv)
     numbers = options.numbers_of(parser, args, [args.method])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 from tqdm.auto import tqdm
 
 from cdlearn.loops.run import Generation
-from cdlearn.methods import METHODS, OPTIONS, Decoder, Option, check, check_form, parse
+from cdlearn.methods import METHODS, OPTIONS, Decoder, Option, check, check_form, guess, parse
 from cdlearn.pairs import Pair, load_expert, load_pair
 from cdlearn.pairs.loading import where
 
@@ -28,12 +27,6 @@ class Parser(argparse.ArgumentParser):
         for word in message.partition("unrecognized arguments: ")[2].split():
             message += guess(word, known)
         self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help shows what there is\n")
-
-
-def guess(word: str, known: Sequence[str]) -> str:
-    """(did you mean ...?), or nothing where no known word is close."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:

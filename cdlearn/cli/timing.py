@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StoppingCriteria
 
 from cdlearn.sources import Source
+from cdlearn.sources.combine import compose
 
 
 class Forwards:
@@ -52,9 +53,8 @@ class Stopwatch(Source):
 
     def __init__(self, source: Source, forwards: Forwards) -> None:
         super().__init__()
-        self.source, self.forwards = source, forwards
-        self.vocab_size, self.device = source.vocab_size, source.device
-        self.max_positions, self.rewindable, self.settings = source.max_positions, source.rewindable, source.settings
+        self.source, self.forwards, self.settings = source, forwards, source.settings
+        compose(self, [source])
         self.eos_token_ids = ()  # every text runs to its full length
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:

@@ -44,10 +44,10 @@ def read_questions(
             raise ValueError(f"--prompts-file {path}, line {number}: {error}") from None
         kinds["choices" if isinstance(item.gold, Choices) else "text"].append(item)
     tasks = {}
-    for kind, grade, headline in (("choices", _grade_choice, "right"), ("text", _grade_text, "contains the answer")):
+    for kind, grade in (("choices", _grade_choice), ("text", _grade_text)):
         name = Path(path).stem + (f", {kind}" if all(kinds.values()) else "")
         if items := kinds[kind]:
-            tasks[name] = (Task(name, lambda rng, n, items=items: items[:n], grade, max_new_tokens, headline), items)
+            tasks[name] = (Task(name, lambda rng, n, items=items: items[:n], grade, max_new_tokens), items)
     return tasks
 
 

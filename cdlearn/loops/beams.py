@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cdlearn.checks import check_count, check_word
-from cdlearn.loops.generate import check_best
+from cdlearn.loops.generate import check_best, column
 from cdlearn.loops.run import Generation, Run
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
@@ -192,6 +192,5 @@ def _replay(run: Run, source: Source, row: Any) -> None:
         count = min(_REPLAY, len(tokens) - at)
         scores = source.ask(whole[:, : start + at + count - 1], None, count)
         for k in range(count):
-            parts = {name: values[:, k] for name, values in source.parts.items()}
-            details = {name: values[:, k] for name, values in source.details.items()}
+            parts, details = column(source.parts, k), column(source.details, k)
             run.record([row], scores[:, k], parts, details, torch.tensor([tokens[at + k]]))

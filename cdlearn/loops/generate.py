@@ -61,7 +61,7 @@ def generate(
             final = run.penalized(scores, ids, mask)
             uniforms = torch.cat([row.uniforms(1) for row in rows]) if temperature > 0 else None
             tokens = pick(final, uniforms, **sampling)  # (b,) on the CPU: the one wait of a step for the device
-            run.record(rows, scores, _last(source.parts), _last(source.details), tokens)
+            run.record(rows, scores, column(source.parts, -1), column(source.details, -1), tokens)
             stay = run.take(rows, [[token] for token in tokens.tolist()])
             ids, mask = torch.cat([ids, tokens[:, None]], dim=1), grown(mask, torch.ones(len(ids), 1))
             if len(stay) < len(ids):  # finished rows leave the batch
@@ -112,5 +112,6 @@ def grown(mask: Tensor | None, columns: Tensor) -> Tensor | None:
     return torch.cat([mask, columns.bool()], dim=1)
 
 
-def _last(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: values[:, -1] for name, values in tensors.items()}
+def column(tensors: dict[str, Tensor], k: int) -> dict[str, Tensor]:
+    """One column of every tensor [B, n, ...]: [B, ...]."""
+    return {name: values[:, k] for name, values in tensors.items()}

@@ -140,7 +140,7 @@ def _verify(
 ) -> tuple[list[int], list[int], Tensor]:  # fmt: skip
     """How many drafted tokens of every row are accepted, the token that follows, and each one's chance [b, drafted].
 
-    facts: None, or a dict for every row that is filled with what a trace tells of the round.
+    facts: None, or a dict for every row that is filled with what a trace tells of the round; the chances are for it.
     """
     drafted = ids[:, ids.shape[1] - int(sizes.max()) :]  # (b, drafted) on the CPU
     if sampling["temperature"] == 0:
@@ -156,10 +156,10 @@ def _verify(
         counts, next_tokens = verify_draft(p, q, tokens, points, lenience=lenience)
         for k, count, token in zip(group, counts.tolist(), next_tokens.tolist()):
             accepted[k], following[k] = count, token
-        if size:
-            chance = accept_probability(_of(p[:, :-1], tokens), _of(q, tokens), lenience=lenience)
-            chances[group, :size] = chance.cpu()
-        if facts is not None:
+        if facts is not None:  # only a trace tells the chances: without one the device is not waited for
+            if size:
+                chance = accept_probability(_of(p[:, :-1], tokens), _of(q, tokens), lenience=lenience)
+                chances[group, :size] = chance.cpu()
             for row, k in enumerate(group):
                 facts[k] |= _sampled_facts(p[row], q[row], tokens[row], points[row], accepted[k], chances[k, :size])
     return accepted, following, chances

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import check_shapes, check_tokenizer, is_int, short
-
-_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what tokenizers decode half a character to
+from cdlearn.checks import BROKEN, check_shapes, check_tokenizer, is_int, short
+from cdlearn.sources.base import padded
 
 
 class TextWriter:
@@ -44,7 +43,7 @@ class TextWriter:
         """Add a token; True when a stop string is complete."""
         self._context.append(token)
         decoded = self._decode(self._anchor)
-        if not decoded.endswith(_BROKEN):
+        if not decoded.endswith(BROKEN):
             piece, self._done = _added(self._done, decoded), decoded
             self._write(piece)
             if len(self._context) - self._anchor > 24:
@@ -55,7 +54,7 @@ class TextWriter:
     def close(self) -> bool:
         """Write what waited, but never half a character. True when a stop string has been met."""
         if not self._stopped:
-            self._write(_added(self._done, self._decode(self._anchor)).rstrip(_BROKEN))
+            self._write(_added(self._done, self._decode(self._anchor)).rstrip(BROKEN))
         if not self._stopped:
             self._send(self._pending)
         self._pending = ""
@@ -105,7 +104,7 @@ class TextWriter:
         """Decode from here on, a few tokens back: earlier ones cannot change the text any more."""
         start = max(start, 0)
         decoded = self._decode(start)
-        while start > 0 and decoded.startswith(_BROKEN):  # inside a character
+        while start > 0 and decoded.startswith(BROKEN):  # inside a character
             start -= 1
             decoded = self._decode(start)
         self._anchor, self._done = start, decoded
@@ -142,9 +141,7 @@ def read_prompt(prompt: Any, attention_mask: Any, tokenizer: Any) -> tuple[Tenso
             rows = [_encode(text, tokenizer) for text in rows]
         elif not all(isinstance(row, (list, tuple)) and all(map(is_int, row)) for row in rows):
             raise TypeError("prompt is a list of mixed things: pass texts, or token ids as whole numbers.")
-    width = max(map(len, rows), default=0)
-    ids = torch.tensor([[0] * (width - len(row)) + [int(token) for token in row] for row in rows], dtype=torch.long)
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], dtype=torch.bool)
+    ids, mask = padded(rows)
     if attention_mask is not None:
         given = torch.as_tensor(attention_mask).to("cpu").bool()
         given = given[None] if given.dim() == 1 else given

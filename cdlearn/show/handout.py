@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from string import Template
 
+from cdlearn.scores import FLOOR
 from cdlearn.show.html import texts_of
 from cdlearn.trace.record import Record
 from cdlearn.trace.rescore import changeable, form_of, log_probs, new_settings, strength_of
@@ -19,7 +20,6 @@ def write(trace: Record, path: str | Path, *, candidates: int = 24) -> None:
     """Write a self-contained page with working sliders: a handout that needs neither Python nor a network.
 
     candidates: how many of the expert's best tokens each position carries.
-
     Raises ValueError for a trace with nothing to change (a plain model's) or no positions.
     """
     settings = new_settings(trace, {})
@@ -32,7 +32,7 @@ def write(trace: Record, path: str | Path, *, candidates: int = 24) -> None:
     names = [name for name, part in trace.parts.items() if part.dim() == 2]
     # log-probabilities do for logits too: what they differ by is the same for all candidates of a position
     against = [form.against.get(name, 0.0) / (tau if name == form.tempered else 1.0) for name in names]
-    columns = [log_probs(trace, name)[:, :count].clamp(min=-1e5).tolist() for name in names]
+    columns = [log_probs(trace, name)[:, :count].clamp(min=FLOOR).tolist() for name in names]
     steps = []
     for k, (token, ids) in enumerate(zip(trace.recorded_ids, trace.candidates[:, :count].tolist())):
         chosen, *texts = texts_of(trace, [token, *ids])

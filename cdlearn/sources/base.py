@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,16 @@ def _forked(value: Any) -> Any:
         made = [_forked(item) for item in value]
         return type(value)(made) if any(new is not old for new, old in zip(made, value)) else value
     return value
+
+
+def padded(rows: Sequence[Sequence[int]], *, left: bool = True) -> tuple[Tensor, Tensor]:
+    """Rows of any lengths as ids [B, T] int64, filled up with 0 on one side, and their mask [B, T] bool."""
+    width = max(map(len, rows), default=0)
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        here = slice(width - len(tokens), width) if left else slice(len(tokens))
+        ids[row, here], mask[row, here] = torch.tensor(tokens, dtype=torch.long), 1
+    return ids, mask.bool()
 
 
 def float32(logits: Tensor) -> Tensor:

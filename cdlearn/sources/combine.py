@@ -43,15 +43,11 @@ class Contrast(Source):
         self.expert, self.amateur = as_source(expert, "expert"), as_source(amateur, "amateur")
         self.settings = {"method": "contrastive"} | self._numbers
         self.unnormalised = beta is not None
-        _compose(self, [self.expert, self.amateur])
+        compose(self, [self.expert, self.amateur])
 
     def changed(self, **settings: Any) -> Contrast:
-        replaced = set()
-        if "beta" in settings:
-            replaced = {"strength", "amateur_temperature"}
-        elif "strength" in settings:
-            replaced = {"beta"}
-        kept = {name: value for name, value in self._numbers.items() if name not in replaced}
+        other = ("strength", "amateur_temperature") if "beta" in settings else ("beta",) * ("strength" in settings)
+        kept = {name: value for name, value in self._numbers.items() if name not in other}
         return Contrast(self.expert, self.amateur, **kept | settings)
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
@@ -93,7 +89,7 @@ class Mix(Source):
             check_number(weight, "weight", low=-1e6, high=1e6)
         self.alpha = check_alpha(alpha)
         self.settings = {"method": "mix", "weights": self.weights, "alpha": self.alpha}
-        _compose(self, self.sources)
+        compose(self, self.sources)
         names = ["expert", "amateur"] if len(weighted) == 2 and self.weights[1] < 0 else ["expert"]
         self._names = names + [f"source_{k}" for k in range(len(names) + 1, len(weighted) + 1)]
         self.forms = (Form(dict(zip(self._names, self.weights))),)
@@ -127,16 +123,14 @@ class Prompted(Source):
         if not prefix:
             raise ValueError("prefix has no tokens: use the source as it is, or give at least one token.")
         self.source, self.prefix = as_source(source, "source").fork(), [int(token) for token in prefix]
-        self.vocab_size, self.eos_token_ids = self.source.vocab_size, self.source.eos_token_ids
+        compose(self, [self.source])
         if not all(0 <= token < self.vocab_size for token in self.prefix):
             raise ValueError(f"prefix holds a token outside the source's vocabulary of {self.vocab_size}.")
-        self.device, self.rewindable = self.source.device, self.source.rewindable
+        if self.max_positions is not None:
+            self.max_positions -= len(self.prefix)
         self.unnormalised = self.source.unnormalised
-        limit = self.source.max_positions
-        self.max_positions = None if limit is None else limit - len(self.prefix)
-        self.settings = {"method": "prompted", "prefix_tokens": len(self.prefix)} | {
-            f"source_{name}": value for name, value in self.source.settings.items()
-        }
+        own = {"method": "prompted", "prefix_tokens": len(self.prefix)}
+        self.settings = own | {f"source_{name}": value for name, value in self.source.settings.items()}
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
@@ -154,7 +148,7 @@ class Prompted(Source):
         return scores
 
 
-def _compose(whole: Source, parts: list[Source]) -> None:
+def compose(whole: Source, parts: list[Source]) -> None:
     """What a composed source takes from its parts: the first one's EOS ids and device, the narrowest limits."""
     sizes = [part.vocab_size for part in parts]
     if max(sizes) - min(sizes) > 1024:  # no family pads its vocabulary that far

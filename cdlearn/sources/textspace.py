@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cdlearn.checks import check_tokenizer
+from cdlearn.checks import BROKEN, check_tokenizer
 from cdlearn.scores import NEVER
-from cdlearn.sources.base import Source
+from cdlearn.sources.base import Source, padded
 from cdlearn.sources.cached import as_source
 
 _CHUNK = 64  # candidate texts in one forward pass
-_BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextSpace(Source):
@@ -73,7 +72,7 @@ class TextSpace(Source):
         text = self._text(prefix)
         base = self._encode(text)
         texts = [None if c in self._special else self._text([*prefix, c]) for c in candidates]
-        longer = [None if t is None or t.endswith(_BROKEN) or t == text else self._encode(t) for t in texts]
+        longer = [None if t is None or t.endswith(BROKEN) or t == text else self._encode(t) for t in texts]
         ends = self.tokenizer.eos_token_id
         for k, candidate in enumerate(candidates):
             if candidate in self.eos_token_ids and ends is not None:
@@ -92,13 +91,11 @@ class TextSpace(Source):
         """The log-probability of every text's tokens after the first `shared` ones: [K]."""
         totals = []
         for at in range(0, len(texts), _CHUNK):
-            chunk = texts[at : at + _CHUNK]
-            width = max(len(tokens) for tokens in chunk)
-            ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in chunk])
-            real = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in chunk]).bool()
-            logits = source(ids, real, width - shared + 1)[:, :-1]  # after the last shared token, ..., the last but one
+            ids, real = padded(texts[at : at + _CHUNK], left=False)
+            # after the last shared token, ..., the last but one
+            logits = source(ids, real, ids.shape[1] - shared + 1)[:, :-1]
             tail, counts = ids[:, shared:], real[:, shared:]
-            logp = logits.log_softmax(dim=-1).cpu().gather(-1, tail[..., None])[..., 0]  # (K, width - shared)
+            logp = logits.log_softmax(dim=-1).cpu().gather(-1, tail[..., None])[..., 0]  # (K, T - shared)
             totals.append(logp.where(counts, 0.0).sum(dim=1))
         return torch.cat(totals)
 

@@ -25,13 +25,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """How to draw a task's items, how to grade a continuation, how long it may get, and the number that sums it up."""
+    """How to draw a task's items, how to grade a continuation, and how long it may get."""
 
     name: str
     draw: Callable[[random.Random, int], list[Item]]
     grade: Callable[[Item, str], dict[str, tuple[float, float]]]
     max_new_tokens: int
-    headline: str
 
     def items(self, n: int = 500, seed: int = 0) -> list[Item]:
         """`n` items (facts: those of the first `n` places); the same for the same seed."""
@@ -103,10 +102,10 @@ def _grade_story(item: Item, text: str) -> dict[str, tuple[float, float]]:
 TASKS = {
     task.name: task
     for task in (
-        Task("puzzles", _puzzles, _grade_puzzle, 64, "right"),
-        Task("arithmetic", _arithmetic, _grade_arithmetic, 32, "right"),
-        Task("facts", _facts, _grade_fact, 20, "true"),
-        Task("stories", _stories, _grade_story, 128, "consistent"),
+        Task("puzzles", _puzzles, _grade_puzzle, 64),
+        Task("arithmetic", _arithmetic, _grade_arithmetic, 32),
+        Task("facts", _facts, _grade_fact, 20),
+        Task("stories", _stories, _grade_story, 128),
     )
 }
 

@@ -13,17 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cdlearn.trace.record import Record
-from cdlearn.trace.rescore import (
-    at_position,
-    check_penalty,
-    form_of,
-    kept,
-    lines,
-    new_settings,
-    penalized,
-    seen_before,
-    truncated,
-)
+from cdlearn.trace.rescore import at_position, form_of, kept, lines, new_settings, penalized, seen_before, truncated
 from cdlearn.trace.tables import token_texts
 
 
@@ -67,9 +57,7 @@ def flip_points(trace: Record, position: int) -> FlipPoints:
 
 
 def _strength_spans(trace: Record) -> list[Span]:
-    over, against, exact = lines(trace, trace.settings)
-    if not exact:
-        check_penalty(trace.settings)
+    over, against, _ = lines(trace, trace.settings)
     columns = kept_columns(trace)
     a, b = over[0, columns].numpy(), against[0, columns].numpy()
     penalty = trace.settings.get("repetition_penalty", 1.0)
@@ -116,9 +104,7 @@ def envelope(a: np.ndarray, b: np.ndarray, low: float, high: float) -> list[tupl
 def _alpha_spans(trace: Record) -> list[Span]:
     """The winner among the candidates that the mask lets in, from the expert's best alone (alpha = 1) downwards."""
     count = trace.candidates.shape[1] - 1
-    over, against, exact = lines(trace, trace.settings)
-    if not exact:
-        check_penalty(trace.settings)
+    over, against, _ = lines(trace, trace.settings)
     t = trace.settings.get(form_of(trace, trace.settings).knob, 1.0)
     scores = penalized(trace, over - t * against)[0, :count].tolist()
     expert, ids = trace.parts["expert"][0, :count], trace.candidates[0].tolist()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cdlearn.checks import check_alpha, check_contrast, check_count, is_int, short
-from cdlearn.scores import FLOOR, NEVER
+from cdlearn.scores import FLOOR, NEVER, penalize_seen
 from cdlearn.trace.record import NAMED, TENSORS, Form, Record
 
 _UP_TO_A_CONSTANT = "up to a constant per position"
@@ -65,7 +65,6 @@ def _decided(trace: Record, changes: Mapping[str, Any]) -> tuple[Record, dict[st
     settings.pop("scores", None)
     if not exact:
         settings["scores"] = _UP_TO_A_CONSTANT
-        check_penalty(settings)
     scores = scores.where(kept(trace, settings), NEVER)
     return trace, settings, scores, _best(penalized(trace, scores), trace.candidates)
 
@@ -151,7 +150,8 @@ def _cutoff(trace: Record, settings: Mapping[str, Any]) -> Tensor:
 def lines(trace: Record, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, bool]:
     """Every candidate's line, score = over - t * against with t the knob: [P, N + 1] float64 each, and "exact".
 
-    Not exact means up to a constant per position, so every comparison within a position is.
+    Not exact means up to a constant per position, so every comparison within a position is; ValueError where a
+    repetition penalty, which looks at the signs of scores, would need that constant.
     """
     form, exact = form_of(trace, settings), True
     raw = form.raw if form.raw is not None else settings["alpha"] is None
@@ -174,6 +174,11 @@ def lines(trace: Record, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, b
         sums.append(total)
     for name in (name for name, weight in form.over.items() if weight > 0):
         sums[0] = sums[0].masked_fill(trace.parts[name] == NEVER, NEVER)
+    if not exact and settings.get("repetition_penalty", 1.0) != 1:
+        raise ValueError(
+            f"amateur_temperature is {settings['amateur_temperature']!r}, and with the trace's repetition_penalty only "
+            "the recorded temperature and 1 can be answered: generate again instead."
+        )
     return *sums, exact
 
 
@@ -197,21 +202,12 @@ def _tempered_normaliser(trace: Record, name: str, tau: float) -> tuple[Tensor, 
     return part[:, :-1].logsumexp(dim=1), whole
 
 
-def check_penalty(settings: Mapping[str, Any]) -> None:
-    """The penalty looks at the signs of scores, so a constant that is not known would matter."""
-    if settings.get("repetition_penalty", 1.0) != 1:
-        raise ValueError(
-            f"amateur_temperature is {settings['amateur_temperature']!r}, and with the trace's repetition_penalty only "
-            "the recorded temperature and 1 can be answered: generate again instead."
-        )
-
-
 def penalized(trace: Record, scores: Tensor) -> Tensor:
     """`penalize_repetition` as the run had it: at every position for the tokens before it."""
     penalty = trace.settings.get("repetition_penalty", 1.0)
     if penalty == 1:
         return scores
-    return torch.where(seen_before(trace), torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+    return penalize_seen(scores, seen_before(trace), penalty)
 
 
 def seen_before(trace: Record) -> Tensor:
@@ -275,9 +271,7 @@ def at_position(trace: Record, position: int) -> Record:
         there = f"0 to {len(trace) - 1}" if len(trace) else "none"
         raise ValueError(f"position is {position}: the positions of this trace are {there}.")
     here = slice(position, position + 1)
-    prefix, one = (
-        trace.prompt_ids + trace.recorded_ids[:position],
-        {name: getattr(trace, name)[here] for name in TENSORS},
-    )
+    prefix = trace.prompt_ids + trace.recorded_ids[:position]
+    one: dict[str, Any] = {name: getattr(trace, name)[here] for name in TENSORS}
     one |= {name: {key: values[here] for key, values in getattr(trace, name).items()} for name in (*NAMED, "details")}
     return replace(trace, prompt_ids=prefix, recorded=trace.recorded_ids[here], rounds=[], **one)

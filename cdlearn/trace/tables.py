@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cdlearn.checks import BROKEN
 from cdlearn.scores import NEVER
 from cdlearn.trace.record import Record
 from cdlearn.trace.rescore import truncated
@@ -102,8 +103,8 @@ def summary(trace: Record) -> str:
     if trace.rounds:
         drafted, accepted = (sum(f) for f in zip(*((len(r["draft_ids"]), r["accepted"]) for r in trace.rounds)))
         lines.append(f"{len(trace.rounds)} rounds, {accepted} of {drafted} drafted tokens accepted")
-    if bool(truncated(trace).any()):
-        lines.append(f"the kept set may exceed the recorded tokens at {int(truncated(trace).sum())} positions")
+    if beyond := int(truncated(trace).sum()):
+        lines.append(f"the kept set may exceed the recorded tokens at {beyond} positions")
     return "\n".join(lines)
 
 
@@ -116,7 +117,7 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str | None]:
         raw = tokenizer.convert_ids_to_tokens(token_id)
         raw = "" if raw is None else str(raw)
         text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
-        if "\N{REPLACEMENT CHARACTER}" in text:
+        if BROKEN in text:
             text = raw
         elif raw.startswith("\u2581") and not text.startswith(" "):
             text = " " + text  # sentencepiece decoders drop the space in front of a lone token

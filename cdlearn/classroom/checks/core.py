@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from cdlearn.classroom.checks.forbidden import forbidden_uses, names_used
-from cdlearn.classroom.checks.result import MIME, NotYet, Result, publish  # noqa: F401
+from cdlearn.classroom.checks.result import Result, publish
 from cdlearn.classroom.checks.values import kind, same, show
 
 PRINTED = 200  # characters of a function's own printing that a message repeats

@@ -6,16 +6,12 @@ import torch
 from torch import Tensor
 
 from cdlearn.classroom.checks.core import Case, Part
+from cdlearn.classroom.checks.values import bools
 
 
 def log(*values: float) -> Tensor:
     """Logarithms of a row of numbers; that of 0 is -inf."""
     return torch.tensor(values).log()
-
-
-def bools(*values: int) -> Tensor:
-    """A row of True and False, written with 1 and 0."""
-    return torch.tensor(values, dtype=torch.bool)
 
 
 def rows(*values: Tensor) -> Tensor:

@@ -23,6 +23,14 @@ class Asked:
             raise RuntimeError(f"the model was asked {MOST} times: does your loop end?")
 
 
+def _after(sums: Tensor, vocab_size: int, steps: dict[int, float]) -> Tensor:
+    """Logits [B, T, V] after sums [B, T] of what the prefixes add up to: token `(sum + k) % V` has `steps[k]`, or 0."""
+    row = torch.zeros(vocab_size)
+    for step, logit in steps.items():
+        row[step % vocab_size] = logit
+    return row[(torch.arange(vocab_size) - sums[..., None]) % vocab_size]
+
+
 class SumLM(Asked):
     """Looks at the sum of all ids so far: the logit of token `(sum + k) % V` is `steps[k]`, or 0."""
 
@@ -32,12 +40,7 @@ class SumLM(Asked):
     def __call__(self, ids: Tensor) -> SimpleNamespace:
         """ids: [B, T] int. Returns an object with `.logits` [B, T, V]."""
         self.count()
-        row = torch.zeros(self.vocab_size)
-        for step, logit in self.steps.items():
-            row[step % self.vocab_size] = logit
-        sums = ids.cumsum(dim=1)  # (B, T): what the prefix up to here adds up to
-        shifted = (torch.arange(self.vocab_size) - sums[..., None]) % self.vocab_size  # (B, T, V)
-        return SimpleNamespace(logits=row[shifted])
+        return SimpleNamespace(logits=_after(ids.cumsum(dim=1), self.vocab_size, self.steps))
 
     def __repr__(self) -> str:
         return f"SumLM({self.vocab_size}, {self.steps})"
@@ -73,7 +76,7 @@ class TableLM(Asked):
         return f"TableLM({self.rows})"
 
 
-class PositionLM:
+class PositionLM(Asked):
     """Looks at the sum of token * (position + 1) over the columns it may see: token `(sum + k) % V` gets `steps[k]`.
 
     Keeps its columns in a DynamicCache and takes the arguments of a transformers model. `fed` notes what it was given.
@@ -100,8 +103,7 @@ class PositionLM:
         if n == 0:
             raise ValueError("input_ids has no columns: there is nothing to read, so there are no new logits")
         self.fed.append(input_ids.tolist())
-        if len(self.fed) > MOST:
-            raise RuntimeError(f"the model was asked {MOST} times: does your loop end?")
+        self.count()
         cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         start = cache.get_seq_length()
         if position_ids is None:  # as most models do: columns are positions
@@ -113,12 +115,8 @@ class PositionLM:
                 held, given = list(terms.shape), list(attention_mask.shape)
                 raise ValueError(f"attention_mask is {given}, but cache and new tokens together are {held}")
             terms = terms * attention_mask
-        row = torch.zeros(self.vocab_size)
-        for step, logit in self.steps.items():
-            row[step % self.vocab_size] = logit
-        sums = terms.cumsum(1)[:, start:].long()  # (B, n)
-        shifted = (torch.arange(self.vocab_size) - sums[..., None]) % self.vocab_size
-        return SimpleNamespace(logits=row[shifted][:, -logits_to_keep:], past_key_values=cache)
+        logits = _after(terms.cumsum(1)[:, start:].long(), self.vocab_size, self.steps)  # (B, n, V)
+        return SimpleNamespace(logits=logits[:, -logits_to_keep:], past_key_values=cache)
 
     def __repr__(self) -> str:
         return f"PositionLM({self.vocab_size}, {self.steps})"

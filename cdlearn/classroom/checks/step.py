@@ -8,11 +8,7 @@ import torch
 from torch import tensor
 
 from cdlearn.classroom.checks.core import Case, Part
-
-
-def bools(*values: int) -> torch.Tensor:
-    """A row of True and False, written with 1 and 0."""
-    return tensor(values, dtype=torch.bool)
+from cdlearn.classroom.checks.values import bools
 
 
 def my_scores(expert_logits, amateur_logits, strength=1.0):

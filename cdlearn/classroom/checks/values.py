@@ -11,6 +11,11 @@ LONGEST = 300  # characters of one value
 RETURNED = "what you return"
 
 
+def bools(*values: int) -> torch.Tensor:
+    """A row of True and False, written with 1 and 0."""
+    return torch.tensor(values, dtype=torch.bool)
+
+
 def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
     """Whether two values agree: tensors by shape, kind and value (-inf equals -inf), containers item by item."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):

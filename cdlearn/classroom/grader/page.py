@@ -13,15 +13,13 @@ from collections.abc import Sequence
 from functools import cache
 from html import escape
 
+from cdlearn.classroom.checks.result import LABELS
 from cdlearn.classroom.grader.build import SETUP
 from cdlearn.classroom.grader.results import Row, hint_of, plain, published
 from cdlearn.classroom.grader.submissions import Notebook, Part, Submission, marks, parts_of, plain_source, unlink
 
 MOST = 20_000  # characters of a cell or an output
 SIGNS = {"ok": "✓", "wrong": "✗", "not written": "–", "by hand": "?"}
-# the fields of a failed check that a table shows, as its message calls them
-LABELS = {"broke": "Broke", "example": "Example", "expected": "Expected", "got": "Got", "mistake": "This looks like"}
-LABELS |= {"look": "Look at", "printed": "It printed"}
 STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 52em; margin: 2em auto; padding: 0 1em; color: #222 }
 h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em } h3 { font-size: 1.05em }

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cdlearn.classroom.checks.core import MIME
+from cdlearn.classroom.checks.result import MIME
 from cdlearn.classroom.grader.submissions import Notebook, Part, Submission, parts_of
 
 Event = dict[str, Any]
