@@ -62,12 +62,13 @@ OPTIONS = {
     "layers": Option("low", "DoLa's candidate layers: low, high, or numbers as in 2,4,6", str),
     "temperature": Option(0.0, "0 is greedy"),
     "top_p": Option(1.0, "nucleus of sampling; 1: off", high=1.0, above=True),
+    "min_p": Option(0.0, "keep draws with p >= min_p * max p; 0: off", high=1.0),
     "repetition_penalty": Option(1.0, "makes tokens of the text less likely; 1: off", above=True),
     "gamma": Option(4, "tokens drafted per round", int, low=1),
     "choices": Option("textbook", "how multiple choice is scored", str, words=("textbook", "reference")),
 }
 FORM = ("beta", "strength", "amateur_temperature")  # the first excludes the other two
-DRAW = ("temperature", "top_p", "repetition_penalty")  # keywords of every loop
+DRAW = ("temperature", "top_p", "min_p", "repetition_penalty")  # keywords of every loop
 SCORED = ("choices",)  # read by evaluations, not by the source
 
 

@@ -34,6 +34,7 @@ def speculate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
@@ -50,7 +51,7 @@ def speculate(
     the end fewer, so that no token beyond max_new_tokens is ever computed. Greedy (temperature 0) gives exactly the
     target's greedy tokens; sampling draws from exactly the target's distribution. lenience: 1 is exact; below 1
     accepts more drafted tokens and is NOT exact (arXiv 2211.17192, appendix A.5). Everything else as in `generate`; the
-    draft gets the same temperature, top_k, top_p and repetition_penalty.
+    draft gets the same temperature, top_k, top_p, min_p and repetition_penalty.
     `stats` adds rounds, drafted, accepted, tested (drafted tokens that were looked at before the first rejection),
     acceptance_rate (accepted / drafted), target_passes, tokens_per_target_pass and exact. The rate that theory speaks
     of, 1 - TV(target, draft), is estimated by accepted / tested. In the trace, `details` tell for every token its
@@ -68,7 +69,7 @@ def speculate(
     for name, source in (("target", target), ("draft", draft)):
         if not source.rewindable:
             raise ValueError(f"{name} is {source!r}, which cannot take tokens back (recurrent layers): use generate.")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     run = Run(
         target, prompt, sampling, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, seed=seed,
         repetition_penalty=repetition_penalty, stream=stream, trace=trace, attention_mask=attention_mask,
