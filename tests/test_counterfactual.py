@@ -80,7 +80,7 @@ def recorded_runs():
         runs.append((run(start), lambda: {"alpha": any_alpha(rng), "beta": rng.uniform(0, 2)}))
     expert, amateur = models()
     target = Contrast(expert, amateur, alpha=0.05)
-    spoken = speculate(target, amateur, PROMPT, max_new_tokens=STEPS, eos_token_ids=()).trace
+    spoken = speculate(target, amateur, PROMPT, gamma=4, max_new_tokens=STEPS, eos_token_ids=()).trace
     runs += [(spoken, lambda: any_contrast(rng))] * 2
     for divergence in ("jsd", "reference"):
         trace = run({"method": "dola", "layers": [0, 1, 2], "alpha": 0.1, "divergence": divergence})

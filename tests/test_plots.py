@@ -42,7 +42,7 @@ def spoken(temperature=1.0):
     expert, amateur = models()
     draft = Contrast(expert, amateur, alpha=None, strength=0.2)
     options = OPTIONS | {"max_new_tokens": 30, "temperature": temperature, "seed": 3}
-    return speculate(expert, draft, "what", tokenizer=character_tokenizer(), **options)
+    return speculate(expert, draft, "what", gamma=4, tokenizer=character_tokenizer(), **options)
 
 
 def new_axes():

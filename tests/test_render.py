@@ -118,7 +118,9 @@ def test_layers_and_rounds_as_tables():
     dola = generate(DoLa(model, layers=[0, 1, 2]), [5, 6], max_new_tokens=6, eos_token_ids=()).trace
     table = render.layer_table(dola, 2)
     assert table.count("3px solid") == len(dola) and Audit(table).open == []
-    spec = speculate(model, EarlyExit(model, 2), [5, 6], max_new_tokens=20, temperature=1.0, seed=3, eos_token_ids=())
+    spec = speculate(
+        model, EarlyExit(model, 2), [5, 6], gamma=4, max_new_tokens=20, temperature=1.0, seed=3, eos_token_ids=()
+    )
     page = render.round_table(spec.trace, 4)
     assert page.count("kept") == spec.stats["accepted"] and Audit(page).open == []
     assert page.count("&#9656;") == 1

@@ -314,7 +314,7 @@ def test_auto_drafts_on_while_the_draft_is_sure_and_learns_what_that_is_worth():
         row.judge(0, row.size > 0)
     assert drafted(row, [0.9] * 20) <= 1
     lengths = [drafted(row, [0.9] * 20) for _ in range(40)]
-    assert max(lengths) == 1 and 1 <= sum(lengths) <= 3  # now and then it is asked again
+    assert max(lengths) <= 2 and 1 <= sum(lengths) <= 5  # now and then it is asked again
     for _ in range(200):  # and it has got better
         row.judge(row.size if drafted(row, [0.9] * 20) else 0, False)
     assert drafted(row, [0.9] * 20) > 4

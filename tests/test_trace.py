@@ -211,7 +211,7 @@ def test_dola_keeps_every_candidate_layers_logits_of_the_candidates():
 def spoken(**options):
     expert, amateur = tiny_model("llama"), tiny_model("llama", seed=1)
     draft = Contrast(expert, amateur, alpha=None, strength=0.2)  # close enough to the expert that some tokens stand
-    return speculate(expert, draft, [5, 6, 7], max_new_tokens=30, eos_token_ids=(), **options)
+    return speculate(expert, draft, [5, 6, 7], gamma=4, max_new_tokens=30, eos_token_ids=(), **options)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -255,7 +255,7 @@ def test_the_law_behind_a_round_and_its_number_give_the_token():
 
 def test_rows_of_a_batch_have_their_own_rounds_and_without_a_trace_there_are_none():
     expert, amateur = tiny_model("llama"), tiny_model("llama", seed=1)
-    options = dict(max_new_tokens=9, eos_token_ids=(), seed=1, temperature=1.0)
+    options = dict(gamma=4, max_new_tokens=9, eos_token_ids=(), seed=1, temperature=1.0)
     together = speculate(expert, amateur, [[5, 6, 7], [8]], **options)
     alone = speculate(expert, amateur, [8], **options | {"seed": 2})
     assert [facts["draft_ids"] for facts in together[1].trace.rounds] == [f["draft_ids"] for f in alone.trace.rounds]
@@ -293,7 +293,7 @@ def test_json_and_back_is_the_same_trace(double, tmp_path):
     strange = {"strange": torch.full((20,), float("nan")), "endless": torch.full((20, 2), float("inf"))}
     contrast = dataclasses.replace(contrast, details=strange)
     dola = generate(DoLa(expert, layers=[0, 1]), "what", **options).trace
-    spoken = speculate(expert, amateur, "what", **options, temperature=1.0, seed=1).trace
+    spoken = speculate(expert, amateur, "what", gamma=4, **options, temperature=1.0, seed=1).trace
     assert bool((contrast.score == -float("inf")).any()) and contrast.score.dtype == expert.dtype
     for trace in (contrast, dola, spoken, contrast.rescore(strength=0.1)):
         text = trace.to_json()

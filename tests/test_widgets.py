@@ -147,7 +147,7 @@ def test_tabs_for_layers_and_speculation_only_where_there_are_any(made):
     shown._alpha.value = -0.2
     shown.regenerate(wait=True)
     assert shown._said.value == ""
-    spec = speculate(EXPERT, EarlyExit(EXPERT, 2), "hello", **OPTIONS)
+    spec = speculate(EXPERT, EarlyExit(EXPERT, 2), "hello", gamma=4, **OPTIONS)
     assert inspect(spec)._tabs.titles == ("candidates", "speculation")
 
 
