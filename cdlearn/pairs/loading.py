@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import importlib.util
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import constants as hub
 from huggingface_hub import get_session, hf_hub_download, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from cdlearn.checks import watched
+from cdlearn.pairs.checkpoint import Checkpoint, pick_dtype, read_checkpoint, read_gguf, warn_of_memory
 
 # transformers imports lazily: pay for the classes of the embedded pair now, so that load_pair() is quick
 importlib.import_module("transformers.models.llama.modeling_llama")
 
 EMBEDDED = Path(__file__).parent.parent / "toyworld" / "pair"
 EMBEDDED_NAMES = ("expert", "amateur", "early")
+PLACE_OPTIONS = ("revision", "subfolder", "gguf_file")  # where in a hub id or folder a model lies
+_HUB_OPTIONS = (*PLACE_OPTIONS, "cache_dir", "token", "local_files_only", "force_download")
 
 
 def pick_device() -> torch.device:
@@ -31,29 +36,31 @@ def pick_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """The dtype that "auto" means: bfloat16 on CUDA where supported, else float32."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
 def is_embedded(source: Any) -> bool:
     return isinstance(source, str) and source in EMBEDDED_NAMES
 
 
-def label(source: Any) -> str:
+def label(source: Any, place: dict | None = None) -> str:
     """The name of a source in messages: never a long absolute path."""
-    if isinstance(source, PreTrainedModel):
-        return os.path.basename(os.path.normpath(source.name_or_path)) if source.name_or_path else type(source).__name__
     if is_embedded(source):
         return f"embedded {source}"
-    return str(source) if not os.path.isdir(source) else os.path.basename(os.path.abspath(source))
+    place, name = place or {}, source.name_or_path if isinstance(source, PreTrainedModel) else os.fspath(source)
+    if isinstance(source, PreTrainedModel) or os.path.exists(name):
+        name = os.path.basename(os.path.abspath(name)) if name else type(source).__name__
+    if "gguf_file" in place:
+        return os.path.basename(place["gguf_file"])
+    return "/".join([name, *filter(None, [place.get("subfolder")])]) + f"@{place.get('revision', '')}".rstrip("@")
 
 
 def for_each_role(value: Any, roles: dict, argument: str) -> dict:
-    """One device (or dtype) for every role, or one each; "auto" stays a word."""
+    """One device (dtype, revision, ...) for every role, or one each; "auto" stays a word."""
     values = list(value) if isinstance(value, (tuple, list)) else [value] * len(roles)
     if len(values) != len(roles):
         raise ValueError(f"{argument}={value!r} must be one value, or one each for {' and '.join(roles)}.")
+    if argument in PLACE_OPTIONS:
+        if not all(v is None or (isinstance(v, str) and v) for v in values):
+            raise TypeError(f"{argument}={value!r} must be a name, or one each for {' and '.join(roles)}.")
+        return dict(zip(roles, values))
     parse = _parse_device if argument == "device" else _parse_dtype
     return {role: v if isinstance(v, str) and v == "auto" else parse(v) for role, v in zip(roles, values)}
 
@@ -80,30 +87,77 @@ def _parse_dtype(value: Any) -> torch.dtype:
 
 
 def where(role: str, source: Any) -> tuple[str, bool]:
-    """What `from_pretrained` needs, and whether it is a local folder; complains early about what it is not."""
+    """What `from_pretrained` needs, and whether it is local: complains early about what is nowhere."""
     if is_embedded(source):
         if not (EMBEDDED / source / "config.json").is_file():
             raise FileNotFoundError(f"the embedded {source} is missing from {EMBEDDED}: install cdlearn again.")
         return str(EMBEDDED / source), True
     if not isinstance(source, (str, os.PathLike)):
         kind = type(source).__name__
-        raise TypeError(f"{role} must be a hub id, a local folder or a transformers object, got {kind}.")
+        raise TypeError(f"{role} must be a hub id, a local folder, a .gguf file or a transformers object, got {kind}.")
     text, path = os.fspath(source), Path(source).expanduser()
-    if not text.strip() or path.is_file():
+    gguf = path.suffix.lower() == ".gguf"
+    if not text.strip() or (path.is_file() and not gguf):
         what = "a file" if text.strip() else "empty"
-        raise ValueError(f"{role}={text!r} is {what}: give a hub id, or a folder that holds config.json and weights.")
-    if path.is_dir():
-        if role != "tokenizer":
-            _check_folder(f"{role}={str(path)!r}", path)
+        raise ValueError(
+            f"{role}={text!r} is {what}: give a hub id, a .gguf file, or a folder with config and weights."
+        )
+    if path.exists():
         return str(path), True
-    if isinstance(source, os.PathLike) or text[0] in "./~\\" or text.count("/") > 1:
-        raise FileNotFoundError(f"{role}={text!r}: there is no such folder.")
+    if gguf or isinstance(source, os.PathLike) or text[0] in "./~\\" or text.count("/") > 1:
+        raise FileNotFoundError(f"{role}={text!r}: there is no such {'file' if gguf else 'folder'}.")
     return text, False
+
+
+def locate(role: str, source: Any, options: dict) -> tuple[str, bool, dict]:
+    """What `from_pretrained` needs, whether it is local, and its options: a GGUF file becomes its whole path there.
+
+    options: those of `from_pretrained`. Asks the hub for one file, which tells at once whether it answers.
+    """
+    name, local = where(role, source)
+    if is_embedded(source):
+        return name, local, _but(options, *PLACE_OPTIONS)
+    cache, file = options.get("cache_dir"), options.get("gguf_file")
+    found = os.path.join(name, options.get("subfolder") or "")
+    if local and os.path.isfile(name):
+        if file:
+            raise ValueError(f"gguf_file={file!r} names a file inside {role}={name!r}, which is a file: leave it out.")
+        file = found = name
+    elif local:
+        found = os.path.join(found, file) if file else found
+        if not file:
+            _check_folder(f"{role}={name!r}", Path(found))
+    if file and not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
+        raise ImportError(f"{role}={label(source)!r}: GGUF files need two more packages: pip install 'cdlearn[gguf]'.")
+    if not local:
+        wanted = file or "config.json"
+        with _explained(role, name, local, wanted, cache):
+            inside = "/".join(filter(None, (options.get("subfolder"), wanted)))
+            known = try_to_load_from_cache(name, inside, cache_dir=cache, revision=options.get("revision"))
+            if not isinstance(known, str):
+                _ask_hub()
+            found = hf_hub_download(name, inside, **_of_hub(options, "gguf_file", "subfolder"))
+    if not file:
+        return name, local, options
+    if not os.path.isfile(found):
+        raise FileNotFoundError(f"{role}={name!r} has no file {file!r}: gguf_file= names one inside it.")
+    # whole, as transformers prefers a file of that name in the working directory
+    return os.path.dirname(found), True, _but(options, *PLACE_OPTIONS) | {"gguf_file": os.path.abspath(found)}
+
+
+def _but(options: dict, *names: str) -> dict:
+    return {key: value for key, value in options.items() if key not in names}
+
+
+def _of_hub(options: dict, *but: str) -> dict:
+    return {key: options[key] for key in _HUB_OPTIONS if key in options and key not in but}
 
 
 def _check_folder(named: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{named} has no config.json: it is not a saved transformers model.")
+        gguf = sorted(file.name for file in folder.glob("*.gguf"))
+        advice = f"name its file, gguf_file={gguf[0]!r}" if gguf else "it is not a saved transformers model"
+        raise FileNotFoundError(f"{named} has no config.json: {advice}.")
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
@@ -140,34 +194,34 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any):
         raise kind(f"{named}: {what} could not be loaded ({reason}).") from error
 
 
-def tokenizer_of(role: str, source: Any, given: Any, hub_options: dict) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(role: str, source: Any, place: tuple | None, given: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was given or the source's own; None for a model object that knows of none."""
     if isinstance(given, PreTrainedTokenizerBase):
         return given
     from_object = given is None and isinstance(source, PreTrainedModel)
     argument = role if given is None else "tokenizer"
     if from_object:
-        name, local = source.name_or_path, os.path.isdir(source.name_or_path)
+        name, local, options = source.name_or_path, os.path.exists(source.name_or_path), {}
         if not name:
             return None
+    elif given is None:
+        name, local, options = place
     else:
-        name, local = where(argument, source if given is None else given)
-    cache = hub_options.get("cache_dir")
-    if not local and given is None and not from_object:
-        with _explained(argument, name, local, "config.json", cache):  # one file tells at once whether the hub answers
-            if not isinstance(try_to_load_from_cache(name, "config.json", cache_dir=cache), str):
-                _ask_hub()
-            hf_hub_download(name, "config.json", **hub_options)
+        name, local = where(argument, given)
+        options = _but(place[2], *PLACE_OPTIONS) if place else {}
+    if os.path.isfile(name):
+        name, options = os.path.dirname(name), options | {"gguf_file": os.path.abspath(name)}
     try:
-        with _explained(argument, name, local, "tokenizer.json", cache):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options)
+        with _explained(argument, name, local, "tokenizer.json", options.get("cache_dir")):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_of_hub(options))
             if not tokenizer.get_vocab():
                 raise ValueError("no vocabulary")
             return tokenizer
     except (OSError, ValueError) as error:
         if from_object:
             return None  # generate() will ask for one
-        if local and given is None and not [*Path(name).glob("*token*"), *Path(name).glob("vocab*")]:
+        folder = Path(name, options.get("subfolder", ""))
+        if local and given is None and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
             raise FileNotFoundError(f"{role}={name!r} has no tokenizer files: pass tokenizer=.") from error
         raise
 
@@ -182,26 +236,45 @@ def _ask_hub() -> None:
         raise ConnectionError(str(error)) from error
 
 
-def model_of(role: str, source: Any, device: Any, dtype: Any, progress: bool | None, options: dict) -> PreTrainedModel:
-    """The model of a hub id or folder, on its device and in eval mode; ValueError where it lacks weights."""
-    name, local = where(role, source)
+def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quiet: bool) -> tuple[PreTrainedModel, str]:
+    """The model of a place on its device, in eval mode, and a note on its dtype; ValueError where it lacks weights."""
+    name, local, options = place
+    gguf, embedded = options.get("gguf_file"), is_embedded(source)
+    shown, why = gguf or name, ""
     if device == "auto":
         # a million parameters gain nothing on a GPU, and the CPU gives everybody the same tokens
-        device = torch.device("cpu") if is_embedded(source) else pick_device()
+        device = torch.device("cpu") if embedded else pick_device()
+    what, cache, known = (
+        "the GGUF file" if gguf else "model.safetensors",
+        options.get("cache_dir"),
+        Checkpoint(None, None),
+    )
+    if not embedded:
+        with _explained(role, shown, local, what, cache):
+            known = read_gguf(gguf) if gguf else read_checkpoint(name, _of_hub(options, "force_download"))
     if dtype == "auto":
-        dtype = pick_dtype(device)
-    quiet = is_embedded(source) or not (watched() if progress is None else progress)
-    with _explained(role, name, local, "model.safetensors", options.get("cache_dir")), _bars_hidden(quiet):
+        dtype, why = (torch.float32, "") if embedded else pick_dtype(device, known.dtype)
+    if not {"device_map", "quantization_config"} & options.keys():
+        warn_of_memory(f"{role}={shown!r}", known, dtype, device)
+    if gguf and hasattr(transformers, "GgufConfig"):  # else newer versions may fetch kernels from the hub
+        options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
+    with _explained(role, shown, local, what, cache), _bars_hidden(quiet or embedded):
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:
         raise ValueError(
-            f"{role}={name!r} lacks weights for {lacking[0]!r} ({len(lacking)} in all), which would be left random: "
+            f"{role}={shown!r} lacks weights for {lacking[0]!r} ({len(lacking)} in all), which would be left random: "
             "it was not saved from a causal language model of this shape."
         )
-    return (model if "device_map" in options else model.to(device)).eval()
+    if gguf:
+        model.name_or_path = gguf
+        read = sum(p.numel() for p in model.parameters())
+        if known.weights > read:
+            warnings.warn(f"{role}={shown!r} holds {known.weights - read} weights that are not read.", stacklevel=4)
+    note = "; ".join(filter(None, [known.quantised and f"{known.quantised}, dequantised", why and f"auto: {why}"]))
+    return (model if "device_map" in options else model.to(device)).eval(), note
 
 
 @contextlib.contextmanager
