@@ -44,12 +44,13 @@ def native(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (device.type == "cpu" and dtype == torch.float64)
 
 
-def pick_dtype(device: torch.device, own: torch.dtype | None) -> tuple[torch.dtype, str]:
-    """The dtype that "auto" means for a checkpoint of dtype `own`, and why."""
+def pick_dtype(device: torch.device, checkpoint: Checkpoint) -> tuple[torch.dtype, str]:
+    """The dtype that "auto" means for a checkpoint, and why."""
+    own = checkpoint.dtype
     if own is None:
         return torch.float32, "the checkpoint names no type"
     if native(device, own):
-        return own, "the checkpoint's own"
+        return own, f"this {device.type} computes in it" if checkpoint.quantised else "the checkpoint's own"
     return torch.float32, f"this {device.type} does not compute in {plain(own)}"
 
 

@@ -109,14 +109,14 @@ def where(role: str, source: Any) -> tuple[str, bool]:
     return text, False
 
 
-def locate(role: str, source: Any, options: dict) -> tuple[str, bool, dict]:
-    """What `from_pretrained` needs, whether it is local, and its options: a GGUF file becomes its whole path there.
+def locate(role: str, source: Any, options: dict) -> tuple[str, bool, dict, Checkpoint | None]:
+    """What `from_pretrained` needs, whether it is local, its options, and the header of a GGUF file.
 
-    options: those of `from_pretrained`. Asks the hub for one file, which tells at once whether it answers.
+    Asks the hub for one file, which tells at once whether it answers.
     """
     name, local = where(role, source)
     if is_embedded(source):
-        return name, local, _but(options, *PLACE_OPTIONS)
+        return name, local, _but(options, *PLACE_OPTIONS), Checkpoint(None, None)
     cache, file = options.get("cache_dir"), options.get("gguf_file")
     found = os.path.join(name, options.get("subfolder") or "")
     if local and os.path.isfile(name):
@@ -128,7 +128,9 @@ def locate(role: str, source: Any, options: dict) -> tuple[str, bool, dict]:
         if not file:
             _check_folder(f"{role}={name!r}", Path(found))
     if file and not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
-        raise ImportError(f"{role}={label(source)!r}: GGUF files need two more packages: pip install 'cdlearn[gguf]'.")
+        raise ModuleNotFoundError(
+            f"{role}={label(source)!r}: GGUF files need two more packages: pip install 'cdlearn[gguf]'."
+        )
     if not local:
         wanted = file or "config.json"
         with _explained(role, name, local, wanted, cache):
@@ -138,11 +140,14 @@ def locate(role: str, source: Any, options: dict) -> tuple[str, bool, dict]:
                 _ask_hub()
             found = hf_hub_download(name, inside, **_of_hub(options, "gguf_file", "subfolder"))
     if not file:
-        return name, local, options
+        return name, local, options, None
     if not os.path.isfile(found):
         raise FileNotFoundError(f"{role}={name!r} has no file {file!r}: gguf_file= names one inside it.")
     # whole, as transformers prefers a file of that name in the working directory
-    return os.path.dirname(found), True, _but(options, *PLACE_OPTIONS) | {"gguf_file": os.path.abspath(found)}
+    found = os.path.abspath(found)
+    with _explained(role, found, True, "this GGUF file", cache):
+        known = read_gguf(found)
+    return os.path.dirname(found), True, _but(options, *PLACE_OPTIONS) | {"gguf_file": found}, known
 
 
 def _but(options: dict, *names: str) -> dict:
@@ -205,7 +210,7 @@ def tokenizer_of(role: str, source: Any, place: tuple | None, given: Any) -> Pre
         if not name:
             return None
     elif given is None:
-        name, local, options = place
+        name, local, options, _ = place
     else:
         name, local = where(argument, given)
         options = _but(place[2], *PLACE_OPTIONS) if place else {}
@@ -221,7 +226,12 @@ def tokenizer_of(role: str, source: Any, place: tuple | None, given: Any) -> Pre
         if from_object:
             return None  # generate() will ask for one
         folder = Path(name, options.get("subfolder", ""))
-        if local and given is None and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
+        if (
+            local
+            and given is None
+            and "gguf_file" not in options
+            and not [*folder.glob("*token*"), *folder.glob("vocab*")]
+        ):
             raise FileNotFoundError(f"{role}={name!r} has no tokenizer files: pass tokenizer=.") from error
         raise
 
@@ -238,22 +248,18 @@ def _ask_hub() -> None:
 
 def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quiet: bool) -> tuple[PreTrainedModel, str]:
     """The model of a place on its device, in eval mode, and a note on its dtype; ValueError where it lacks weights."""
-    name, local, options = place
+    name, local, options, known = place
     gguf, embedded = options.get("gguf_file"), is_embedded(source)
     shown, why = gguf or name, ""
     if device == "auto":
         # a million parameters gain nothing on a GPU, and the CPU gives everybody the same tokens
         device = torch.device("cpu") if embedded else pick_device()
-    what, cache, known = (
-        "the GGUF file" if gguf else "model.safetensors",
-        options.get("cache_dir"),
-        Checkpoint(None, None),
-    )
-    if not embedded:
+    what, cache = "this GGUF file" if gguf else "model.safetensors", options.get("cache_dir")
+    if known is None:
         with _explained(role, shown, local, what, cache):
-            known = read_gguf(gguf) if gguf else read_checkpoint(name, _of_hub(options, "force_download"))
+            known = read_checkpoint(name, _of_hub(options, "force_download"))
     if dtype == "auto":
-        dtype, why = (torch.float32, "") if embedded else pick_dtype(device, known.dtype)
+        dtype, why = (torch.float32, "") if embedded else pick_dtype(device, known)
     if not {"device_map", "quantization_config"} & options.keys():
         warn_of_memory(f"{role}={shown!r}", known, dtype, device)
     if gguf and hasattr(transformers, "GgufConfig"):  # else newer versions may fetch kernels from the hub

@@ -211,7 +211,8 @@ def common_vocab_size(expert: PreTrainedTokenizerBase, amateur: PreTrainedTokeni
 
     One side may go on with added tokens after the other has ended (padding); nothing else may differ.
     """
-    left, right = ({i: token for token, i in side.get_vocab().items()} for side in (expert, amateur))
+    # GGUF files spell their padding out
+    left, right = ({i: t for t, i in side.get_vocab().items() if t != f"[PAD{i}]"} for side in (expert, amateur))
     size = min(max(left), max(right)) + 1
     added = (expert if max(left) >= max(right) else amateur).added_tokens_decoder
     for i in sorted(left | right):
