@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
+import importlib.util
 import json
 import math
 import platform
 import re
-import struct
 import threading
 import warnings
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-_SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-_GGUF = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}  # every other type of tensor is quantised
 _ONE_AT_A_TIME = threading.Lock()
 
 
 class Checkpoint(NamedTuple):
-    """dtype: the checkpoint's own (None: not said); weights: how many (None: not said); quantised: how, "" if not."""
+    """dtype: the checkpoint's own (None: not said); weights: how many (0: not said); quantised: how, "" if not."""
 
-    dtype: torch.dtype | None
-    weights: int | None
+    dtype: torch.dtype | None = None
+    weights: int = 0
     quantised: str = ""
 
 
@@ -44,14 +42,13 @@ def native(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (device.type == "cpu" and dtype == torch.float64)
 
 
-def pick_dtype(device: torch.device, checkpoint: Checkpoint) -> tuple[torch.dtype, str]:
+def pick_dtype(device: torch.device, known: Checkpoint) -> tuple[torch.dtype, str]:
     """The dtype that "auto" means for a checkpoint, and why."""
-    own = checkpoint.dtype
-    if own is None:
+    if known.dtype is None:
         return torch.float32, "the checkpoint names no type"
-    if native(device, own):
-        return own, f"this {device.type} computes in it" if checkpoint.quantised else "the checkpoint's own"
-    return torch.float32, f"this {device.type} does not compute in {plain(own)}"
+    if native(device, known.dtype):
+        return known.dtype, f"this {device.type} computes in it" if known.quantised else "the checkpoint's own"
+    return torch.float32, f"this {device.type} does not compute in {plain(known.dtype)}"
 
 
 def plain(dtype: torch.dtype) -> str:
@@ -62,107 +59,73 @@ def read_checkpoint(name: str, options: dict) -> Checkpoint:
     """What the config, and the header or the index of the weights, say. options: those of `cached_file`."""
     config, _ = PreTrainedConfig.get_config_dict(name, **options)
     named = [part.get("dtype") or part.get("torch_dtype") for part in (config, config.get("text_config") or {})]
-    own = next((getattr(torch, dtype, None) for dtype in named if isinstance(dtype, str)), None)
-    optional = options | {"_raise_exceptions_for_missing_entries": False}
-    with contextlib.suppress(
-        ValueError, KeyError, TypeError, struct.error, MemoryError
-    ):  # damaged: the loader will say so
-        if file := cached_file(name, "model.safetensors", **optional):
-            with open(file, "rb") as stream:
-                header = json.loads(stream.read(*struct.unpack("<Q", stream.read(8))))
-            counts: Counter = Counter()
-            for tensor in (tensor for key, tensor in header.items() if key != "__metadata__"):
-                counts[tensor["dtype"]] += math.prod(tensor["shape"])
-            return Checkpoint(own or _SAFETENSORS.get(max(counts, key=counts.get, default="")), counts.total())
-        if own and (file := cached_file(name, "model.safetensors.index.json", **optional)):
-            size = json.loads(Path(file).read_text(encoding="utf-8"))["metadata"]["total_size"]
-            return Checkpoint(own, size // own.itemsize)
-    return Checkpoint(own, None)
+    own, count = next((getattr(torch, dtype, None) for dtype in named if isinstance(dtype, str)), None), 0
+    find = functools.partial(cached_file, name, _raise_exceptions_for_missing_entries=False, **options)
+    with contextlib.suppress(Exception):  # damaged weights: the loader will say so
+        if file := find("model.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                count = sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())
+        elif own and (file := find("model.safetensors.index.json")):
+            count = json.loads(Path(file).read_text(encoding="utf-8"))["metadata"]["total_size"] // own.itemsize
+    return Checkpoint(own, count)
 
 
 def read_gguf(file: str) -> Checkpoint:
     """What the header of a GGUF file says. Raises ValueError for what transformers would read wrongly."""
-    with open(file, "rb") as stream:
-
-        def read(code: str) -> Any:
-            return struct.unpack("<" + code, stream.read(struct.calcsize(code)))[0]
-
-        def value(kind: int) -> Any:
-            if kind == 9:
-                inner, count = read("I"), read("Q")
-                return [value(inner) for _ in range(count)]
-            return stream.read(read("Q")).decode("utf-8", "replace") if kind == 8 else read("BbHhIif?  Qqd"[kind])
-
-        try:
-            if stream.read(4) != b"GGUF" or read("I") not in (2, 3):
-                raise ValueError("it is no GGUF file of version 2 or 3")
-            tensors, fields = read("Q"), read("Q")
-            meta = {value(8): value(read("I")) for _ in range(fields)}
-            counts: Counter = Counter()
-            for _ in range(tensors):
-                name, shape = value(8), [read("Q") for _ in range(read("I"))]
-                if name.startswith("rope_"):
-                    meta["rope.scaling.type"] = name
-                counts[read("I")] += math.prod(shape)
-                read("Q")
-        except (struct.error, IndexError, MemoryError, OverflowError) as error:
-            raise ValueError("its header is damaged") from error
-    scaling = [v for key, v in meta.items() if key.endswith("rope.scaling.type") and v != "none"]
-    if scaling and meta.get("general.architecture") != "gpt-oss":
-        raise ValueError(f"its positions are scaled ({scaling[0]}), which is lost on this way: take its safetensors")
-    if set(counts) <= set(_GGUF):
-        return Checkpoint(_GGUF[max(counts, key=counts.get)], counts.total())
     gguf = importlib.import_module("gguf")
-    kind = gguf.GGMLQuantizationType(max(counts.keys() - _GGUF.keys(), key=counts.get)).name
+    header = gguf.GGUFReader(file)
+    said = {key.partition(".")[2]: field for key, field in header.fields.items()}
+    scaled = [t.name for t in header.tensors if t.name.startswith("rope_")]
+    scaled += [kind for f in [said.get("rope.scaling.type")] if f and (kind := f.contents()) != "none"]
+    if scaled and said["architecture"].contents() != "gpt-oss":
+        raise ValueError(f"transformers drops its rope scaling, {scaled[0]}: take the model's safetensors")
+    counts: Counter = Counter()
+    for tensor in header.tensors:
+        counts[tensor.tensor_type.name] += int(tensor.n_elements)
+    floats = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    kind = max(counts, key=counts.get)
+    if counts.keys() <= floats.keys():
+        return Checkpoint(floats[kind], counts.total())
     with contextlib.suppress(KeyError, ValueError):
-        kind = gguf.LlamaFileType(meta["general.file_type"]).name.removeprefix("MOSTLY_")
+        kind = gguf.LlamaFileType(said["file_type"].contents()).name.removeprefix("MOSTLY_")
     return Checkpoint(torch.bfloat16, counts.total(), kind)  # which holds all that a quantised weight can say
 
 
 @contextlib.contextmanager
 def gguf_reading(quiet: bool):
-    """Let transformers parse a GGUF file once, not once per use, and name its tensors once, not once per module."""
-    gguf = importlib.import_module("gguf")
+    """Let transformers parse a GGUF file once, not at every use, and name its tensors once, not for every module."""
+    if not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
+        raise ModuleNotFoundError("GGUF files need two more packages: pip install 'cdlearn[gguf]'.")
+    mock, gguf = importlib.import_module("unittest.mock"), importlib.import_module("gguf")
     reader = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    new = {(gguf, name): functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
-    new[reader, "tqdm"] = functools.partial(reader.tqdm, disable=quiet)
-    with _ONE_AT_A_TIME:
-        old = {(module, name): getattr(module, name) for module, name in new}
-        try:
-            for (module, name), thing in new.items():
-                setattr(module, name, thing)
-            yield
-        finally:
-            for (module, name), thing in old.items():
-                setattr(module, name, thing)
+    once = {name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    bar = functools.partial(reader.tqdm, disable=quiet)
+    with _ONE_AT_A_TIME, mock.patch.multiple(gguf, **once), mock.patch.object(reader, "tqdm", bar):
+        yield
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device (Linux: also within the cgroup's limit); None where nobody says."""
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a device (Linux: and within the cgroups' limits); infinity where nobody says."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    try:
-        free = [int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024]
-        own = re.search(r"^0::/(.*)", Path("/proc/self/cgroup").read_text(), re.M)
-        groups = [PurePosixPath(own[1]), *PurePosixPath(own[1]).parents] if own else []
-        for folder in (Path("/sys/fs/cgroup") / group for group in groups):
-            with contextlib.suppress(OSError, ValueError):  # "max", or no such file: no limit here
-                limit = int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-                cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
-                free.append(limit + int(cached[1]))
-    except (OSError, TypeError):
-        return None
+    free = [math.inf]
+    with contextlib.suppress(OSError, TypeError):  # no Linux
+        if device.type == "cpu":
+            free.append(int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024)
+            own = PurePosixPath(re.search(r"^0::/(.*)", Path("/proc/self/cgroup").read_text(), re.M)[1])
+            for folder in (Path("/sys/fs/cgroup") / group for group in (own, *own.parents)):
+                with contextlib.suppress(OSError, ValueError):  # "max", or no such file: no limit here
+                    left = int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+                    cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+                    free.append(left + int(cached[1]))
     return min(free)
 
 
-def warn_of_memory(named: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-    """Warn where the weights take more than what is free."""
-    need, free = (checkpoint.weights or 0) * dtype.itemsize, free_memory(device)
-    if free is not None and need > free:
+def warn_of_memory(named: str, need: float, dtype: torch.dtype, device: torch.device) -> None:
+    """Warn where weights of `need` bytes take more than what is free."""
+    if need > (free := free_memory(device)):
         warnings.warn(
             f"{named} needs {need / 1e9:.1f} GB for its weights in {plain(dtype)}, and {free / 1e9:.1f} GB are free on "
-            f"{device}: take a smaller model or a smaller dtype, or spread it with device_map='auto'.",
+            f"{device}: take a smaller model or dtype, or spread it with device_map='auto'.",
             stacklevel=6,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import importlib.util
 import os
 import warnings
 from pathlib import Path
@@ -44,12 +43,13 @@ def label(source: Any, place: dict | None = None) -> str:
     """The name of a source in messages: never a long absolute path."""
     if is_embedded(source):
         return f"embedded {source}"
-    place, name = place or {}, source.name_or_path if isinstance(source, PreTrainedModel) else os.fspath(source)
-    if isinstance(source, PreTrainedModel) or os.path.exists(name):
-        name = os.path.basename(os.path.abspath(name)) if name else type(source).__name__
-    if "gguf_file" in place:
-        return os.path.basename(place["gguf_file"])
-    return "/".join([name, *filter(None, [place.get("subfolder")])]) + f"@{place.get('revision', '')}".rstrip("@")
+    place, model = place or {}, isinstance(source, PreTrainedModel)
+    name = place.get("gguf_file") or (source.name_or_path or type(source).__name__ if model else os.fspath(source))
+    if model or os.path.exists(name) or "gguf_file" in place:
+        name = os.path.basename(os.path.abspath(name))
+    return name + "".join(
+        f"{sign}{place[key]}" for sign, key in (("/", "subfolder"), ("@", "revision")) if key in place
+    )
 
 
 def for_each_role(value: Any, roles: dict, argument: str) -> dict:
@@ -109,53 +109,42 @@ def where(role: str, source: Any) -> tuple[str, bool]:
     return text, False
 
 
-def locate(role: str, source: Any, options: dict) -> tuple[str, bool, dict, Checkpoint | None]:
-    """What `from_pretrained` needs, whether it is local, its options, and the header of a GGUF file.
+def locate(role: str, source: Any, options: dict) -> tuple[str, bool, dict]:
+    """What `from_pretrained` needs, whether it is local, and its options, a GGUF file as a whole path among them.
 
     Asks the hub for one file, which tells at once whether it answers.
     """
     name, local = where(role, source)
     if is_embedded(source):
-        return name, local, _but(options, *PLACE_OPTIONS), Checkpoint(None, None)
-    cache, file = options.get("cache_dir"), options.get("gguf_file")
-    found = os.path.join(name, options.get("subfolder") or "")
-    if local and os.path.isfile(name):
-        if file:
-            raise ValueError(f"gguf_file={file!r} names a file inside {role}={name!r}, which is a file: leave it out.")
-        file = found = name
-    elif local:
-        found = os.path.join(found, file) if file else found
-        if not file:
-            _check_folder(f"{role}={name!r}", Path(found))
-    if file and not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
-        raise ModuleNotFoundError(
-            f"{role}={label(source)!r}: GGUF files need two more packages: pip install 'cdlearn[gguf]'."
-        )
+        return name, local, _but(options, PLACE_OPTIONS)
+    file, cache = options.get("gguf_file") or "", options.get("cache_dir")
+    found = Path(name, options.get("subfolder") or "", file)
     if not local:
-        wanted = file or "config.json"
-        with _explained(role, name, local, wanted, cache):
-            inside = "/".join(filter(None, (options.get("subfolder"), wanted)))
-            known = try_to_load_from_cache(name, inside, cache_dir=cache, revision=options.get("revision"))
+        wanted = found.relative_to(name) / ("" if file else "config.json")
+        with _explained(role, name, local, wanted.as_posix(), cache):
+            known = try_to_load_from_cache(name, wanted.as_posix(), cache_dir=cache, revision=options.get("revision"))
             if not isinstance(known, str):
                 _ask_hub()
-            found = hf_hub_download(name, inside, **_of_hub(options, "gguf_file", "subfolder"))
-    if not file:
-        return name, local, options, None
-    if not os.path.isfile(found):
+            found = Path(hf_hub_download(name, wanted.as_posix(), **_but(_of_hub(options), ("gguf_file", "subfolder"))))
+    elif not file and not found.is_file():
+        _check_folder(f"{role}={str(found)!r}", found)
+    if not file and not (local and found.is_file()):
+        return name, local, options
+    if not found.is_file():
         raise FileNotFoundError(f"{role}={name!r} has no file {file!r}: gguf_file= names one inside it.")
     # whole, as transformers prefers a file of that name in the working directory
-    found = os.path.abspath(found)
-    with _explained(role, found, True, "this GGUF file", cache):
-        known = read_gguf(found)
-    return os.path.dirname(found), True, _but(options, *PLACE_OPTIONS) | {"gguf_file": found}, known
+    file = os.path.abspath(found)
+    with _explained(role, file, True, "this GGUF file", cache):
+        read_gguf(file)
+    return os.path.dirname(file), True, _but(options, PLACE_OPTIONS) | {"gguf_file": file}
 
 
-def _but(options: dict, *names: str) -> dict:
+def _but(options: dict, names: tuple) -> dict:
     return {key: value for key, value in options.items() if key not in names}
 
 
-def _of_hub(options: dict, *but: str) -> dict:
-    return {key: options[key] for key in _HUB_OPTIONS if key in options and key not in but}
+def _of_hub(options: dict) -> dict:
+    return {key: options[key] for key in _HUB_OPTIONS if key in options}
 
 
 def _check_folder(named: str, folder: Path) -> None:
@@ -204,19 +193,18 @@ def tokenizer_of(role: str, source: Any, place: tuple | None, given: Any) -> Pre
     if isinstance(given, PreTrainedTokenizerBase):
         return given
     from_object = given is None and isinstance(source, PreTrainedModel)
-    argument = role if given is None else "tokenizer"
     if from_object:
         name, local, options = source.name_or_path, os.path.exists(source.name_or_path), {}
         if not name:
             return None
     elif given is None:
-        name, local, options, _ = place
+        name, local, options = place
     else:
-        name, local = where(argument, given)
-        options = _but(place[2], *PLACE_OPTIONS) if place else {}
+        (name, local), options = where("tokenizer", given), _but(place[2], PLACE_OPTIONS) if place else {}
     if os.path.isfile(name):
         name, options = os.path.dirname(name), options | {"gguf_file": os.path.abspath(name)}
     try:
+        argument = role if given is None else "tokenizer"
         with _explained(argument, name, local, "tokenizer.json", options.get("cache_dir")):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_of_hub(options))
             if not tokenizer.get_vocab():
@@ -226,12 +214,7 @@ def tokenizer_of(role: str, source: Any, place: tuple | None, given: Any) -> Pre
         if from_object:
             return None  # generate() will ask for one
         folder = Path(name, options.get("subfolder", ""))
-        if (
-            local
-            and given is None
-            and "gguf_file" not in options
-            and not [*folder.glob("*token*"), *folder.glob("vocab*")]
-        ):
+        if local and given is None and not [*folder.glob("*token*"), *folder.glob("vocab*"), *folder.glob("*.gguf")]:
             raise FileNotFoundError(f"{role}={name!r} has no tokenizer files: pass tokenizer=.") from error
         raise
 
@@ -248,23 +231,29 @@ def _ask_hub() -> None:
 
 def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quiet: bool) -> tuple[PreTrainedModel, str]:
     """The model of a place on its device, in eval mode, and a note on its dtype; ValueError where it lacks weights."""
-    name, local, options, known = place
+    name, local, options = place
     gguf, embedded = options.get("gguf_file"), is_embedded(source)
-    shown, why = gguf or name, ""
+    shown, note = gguf or name, []
     if device == "auto":
         # a million parameters gain nothing on a GPU, and the CPU gives everybody the same tokens
         device = torch.device("cpu") if embedded else pick_device()
-    what, cache = "this GGUF file" if gguf else "model.safetensors", options.get("cache_dir")
-    if known is None:
-        with _explained(role, shown, local, what, cache):
-            known = read_checkpoint(name, _of_hub(options, "force_download"))
-    if dtype == "auto":
-        dtype, why = (torch.float32, "") if embedded else pick_dtype(device, known)
-    if not {"device_map", "quantization_config"} & options.keys():
-        warn_of_memory(f"{role}={shown!r}", known, dtype, device)
-    if gguf and hasattr(transformers, "GgufConfig"):  # else newer versions may fetch kernels from the hub
-        options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
-    with _explained(role, shown, local, what, cache), _bars_hidden(quiet or embedded):
+    with _explained(role, shown, local, "model.safetensors", options.get("cache_dir")), _bars_hidden(quiet or embedded):
+        known = (
+            read_gguf(gguf)
+            if gguf
+            else Checkpoint(torch.float32)
+            if embedded
+            else read_checkpoint(name, _of_hub(options))
+        )
+        if known.quantised:
+            note.append(f"{known.quantised}, dequantised")
+        if dtype == "auto":
+            dtype, why = pick_dtype(device, known)
+            note += [f"auto: {why}"] * (not embedded)
+        if not {"device_map", "quantization_config"} & options.keys():
+            warn_of_memory(f"{role}={shown!r}", known.weights * dtype.itemsize, dtype, device)
+        if gguf and hasattr(transformers, "GgufConfig"):  # else newer versions may fetch kernels from the hub
+            options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
@@ -276,11 +265,9 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
         )
     if gguf:
         model.name_or_path = gguf
-        read = sum(p.numel() for p in model.parameters())
-        if known.weights > read:
-            warnings.warn(f"{role}={shown!r} holds {known.weights - read} weights that are not read.", stacklevel=4)
-    note = "; ".join(filter(None, [known.quantised and f"{known.quantised}, dequantised", why and f"auto: {why}"]))
-    return (model if "device_map" in options else model.to(device)).eval(), note
+        if (spare := known.weights - sum(p.numel() for p in model.parameters())) > 0:
+            warnings.warn(f"{role}={shown!r} holds {spare} weights that transformers does not read.", stacklevel=4)
+    return (model if "device_map" in options else model.to(device)).eval(), "; ".join(note)
 
 
 @contextlib.contextmanager

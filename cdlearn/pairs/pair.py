@@ -50,7 +50,7 @@ class Pair:
         tokens = "no tokenizer" if self.tokenizer is None else f"{self.vocab_size} shared ids, {chat}"
         return "\n".join([*lines, f"tokens   {tokens}"])
 
-    def prompt(self, text: str | list[dict], *, system: str | None = None, chat: bool = True, **template_options: Any):
+    def prompt(self, text: str | list, *, system: str | None = None, chat: bool = True, **template_options: Any) -> str:
         """The text to give to `generate`: `text` inside the tokenizer's chat template, if it has one.
 
         text: a string, or the turns of a conversation as transformers takes them, `[{"role": "user", "content": "Hi"},
@@ -60,8 +60,7 @@ class Pair:
         """
         turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
         if not isinstance(turns, (list, tuple)) or not turns or not all(map(_is_turn, turns)):
-            advice = 'pass a string, or a list of {"role": "user", "content": "..."}'
-            raise TypeError(f"text is {short(text)}: {advice}, both strings.")
+            raise TypeError(f'text is {short(text)}: pass a string, or a list of {{"role": "user", "content": "..."}}.')
         if not isinstance(system or "", str):
             raise TypeError(f"system is {short(system)}: pass a string.")
         tokenizer = self.tokenizer
@@ -75,7 +74,7 @@ class Pair:
             return text
         if system:
             if any(turn["role"] == "system" for turn in turns):
-                raise _no_place(system, "the turns have a system prompt already", "Leave one of them out.")
+                raise _no_place(system, "the turns hold a system prompt already")
             turns = [{"role": "system", "content": system}, *turns]
         template_options.setdefault("add_generation_prompt", not template_options.get("continue_final_message"))
         try:
@@ -83,8 +82,7 @@ class Pair:
         except Exception as error:  # templates raise whatever jinja or their authors chose
             if system:
                 raise _no_place(system, f"the chat template takes no system prompt ({error})") from error
-            advice = "use chat=False" if isinstance(text, str) else "look at the order of the turns"
-            raise ValueError(f"the chat template of this tokenizer failed ({error}): {advice}.") from error
+            raise ValueError(f"the chat template failed ({error}): pass one string with chat=False.") from error
         if system and system.strip() not in whole:
             raise _no_place(system, "the chat template drops the system prompt")
         # tokenizing adds the BOS that many templates have written already: leave only one
@@ -93,8 +91,8 @@ class Pair:
         return whole.removeprefix(bos) if twice else whole
 
 
-def _no_place(system: str, why: str, advice: str = "Write it into the prompt itself.") -> ValueError:
-    return ValueError(f"system={system[:40]!r} cannot be used: {why}. {advice}")
+def _no_place(system: str, why: str) -> ValueError:
+    return ValueError(f"system={system[:40]!r} cannot be used: {why}. Write it into the prompt itself.")
 
 
 def _is_turn(turn: Any) -> bool:
@@ -167,25 +165,25 @@ def _load(roles: dict, device: Any, dtype: Any, tokenizer: Any, progress: bool |
     devices, dtypes = for_each_role(device, roles, "device"), for_each_role(dtype, roles, "dtype")
     inside = {name: for_each_role(options.pop(name, None), roles, name) for name in PLACE_OPTIONS}
     own = {role: {name: values[role] for name, values in inside.items() if values[role]} for role in roles}
-    places = {
-        role: None if isinstance(source, PreTrainedModel) else locate(role, source, options | own[role])
-        for role, source in roles.items()
-    }
-    quiet = not (watched() if progress is None else progress)
-    gguf = any(place and "gguf_file" in place[2] for place in places.values())
-    models, notes = {}, {}
+    quiet, models, notes = not (watched() if progress is None else progress), {}, {}
+    named = [source for source in (*roles.values(), tokenizer) if isinstance(source, (str, os.PathLike))]
+    gguf = any(inside["gguf_file"].values()) or any(os.fspath(name).lower().endswith(".gguf") for name in named)
     with gguf_reading(quiet) if gguf else contextlib.nullcontext():
+        places = {
+            role: None if isinstance(source, PreTrainedModel) else locate(role, source, options | own[role])
+            for role, source in roles.items()
+        }
         # tokenizers first: a disagreement must not cost a download of weights
         tokenizers = [tokenizer_of(role, source, places[role], tokenizer) for role, source in roles.items()]
         tokenizers = [known for known in tokenizers if known is not None]
         shared = [common_vocab_size(tokenizers[0], tokenizers[-1])] if tokenizers else []
+        asked = {role: (source, own[role], devices[role], dtypes[role]) for role, source in roles.items()}
         for role, source in roles.items():
-            same = [other for other in models if (source, own[role]) == (roles[other], own[other])]
             if isinstance(source, PreTrainedModel):
                 if not source.can_generate():
                     raise TypeError(f"{role} is a {type(source).__name__}, not a causal language model.")
                 models[role] = source.eval()
-            elif same and (devices[role], dtypes[role]) == (devices["expert"], dtypes["expert"]):
+            elif models and asked[role] == asked["expert"]:
                 models[role], notes[role] = models["expert"], notes["expert"]
             else:
                 models[role], notes[role] = model_of(role, source, places[role], devices[role], dtypes[role], quiet)
