@@ -90,12 +90,7 @@ def check_pair() -> Iterator[Finding]:
 
 def check_models(args: argparse.Namespace) -> Iterator[Finding]:
     """Load what --expert and --amateur name, and describe it."""
-    try:
-        pair = options.open_pair(args, ("greedy",))
-    except Exception as error:
-        yield BROKEN, "models", _reason(error)
-        return
-    for line in pair.describe().splitlines():
+    for line in options.open_pair(args, ("greedy",)).describe().splitlines():
         what, _, detail = line.partition(" ")
         yield OK, what, detail.strip()
 

@@ -10,7 +10,6 @@ import math
 import platform
 import re
 import threading
-import warnings
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -56,38 +55,41 @@ def plain(dtype: torch.dtype) -> str:
 
 
 def read_checkpoint(name: str, options: dict) -> Checkpoint:
-    """What the config, and the header or the index of the weights, say. options: those of `cached_file`."""
-    config, _ = PreTrainedConfig.get_config_dict(name, **options)
+    """What the config, and the header or the index of the weights, say. options: those of `from_pretrained`."""
+    if "gguf_file" in options:
+        return _read_gguf(options["gguf_file"])
+    hub = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
+    config, _ = PreTrainedConfig.get_config_dict(name, **(hub := {k: options[k] for k in hub if k in options}))
     named = [part.get("dtype") or part.get("torch_dtype") for part in (config, config.get("text_config") or {})]
     own, count = next((getattr(torch, dtype, None) for dtype in named if isinstance(dtype, str)), None), 0
-    find = functools.partial(cached_file, name, _raise_exceptions_for_missing_entries=False, **options)
-    with contextlib.suppress(Exception):  # damaged weights: the loader will say so
-        if file := find("model.safetensors"):
+    find = functools.partial(cached_file, name, _raise_exceptions_for_missing_entries=False, **hub)
+    variant = f".{options['variant']}" if options.get("variant") else ""
+    with contextlib.suppress(Exception):  # damaged or missing weights: the loader will say so
+        if file := find(f"model{variant}.safetensors"):
             with safe_open(file, "pt") as tensors:
                 count = sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())
-        elif own and (file := find("model.safetensors.index.json")):
+        elif own and (file := find(f"model.safetensors.index{variant}.json")):
             count = json.loads(Path(file).read_text(encoding="utf-8"))["metadata"]["total_size"] // own.itemsize
     return Checkpoint(own, count)
 
 
-def read_gguf(file: str) -> Checkpoint:
+def _read_gguf(file: str) -> Checkpoint:
     """What the header of a GGUF file says. Raises ValueError for what transformers would read wrongly."""
     gguf = importlib.import_module("gguf")
     header = gguf.GGUFReader(file)
-    said = {key.partition(".")[2]: field for key, field in header.fields.items()}
-    scaled = [t.name for t in header.tensors if t.name.startswith("rope_")]
-    scaled += [kind for f in [said.get("rope.scaling.type")] if f and (kind := f.contents()) != "none"]
-    if scaled and said["architecture"].contents() != "gpt-oss":
-        raise ValueError(f"transformers drops its rope scaling, {scaled[0]}: take the model's safetensors")
+    said = {key.partition(".")[2]: field.contents for key, field in header.fields.items()}
     counts: Counter = Counter()
     for tensor in header.tensors:
         counts[tensor.tensor_type.name] += int(tensor.n_elements)
+    scaling = [said.get("rope.scaling.type", str)()] + [t.name for t in header.tensors if t.name.startswith("rope_")]
+    if scaling[-1] not in ("", "none") and said["architecture"]() != "gpt-oss":
+        raise ValueError(f"transformers drops its rope scaling, {scaling[-1]}: take the model's safetensors")
     floats = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     kind = max(counts, key=counts.get)
     if counts.keys() <= floats.keys():
         return Checkpoint(floats[kind], counts.total())
     with contextlib.suppress(KeyError, ValueError):
-        kind = gguf.LlamaFileType(said["file_type"].contents()).name.removeprefix("MOSTLY_")
+        kind = gguf.LlamaFileType(said["file_type"]()).name.removeprefix("MOSTLY_")
     return Checkpoint(torch.bfloat16, counts.total(), kind)  # which holds all that a quantised weight can say
 
 
@@ -119,13 +121,3 @@ def free_memory(device: torch.device) -> float:
                     cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
                     free.append(left + int(cached[1]))
     return min(free)
-
-
-def warn_of_memory(named: str, need: float, dtype: torch.dtype, device: torch.device) -> None:
-    """Warn where weights of `need` bytes take more than what is free."""
-    if need > (free := free_memory(device)):
-        warnings.warn(
-            f"{named} needs {need / 1e9:.1f} GB for its weights in {plain(dtype)}, and {free / 1e9:.1f} GB are free on "
-            f"{device}: take a smaller model or dtype, or spread it with device_map='auto'.",
-            stacklevel=6,
-        )

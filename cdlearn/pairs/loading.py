@@ -17,7 +17,7 @@ from huggingface_hub import get_session, hf_hub_download, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from cdlearn.pairs.checkpoint import Checkpoint, pick_dtype, read_checkpoint, read_gguf, warn_of_memory
+from cdlearn.pairs.checkpoint import Checkpoint, free_memory, pick_dtype, plain, read_checkpoint
 
 # transformers imports lazily: pay for the classes of the embedded pair now, so that load_pair() is quick
 importlib.import_module("transformers.models.llama.modeling_llama")
@@ -25,7 +25,6 @@ importlib.import_module("transformers.models.llama.modeling_llama")
 EMBEDDED = Path(__file__).parent.parent / "toyworld" / "pair"
 EMBEDDED_NAMES = ("expert", "amateur", "early")
 PLACE_OPTIONS = ("revision", "subfolder", "gguf_file")  # where in a hub id or folder a model lies
-_HUB_OPTIONS = (*PLACE_OPTIONS, "cache_dir", "token", "local_files_only", "force_download")
 
 
 def pick_device() -> torch.device:
@@ -39,17 +38,14 @@ def is_embedded(source: Any) -> bool:
     return isinstance(source, str) and source in EMBEDDED_NAMES
 
 
-def label(source: Any, place: dict | None = None) -> str:
+def label(source: Any, revision: str = "", subfolder: str = "", gguf_file: str = "") -> str:
     """The name of a source in messages: never a long absolute path."""
     if is_embedded(source):
         return f"embedded {source}"
-    place, model = place or {}, isinstance(source, PreTrainedModel)
-    name = place.get("gguf_file") or (source.name_or_path or type(source).__name__ if model else os.fspath(source))
-    if model or os.path.exists(name) or "gguf_file" in place:
-        name = os.path.basename(os.path.abspath(name))
-    return name + "".join(
-        f"{sign}{place[key]}" for sign, key in (("/", "subfolder"), ("@", "revision")) if key in place
-    )
+    model = isinstance(source, PreTrainedModel)
+    name = gguf_file or (source.name_or_path or type(source).__name__ if model else os.fspath(source))
+    name = os.path.basename(os.path.abspath(name)) if model or gguf_file or os.path.exists(name) else name
+    return "/".join(filter(None, (name, subfolder))) + (f"@{revision}" if revision else "")
 
 
 def for_each_role(value: Any, roles: dict, argument: str) -> dict:
@@ -99,9 +95,7 @@ def where(role: str, source: Any) -> tuple[str, bool]:
     gguf = path.suffix.lower() == ".gguf"
     if not text.strip() or (path.is_file() and not gguf):
         what = "a file" if text.strip() else "empty"
-        raise ValueError(
-            f"{role}={text!r} is {what}: give a hub id, a .gguf file, or a folder with config and weights."
-        )
+        raise ValueError(f"{role}={text!r} is {what}: give a hub id, the folder of a model, or a .gguf file.")
     if path.exists():
         return str(path), True
     if gguf or isinstance(source, os.PathLike) or text[0] in "./~\\" or text.count("/") > 1:
@@ -109,42 +103,37 @@ def where(role: str, source: Any) -> tuple[str, bool]:
     return text, False
 
 
-def locate(role: str, source: Any, options: dict) -> tuple[str, bool, dict]:
-    """What `from_pretrained` needs, whether it is local, and its options, a GGUF file as a whole path among them.
+def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str, bool, dict]:
+    """What `from_pretrained` needs, whether it is local, and `inside` it a GGUF file as a whole path, a revision, ...
 
     Asks the hub for one file, which tells at once whether it answers.
     """
+    if isinstance(source, PreTrainedModel):
+        return source.name_or_path, os.path.exists(source.name_or_path), {}
     name, local = where(role, source)
     if is_embedded(source):
-        return name, local, _but(options, PLACE_OPTIONS)
-    file, cache = options.get("gguf_file") or "", options.get("cache_dir")
-    found = Path(name, options.get("subfolder") or "", file)
+        return name, local, {}
+    file = inside.get("gguf_file")
+    found = Path(name, inside.get("subfolder", ""), file or "")
     if not local:
-        wanted = found.relative_to(name) / ("" if file else "config.json")
-        with _explained(role, name, local, wanted.as_posix(), cache):
-            known = try_to_load_from_cache(name, wanted.as_posix(), cache_dir=cache, revision=options.get("revision"))
-            if not isinstance(known, str):
+        wanted = (found if file else found / "config.json").relative_to(name).as_posix()
+        options = hub_options | {key: value for key, value in inside.items() if key == "revision"}
+        with _explained(role, name, local, wanted, hub_options.get("cache_dir")):
+            known = {key: options[key] for key in ("cache_dir", "revision") if key in options}
+            if not isinstance(try_to_load_from_cache(name, wanted, **known), str):
                 _ask_hub()
-            found = Path(hf_hub_download(name, wanted.as_posix(), **_but(_of_hub(options), ("gguf_file", "subfolder"))))
+            found = Path(hf_hub_download(name, wanted, **options))
     elif not file and not found.is_file():
         _check_folder(f"{role}={str(found)!r}", found)
-    if not file and not (local and found.is_file()):
-        return name, local, options
+    if not file and found.suffix.lower() != ".gguf":
+        return name, local, inside
     if not found.is_file():
         raise FileNotFoundError(f"{role}={name!r} has no file {file!r}: gguf_file= names one inside it.")
     # whole, as transformers prefers a file of that name in the working directory
     file = os.path.abspath(found)
-    with _explained(role, file, True, "this GGUF file", cache):
-        read_gguf(file)
-    return os.path.dirname(file), True, _but(options, PLACE_OPTIONS) | {"gguf_file": file}
-
-
-def _but(options: dict, names: tuple) -> dict:
-    return {key: value for key, value in options.items() if key not in names}
-
-
-def _of_hub(options: dict) -> dict:
-    return {key: options[key] for key in _HUB_OPTIONS if key in options}
+    with _explained(role, file, True, "this file", None):
+        read_checkpoint("", {"gguf_file": file})  # a damaged one is told at once
+    return os.path.dirname(file), True, {"gguf_file": file}
 
 
 def _check_folder(named: str, folder: Path) -> None:
@@ -188,33 +177,32 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any):
         raise kind(f"{named}: {what} could not be loaded ({reason}).") from error
 
 
-def tokenizer_of(role: str, source: Any, place: tuple | None, given: Any) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(role: str, source: Any, place: tuple, given: Any, hub_options: dict) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was given or the source's own; None for a model object that knows of none."""
     if isinstance(given, PreTrainedTokenizerBase):
         return given
     from_object = given is None and isinstance(source, PreTrainedModel)
-    if from_object:
-        name, local, options = source.name_or_path, os.path.exists(source.name_or_path), {}
-        if not name:
-            return None
-    elif given is None:
-        name, local, options = place
-    else:
-        (name, local), options = where("tokenizer", given), _but(place[2], PLACE_OPTIONS) if place else {}
+    name, local, inside = place if given is None else (*where("tokenizer", given), {})
+    if not name:
+        return None
     if os.path.isfile(name):
-        name, options = os.path.dirname(name), options | {"gguf_file": os.path.abspath(name)}
+        name, inside = os.path.dirname(name), {"gguf_file": os.path.abspath(name)}
     try:
         argument = role if given is None else "tokenizer"
-        with _explained(argument, name, local, "tokenizer.json", options.get("cache_dir")):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_of_hub(options))
+        with _explained(argument, name, local, "tokenizer.json", hub_options.get("cache_dir")):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options, **inside)
             if not tokenizer.get_vocab():
                 raise ValueError("no vocabulary")
             return tokenizer
     except (OSError, ValueError) as error:
         if from_object:
             return None  # generate() will ask for one
-        folder = Path(name, options.get("subfolder", ""))
-        if local and given is None and not [*folder.glob("*token*"), *folder.glob("vocab*"), *folder.glob("*.gguf")]:
+        folder = Path(name, inside.get("subfolder", ""))
+        if (
+            local
+            and given is None
+            and not [*folder.glob("*token*"), *folder.glob("vocab*"), *inside.get("gguf_file", ())]
+        ):
             raise FileNotFoundError(f"{role}={name!r} has no tokenizer files: pass tokenizer=.") from error
         raise
 
@@ -229,29 +217,29 @@ def _ask_hub() -> None:
         raise ConnectionError(str(error)) from error
 
 
-def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quiet: bool) -> tuple[PreTrainedModel, str]:
+def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quiet: bool, options: dict):
     """The model of a place on its device, in eval mode, and a note on its dtype; ValueError where it lacks weights."""
-    name, local, options = place
-    gguf, embedded = options.get("gguf_file"), is_embedded(source)
-    shown, note = gguf or name, []
+    (name, local, inside), embedded, note = place, is_embedded(source), []
+    options, gguf = options | inside, inside.get("gguf_file")
+    named = f"{role}={(gguf or name)!r}"
     if device == "auto":
         # a million parameters gain nothing on a GPU, and the CPU gives everybody the same tokens
         device = torch.device("cpu") if embedded else pick_device()
-    with _explained(role, shown, local, "model.safetensors", options.get("cache_dir")), _bars_hidden(quiet or embedded):
-        known = (
-            read_gguf(gguf)
-            if gguf
-            else Checkpoint(torch.float32)
-            if embedded
-            else read_checkpoint(name, _of_hub(options))
-        )
+    hidden = _bars_hidden(quiet or embedded)
+    with _explained(role, gguf or name, local, "model.safetensors", options.get("cache_dir")), hidden:
+        known = Checkpoint(torch.float32) if embedded else read_checkpoint(name, options)
         if known.quantised:
             note.append(f"{known.quantised}, dequantised")
         if dtype == "auto":
             dtype, why = pick_dtype(device, known)
-            note += [f"auto: {why}"] * (not embedded)
-        if not {"device_map", "quantization_config"} & options.keys():
-            warn_of_memory(f"{role}={shown!r}", known.weights * dtype.itemsize, dtype, device)
+            note += [] if embedded else [f"auto: {why}"]
+        need, free = known.weights * dtype.itemsize, free_memory(device)
+        if need > free and not {"device_map", "quantization_config"} & options.keys():
+            warnings.warn(
+                f"{named} needs {need / 1e9:.1f} GB for its weights in {plain(dtype)}, and {free / 1e9:.1f} GB are free "
+                f"on {device}: take a smaller model or dtype, or spread it with device_map='auto'.",
+                stacklevel=4,
+            )
         if gguf and hasattr(transformers, "GgufConfig"):  # else newer versions may fetch kernels from the hub
             options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -260,13 +248,13 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:
         raise ValueError(
-            f"{role}={shown!r} lacks weights for {lacking[0]!r} ({len(lacking)} in all), which would be left random: "
-            "it was not saved from a causal language model of this shape."
+            f"{named} lacks weights for {lacking[0]!r} ({len(lacking)} in all), which would be left random: it was not "
+            "saved from a causal language model of this shape."
         )
     if gguf:
         model.name_or_path = gguf
         if (spare := known.weights - sum(p.numel() for p in model.parameters())) > 0:
-            warnings.warn(f"{role}={shown!r} holds {spare} weights that transformers does not read.", stacklevel=4)
+            warnings.warn(f"{named} holds {spare} weights that transformers does not read.", stacklevel=4)
     return (model if "device_map" in options else model.to(device)).eval(), "; ".join(note)
 
 

@@ -14,6 +14,8 @@ from cdlearn.pairs.checkpoint import gguf_reading, plain
 from cdlearn.pairs.loading import PLACE_OPTIONS, for_each_role, label, locate, model_of, tokenizer_of, where
 from cdlearn.sources.cached import context_limit
 
+_HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download")
+
 
 @dataclass(eq=False, repr=False)
 class Pair:
@@ -165,28 +167,27 @@ def _load(roles: dict, device: Any, dtype: Any, tokenizer: Any, progress: bool |
     devices, dtypes = for_each_role(device, roles, "device"), for_each_role(dtype, roles, "dtype")
     inside = {name: for_each_role(options.pop(name, None), roles, name) for name in PLACE_OPTIONS}
     own = {role: {name: values[role] for name, values in inside.items() if values[role]} for role in roles}
+    hub_options = {key: options[key] for key in _HUB_OPTIONS if key in options}
     quiet, models, notes = not (watched() if progress is None else progress), {}, {}
-    named = [source for source in (*roles.values(), tokenizer) if isinstance(source, (str, os.PathLike))]
-    gguf = any(inside["gguf_file"].values()) or any(os.fspath(name).lower().endswith(".gguf") for name in named)
+    named = [os.fspath(source) for source in (*roles.values(), tokenizer) if isinstance(source, (str, os.PathLike))]
+    gguf = any(inside["gguf_file"].values()) or any(name.lower().endswith(".gguf") for name in named)
     with gguf_reading(quiet) if gguf else contextlib.nullcontext():
-        places = {
-            role: None if isinstance(source, PreTrainedModel) else locate(role, source, options | own[role])
-            for role, source in roles.items()
-        }
+        places = {role: locate(role, source, own[role], hub_options) for role, source in roles.items()}
         # tokenizers first: a disagreement must not cost a download of weights
-        tokenizers = [tokenizer_of(role, source, places[role], tokenizer) for role, source in roles.items()]
+        tokenizers = [tokenizer_of(role, roles[role], places[role], tokenizer, hub_options) for role in roles]
         tokenizers = [known for known in tokenizers if known is not None]
         shared = [common_vocab_size(tokenizers[0], tokenizers[-1])] if tokenizers else []
-        asked = {role: (source, own[role], devices[role], dtypes[role]) for role, source in roles.items()}
         for role, source in roles.items():
+            asked = [(roles[r], own[r], devices[r], dtypes[r]) for r in (role, "expert")]
             if isinstance(source, PreTrainedModel):
                 if not source.can_generate():
                     raise TypeError(f"{role} is a {type(source).__name__}, not a causal language model.")
                 models[role] = source.eval()
-            elif models and asked[role] == asked["expert"]:
+            elif models and asked[0] == asked[1]:
                 models[role], notes[role] = models["expert"], notes["expert"]
             else:
-                models[role], notes[role] = model_of(role, source, places[role], devices[role], dtypes[role], quiet)
+                how = (devices[role], dtypes[role], quiet, options)
+                models[role], notes[role] = model_of(role, source, places[role], *how)
     rows = [model.config.get_text_config().vocab_size for model in models.values()]
     if not shared and len(set(rows)) > 1:
         raise ValueError(
@@ -200,7 +201,7 @@ def _load(roles: dict, device: Any, dtype: Any, tokenizer: Any, progress: bool |
             f"the expert ends its texts with token {eos}, outside the {size} tokens that both models share: "
             "take an amateur that knows this token."
         )
-    names = {role: label(source, own[role]) for role, source in roles.items()}
+    names = {role: label(source, **own[role]) for role, source in roles.items()}
     return Pair(models["expert"], models.get("amateur"), tokenizers[0] if tokenizers else None, size, names, notes)
 
 
