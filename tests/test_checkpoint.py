@@ -269,10 +269,10 @@ def test_too_little_memory_is_said_with_both_numbers(tmp_path, monkeypatch, recw
     file, known = write_gguf(tmp_path / "m.gguf", tiny("llama"), "llama"), checkpoint.read_checkpoint(llama, {})
     load_expert(llama, device="cpu")
     assert not recwarn and free_memory(CPU) > 1e8 and free_memory(torch.device("meta")) == float("inf")
-    monkeypatch.setattr(checkpoint, "free_memory", lambda device: 3 * known.weights)
+    monkeypatch.setattr(loading, "free_memory", lambda device: 3 * known.weights)
     for source in (llama, file):
         with pytest.warns(
-            UserWarning, match=r"expert=.* needs 0\.0 GB for its weights in float32, and 0\.0 GB are free on cpu"
+            UserWarning, match=r"expert=.* needs 0\.0 GB for its weights in float32 and 0\.0 GB are free on cpu"
         ):
             load_expert(source, device="cpu")
     recwarn.clear()

@@ -381,7 +381,7 @@ def test_doctor_describes_the_models_it_is_given(run, tmp_path):
         r"^ok +tokens +\d+ shared", out, re.M
     )
     code, _, error = run("doctor", "--expert", str(tmp_path / "none.gguf"), with_models=False)
-    assert code == 2 and "no such file" in error
+    assert code == 1 and "no such file" in error
 
 
 @pytest.mark.parametrize(

@@ -117,12 +117,11 @@ def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str
     found = Path(name, inside.get("subfolder", ""), file or "")
     if not local:
         wanted = (found if file else found / "config.json").relative_to(name).as_posix()
-        options = hub_options | {key: value for key, value in inside.items() if key == "revision"}
-        with _explained(role, name, local, wanted, hub_options.get("cache_dir")):
-            known = {key: options[key] for key in ("cache_dir", "revision") if key in options}
-            if not isinstance(try_to_load_from_cache(name, wanted, **known), str):
+        cache, revision = hub_options.get("cache_dir"), inside.get("revision")
+        with _explained(role, name, local, wanted, cache):
+            if not isinstance(try_to_load_from_cache(name, wanted, cache_dir=cache, revision=revision), str):
                 _ask_hub()
-            found = Path(hf_hub_download(name, wanted, **options))
+            found = Path(hf_hub_download(name, wanted, revision=revision, **hub_options))
     elif not file and not found.is_file():
         _check_folder(f"{role}={str(found)!r}", found)
     if not file and found.suffix.lower() != ".gguf":
@@ -144,11 +143,9 @@ def _check_folder(named: str, folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-    if not pickles:
-        raise FileNotFoundError(f"{named} has no weights: a *.safetensors file is expected there.")
-    raise OSError(
-        f"{named} holds only {pickles[0]}, a pickle, and cdlearn loads safetensors only: load the model yourself and "
-        "save it again with model.save_pretrained(folder)."
+    raise FileNotFoundError(
+        f"{named} holds {f'only {pickles[0]}, a pickle' if pickles else 'no weights'}, and cdlearn loads safetensors "
+        "only: load the model yourself and save it again with model.save_pretrained(folder)."
     )
 
 
@@ -236,7 +233,7 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
         need, free = known.weights * dtype.itemsize, free_memory(device)
         if need > free and not {"device_map", "quantization_config"} & options.keys():
             warnings.warn(
-                f"{named} needs {need / 1e9:.1f} GB for its weights in {plain(dtype)}, and {free / 1e9:.1f} GB are free "
+                f"{named} needs {need / 1e9:.1f} GB for its weights in {plain(dtype)} and {free / 1e9:.1f} GB are free "
                 f"on {device}: take a smaller model or dtype, or spread it with device_map='auto'.",
                 stacklevel=4,
             )

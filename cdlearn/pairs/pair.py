@@ -21,8 +21,8 @@ _HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download")
 class Pair:
     """An expert, an amateur (None after `load_expert`) and the tokenizer they share.
 
-    `vocab_size` is the number of token ids both can score: padding rows beyond it are trimmed. `notes` say for each
-    role what was dequantised and which dtype "auto" chose.
+    `vocab_size` is the number of token ids both can score: padding rows beyond it are trimmed. `notes`: what was
+    dequantised, and why "auto" chose the dtype.
     """
 
     expert: PreTrainedModel
@@ -55,13 +55,13 @@ class Pair:
     def prompt(self, text: str | list, *, system: str | None = None, chat: bool = True, **template_options: Any) -> str:
         """The text to give to `generate`: `text` inside the tokenizer's chat template, if it has one.
 
-        text: a string, or the turns of a conversation as transformers takes them, `[{"role": "user", "content": "Hi"},
-        ...]`, which need a template. `system` is the system prompt, put in front; `chat=False` returns a string as it
-        is; `template_options` go to the template (Qwen3: `enable_thinking=False`). Raises ValueError for what has no
-        place to go.
+        text: a string, or turns as transformers takes them, `[{"role": "user", "content": "Hi"}, ...]`. `system` is the
+        system prompt; `chat=False` returns a string as it is; `template_options` go to the template (Qwen3:
+        `enable_thinking=False`). Raises ValueError for what has no place to go.
         """
         turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
-        if not isinstance(turns, (list, tuple)) or not turns or not all(map(_is_turn, turns)):
+        whole = isinstance(turns, list) and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
+        if not turns or not whole or not all(isinstance(t[key], str) for t in turns for key in ("role", "content")):
             raise TypeError(f'text is {short(text)}: pass a string, or a list of {{"role": "user", "content": "..."}}.')
         if not isinstance(system or "", str):
             raise TypeError(f"system is {short(system)}: pass a string.")
@@ -97,10 +97,6 @@ def _no_place(system: str, why: str) -> ValueError:
     return ValueError(f"system={system[:40]!r} cannot be used: {why}. Write it into the prompt itself.")
 
 
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
-
-
 def _short(model: PreTrainedModel) -> str:
     config = model.config.get_text_config()
     count = sum(p.numel() for p in model.parameters())
@@ -129,8 +125,7 @@ def load_pair(
     device: "auto" (CUDA, else MPS, else CPU; the embedded models stay on the CPU), a torch device, or two of them
     for expert and amateur. dtype: "auto" (the checkpoint's own where the device computes in it, bfloat16 for quantised
     GGUF files, else float32; float32 for the embedded models), a torch dtype, or two of them.
-    revision, subfolder, gguf_file: where in a hub id or folder the model lies, one value or two; a model and its
-    earlier revision are two models.
+    revision, subfolder, gguf_file: where in a hub id or folder the models lie, one value or two.
     tokenizer: shared by both, needed only for model objects that do not know where they came from.
     progress: None shows the loading bars of transformers on a terminal or in a notebook, False never does. Anything
     else (`cache_dir`, `device_map`, ...) goes to `from_pretrained`. Raises ValueError where the vocabularies disagree,
@@ -143,23 +138,15 @@ def load_pair(
             f"amateur is missing for expert={label(expert)!r}: name a smaller model of the same family (the same "
             "tokenizer), or use DoLa(model), which contrasts a model with its own layers."
         )
-    return _load({"expert": expert, "amateur": amateur}, device, dtype, tokenizer, progress, from_pretrained_kwargs)
+    return _load({"expert": expert, "amateur": amateur}, device, dtype, tokenizer, progress, **from_pretrained_kwargs)
 
 
-def load_expert(
-    expert: str | os.PathLike | PreTrainedModel | None = None,
-    *,
-    device: Any = "auto",
-    dtype: Any = "auto",
-    tokenizer: str | os.PathLike | PreTrainedTokenizerBase | None = None,
-    progress: bool | None = None,
-    **from_pretrained_kwargs: Any,
-) -> Pair:
-    """Load one model alone (greedy, sampling, DoLa): a `Pair` whose amateur is None. Arguments as in `load_pair`."""
-    return _load({"expert": expert}, device, dtype, tokenizer, progress, from_pretrained_kwargs)
+def load_expert(expert: str | os.PathLike | PreTrainedModel | None = None, **options: Any) -> Pair:
+    """Load one model alone (greedy, sampling, DoLa): a `Pair` whose amateur is None. Options as in `load_pair`."""
+    return _load({"expert": expert}, **options)
 
 
-def _load(roles: dict, device: Any, dtype: Any, tokenizer: Any, progress: bool | None, options: dict) -> Pair:
+def _load(roles: dict, device="auto", dtype="auto", tokenizer=None, progress=None, **options: Any) -> Pair:
     for name, refused in (("trust_remote_code", True), ("use_safetensors", False)):
         if options.pop(name, None) == refused:
             raise ValueError(f"{name}={refused} is refused: load the model yourself and pass the object.")

@@ -234,10 +234,7 @@ class CachedLM(Source):
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
-    """The longest context in tokens, or None: a config's limit includes its rope scaling with llama3 and longrope only.
-
-    For yarn, linear and dynamic the factor multiplies the original length, which is that limit where none is given.
-    """
+    """The longest context in tokens (None: no limit), rope scaling included: llama3 and longrope count it in theirs."""
     config = model.config.get_text_config(decoder=True)
     limit = getattr(config, "max_position_embeddings", None) or 0
     rope = getattr(config, "rope_parameters", None) or {}
