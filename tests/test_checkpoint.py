@@ -26,11 +26,11 @@ BFLOAT16 = {True: torch.bfloat16, False: torch.float32}
 def tiny(family, seed=0, **options):
     """A tiny model that GGUF can say: its head is tied where the architecture always ties it."""
     if family != "gemma3":
-        return tiny_model(family, vocab_size=98, seed=seed, **options)
+        return tiny_model(family, vocab_size=99, seed=seed, **options)
     torch.manual_seed(seed)
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, head_dim=8)
     more = dict(num_key_value_heads=2, max_position_embeddings=256, sliding_window=64, initializer_range=0.5)
-    config = hf.Gemma3TextConfig(vocab_size=98, **sizes, **more, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    config = hf.Gemma3TextConfig(vocab_size=99, **sizes, **more, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     return hf.Gemma3ForCausalLM(config).eval()
 
 
@@ -56,23 +56,25 @@ def write_gguf(path, model, family, *, quantise=None, padding=0, scaling=None, l
         writer.add_rope_scaling_type(scaling)
     if quantise:
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    spelling = hf.convert_slow_tokenizer.bytes_to_unicode()
-    tokens = [
-        "<|endoftext|>",
-        *SPECIAL[1:],
-        *(spelling[ord(c)] for c in CHARACTERS),
-        "Hi",
-        *(f"[PAD{98 + i}]" for i in range(padding)),
-    ]
+    gemma = family == "gemma3"
+    spelling = {ord(" "): "\u2581"} if gemma else hf.convert_slow_tokenizer.bytes_to_unicode()
+    tokens = ["<|endoftext|>", *SPECIAL[1:], *(spelling.get(ord(c), c) for c in CHARACTERS), "Hi", "Ya"]
+    tokens += [f"[PAD{99 + i}]" for i in range(padding)]
     writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_model("llama" if gemma else "gpt2")
+    writer.add_tokenizer_pre("default" if gemma else "gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3] * 3 + [1] * 95 + [5] * padding)
-    writer.add_token_merges(["H i"])
+    if gemma:
+        writer.add_token_scores([0.0] * 97 + [-1.0, -2.0])
+        writer.add_add_space_prefix(False)
+        writer.add_add_bos_token(True)
+    else:
+        writer.add_token_merges(["H i", "Y a"])
+    writer.add_token_types([3] * 3 + [1] * 96 + [5] * padding)
     writer.add_pad_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
     writer.add_chat_template(CHAT)
     names = gguf.get_tensor_name_map({v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[family], config.num_hidden_layers)
     weights = {
@@ -117,14 +119,14 @@ def test_a_gguf_file_is_its_source_model(family, tmp_path):
     for loaded, model in zip((pair.expert, pair.amateur), models):
         torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
         assert loaded.dtype == torch.float32 and not loaded.training and CachedLM(loaded).eos_token_ids == (2,)
-    text = "Ho, b 3}"
-    assert pair.tokenizer(text).input_ids == character_tokenizer()(text).input_ids
-    assert pair.tokenizer("Hi").input_ids == [97] and pair.tokenizer.decode([97]) == "Hi"
-    assert pair.prompt("Hi") == "<s>[user]Hi[assistant]" and pair.tokenizer(pair.prompt("Hi")).input_ids[0] == 1
+    text, bos = "Ho, b 3}", [1] if family == "gemma3" else []
+    assert pair.tokenizer(text).input_ids == bos + character_tokenizer()(text).input_ids
+    assert pair.tokenizer("Hi").input_ids == [*bos, 97] and pair.tokenizer.decode([98, 3, 97]) == "Ya Hi"
+    assert pair.tokenizer(pair.prompt("Hi")).input_ids[:2] == [1, 62]  # one BOS, the template's or the tokenizer's
     assert pair.names == {"expert": "m0.gguf", "amateur": "m1.gguf"} and str(tmp_path) not in pair.describe()
     assert "dequantised" not in pair.describe()
     made = generate(pair.expert, "Ho", tokenizer=pair.tokenizer, max_new_tokens=3, eos_token_ids=())
-    assert made.token_ids[0] == int(logits(models[0], torch.tensor([[43, 82]]))[0, -1].argmax())
+    assert made.token_ids[0] == int(logits(models[0], torch.tensor([[*bos, 43, 82]]))[0, -1].argmax())
     pair.expert.save_pretrained(tmp_path / "saved")  # an ordinary model from here on
     torch.testing.assert_close(
         logits(load_expert(tmp_path / "saved", tokenizer=pair.tokenizer).expert), logits(models[0])
@@ -147,8 +149,8 @@ def test_a_quantised_file_says_what_was_dequantised_and_takes_half_precision_whe
 def test_gguf_files_with_other_padding_share_what_is_real(tmp_path):
     files = [write_gguf(tmp_path / f"{n}.gguf", tiny("qwen2", n), "qwen2", padding=n) for n in (6, 14)]
     pair = load_pair(*files, device="cpu")
-    assert (pair.expert.config.vocab_size, pair.amateur.config.vocab_size) == (104, 112)
-    assert pair.vocab_size == 98
+    assert (pair.expert.config.vocab_size, pair.amateur.config.vocab_size) == (105, 113)
+    assert pair.vocab_size == 99
 
 
 def test_a_gguf_file_inside_a_folder_is_named_per_role(tmp_path):
