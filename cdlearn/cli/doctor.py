@@ -41,7 +41,9 @@ def check_installation() -> Iterator[Finding]:
             yield NOTE, name, f"not installed, {why} need it; fix: pip install 'cdlearn[lab]'"
     device = pick_device()
     own = native(device, torch.bfloat16)
-    cost = "it computes in it; float32: twice the time and memory" if own else "bfloat16: half the memory, but slower"
+    cost = (
+        "it computes in it; float32: twice the time and memory" if own else "bfloat16: half the memory, slower prompts"
+    )
     yield OK, "device", f"{device}, {'bfloat16' if own else 'float32'} for bfloat16 checkpoints ({cost})"
     yield OK, "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores; to change: OMP_NUM_THREADS=n"
     if device.type != "cuda" and shutil.which("nvidia-smi"):

@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import torch
+import transformers
+from packaging.version import Version
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
@@ -96,8 +98,11 @@ def _read_gguf(file: str) -> Checkpoint:
 @contextlib.contextmanager
 def gguf_reading(quiet: bool):
     """Let transformers parse a GGUF file once, not at every use, and name its tensors once, not for every module."""
-    if not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
-        raise ModuleNotFoundError("GGUF files need two more packages: pip install 'cdlearn[gguf]'.")
+    old = Version(transformers.__version__) < Version("5.23")  # whose tokenizers lose the BOS or other special tokens
+    if old or not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
+        raise ModuleNotFoundError(
+            "GGUF files need gguf, accelerate and transformers>=5.23: pip install 'cdlearn[gguf]'."
+        )
     mock, gguf = importlib.import_module("unittest.mock"), importlib.import_module("gguf")
     reader = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     once = {name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}

@@ -237,7 +237,7 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
                 f"on {device}: take a smaller model or dtype, or spread it with device_map='auto'.",
                 stacklevel=4,
             )
-        if gguf and hasattr(transformers, "GgufConfig"):  # else newer versions may fetch kernels from the hub
+        if gguf:  # else some architectures fetch kernels from the hub
             options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
