@@ -267,7 +267,7 @@ def test_a_checkpoint_says_its_dtype_and_how_many_weights_it_holds(config_says, 
 def test_native_asks_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     cuda = SimpleNamespace(type="cuda")
-    assert native(cuda, torch.float16) and not native(cuda, torch.bfloat16)
+    assert native(cuda, torch.float16) and not native(cuda, torch.bfloat16) and not native(cuda, torch.float8_e4m3fn)
     assert native(CPU, torch.float32) and native(CPU, torch.float64) and not native(CPU, torch.float16)
     monkeypatch.setattr(checkpoint.platform, "machine", lambda: "arm64")
     assert native(CPU, torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -34,13 +34,13 @@ class Checkpoint(NamedTuple):
 
 def native(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the device computes in this dtype itself, not by way of float32."""
-    if device.type == "cuda":
-        return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype == torch.bfloat16 and device.type == "cpu":
         if platform.machine().lower() in ("aarch64", "arm64"):
             return torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return dtype == torch.float32 or (device.type == "cpu" and dtype == torch.float64)
+    return dtype == torch.float32 or dtype == {"cuda": torch.float16, "cpu": torch.float64}.get(device.type)
 
 
 def pick_dtype(device: torch.device, known: Checkpoint) -> tuple[torch.dtype, str]:

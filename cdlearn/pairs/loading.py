@@ -174,7 +174,7 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any):
         raise kind(f"{named}: {what} could not be loaded ({reason}).") from error
 
 
-def tokenizer_of(role: str, source: Any, place: tuple, given: Any, hub_options: dict) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(role: str, source: Any, place: tuple, given: Any, how: dict) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was given or the source's own; None for a model object that knows of none."""
     if isinstance(given, PreTrainedTokenizerBase):
         return given
@@ -186,8 +186,8 @@ def tokenizer_of(role: str, source: Any, place: tuple, given: Any, hub_options: 
         name, inside = os.path.dirname(name), {"gguf_file": os.path.abspath(name)}
     try:
         argument = role if given is None else "tokenizer"
-        with _explained(argument, name, local, "tokenizer.json", hub_options.get("cache_dir")):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options, **inside)
+        with _explained(argument, name, local, "tokenizer.json", how.get("cache_dir")):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **how, **inside)
             if not tokenizer.get_vocab():
                 raise ValueError("no vocabulary")
             return tokenizer
@@ -216,7 +216,7 @@ def _ask_hub() -> None:
 
 def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quiet: bool, options: dict):
     """The model of a place on its device, in eval mode, and a note on its dtype; ValueError where it lacks weights."""
-    (name, local, inside), embedded, note = place, is_embedded(source), []
+    (name, local, inside), embedded = place, is_embedded(source)
     options, gguf = options | inside, inside.get("gguf_file")
     named = f"{role}={(gguf or name)!r}"
     if device == "auto":
@@ -225,18 +225,15 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
     hidden = _bars_hidden(quiet or embedded)
     with _explained(role, gguf or name, local, "model.safetensors", options.get("cache_dir")), hidden:
         known = Checkpoint(torch.float32) if embedded else read_checkpoint(name, options)
-        if known.quantised:
-            note.append(f"{known.quantised}, dequantised")
+        note = [f"{known.quantised}, dequantised"] if known.quantised else []
         if dtype == "auto":
             dtype, why = pick_dtype(device, known)
             note += [] if embedded else [f"auto: {why}"]
         need, free = known.weights * dtype.itemsize, free_memory(device)
         if need > free and not {"device_map", "quantization_config"} & options.keys():
-            warnings.warn(
-                f"{named} needs {need / 1e9:.1f} GB for its weights in {plain(dtype)} and {free / 1e9:.1f} GB are free "
-                f"on {device}: take a smaller model or dtype, or spread it with device_map='auto'.",
-                stacklevel=4,
-            )
+            much = f"{need / 1e9:.1f} GB for its weights in {plain(dtype)} and {free / 1e9:.1f} GB are free on {device}"
+            advice = "take a smaller model or dtype, or spread it with device_map='auto'"
+            warnings.warn(f"{named} needs {much}: {advice}.", stacklevel=4)
         if gguf:  # else some architectures fetch kernels from the hub
             options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
         model, info = AutoModelForCausalLM.from_pretrained(

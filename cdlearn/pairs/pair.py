@@ -162,7 +162,7 @@ def _load(roles: dict, device="auto", dtype="auto", tokenizer=None, progress=Non
         places = {role: locate(role, source, own[role], hub_options) for role, source in roles.items()}
         # tokenizers first: a disagreement must not cost a download of weights
         tokenizers = [tokenizer_of(role, roles[role], places[role], tokenizer, hub_options) for role in roles]
-        tokenizers = [known for known in tokenizers if known is not None]
+        tokenizers = [found for found in tokenizers if found is not None]
         shared = [common_vocab_size(tokenizers[0], tokenizers[-1])] if tokenizers else []
         for role, source in roles.items():
             asked = [(roles[r], own[r], devices[r], dtypes[r]) for r in (role, "expert")]
@@ -173,8 +173,8 @@ def _load(roles: dict, device="auto", dtype="auto", tokenizer=None, progress=Non
             elif models and asked[0] == asked[1]:
                 models[role], notes[role] = models["expert"], notes["expert"]
             else:
-                how = (devices[role], dtypes[role], quiet, options)
-                models[role], notes[role] = model_of(role, source, places[role], *how)
+                placed = (role, source, places[role], devices[role])
+                models[role], notes[role] = model_of(*placed, dtypes[role], quiet, options)
     rows = [model.config.get_text_config().vocab_size for model in models.values()]
     if not shared and len(set(rows)) > 1:
         raise ValueError(
