@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_pairs import CHAT, save
 from tiny import tiny_model
 from transformers import modeling_gguf_pytorch_utils
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from cdlearn import CachedLM, generate
 from cdlearn.pairs import checkpoint, loading
@@ -58,7 +59,7 @@ def write_gguf(path, model, family, *, quantise=None, padding=0, scaling=None, l
     if quantise:
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     gemma = family == "gemma3"
-    spelling = {ord(" "): "\u2581"} if gemma else hf.convert_slow_tokenizer.bytes_to_unicode()
+    spelling = {ord(" "): "\u2581"} if gemma else bytes_to_unicode()
     tokens = ["<|endoftext|>", *SPECIAL[1:], *(spelling.get(ord(c), c) for c in CHARACTERS), "Hi", "Ya"]
     tokens += [f"[PAD{99 + i}]" for i in range(padding)]
     writer.add_vocab_size(len(tokens))
