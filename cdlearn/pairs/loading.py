@@ -124,7 +124,7 @@ def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str
             found = Path(hf_hub_download(name, wanted, revision=revision, **hub_options))
     elif not file and not found.is_file():
         _check_folder(f"{role}={str(found)!r}", found)
-    if not file and found.suffix.lower() != ".gguf":
+    if not file and not (local and found.is_file()):
         return name, local, inside
     if not found.is_file():
         raise FileNotFoundError(f"{role}={name!r} has no file {file!r}: gguf_file= names one inside it.")
