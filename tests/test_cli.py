@@ -374,6 +374,24 @@ def test_doctor_finds_nothing_wrong_here(run):
     assert out.endswith("everything works\n")
 
 
+def test_doctor_describes_the_models_it_is_given(run, tmp_path):
+    code, out, _ = run("doctor", "--expert", "early", "--amateur", "amateur", with_models=False)
+    assert code == 0 and re.search(r"^ok +expert +embedded early: llama, .*float32 on cpu", out, re.M)
+    assert re.search(r"^ok +amateur +embedded amateur: ", out, re.M) and re.search(
+        r"^ok +tokens +\d+ shared", out, re.M
+    )
+    code, _, error = run("doctor", "--expert", str(tmp_path / "none.gguf"), with_models=False)
+    assert code == 1 and "no such file" in error
+
+
+@pytest.mark.parametrize(
+    "has, says", [(True, "bfloat16 for .*float32: twice"), (False, "float32 for .*half the memory")]
+)
+def test_doctor_names_the_dtype_and_what_the_other_costs(has, says, monkeypatch):
+    monkeypatch.setattr(doctor, "native", lambda device, dtype: has)
+    assert any(what == "device" and re.search(says, detail) for _, what, detail in doctor.check_installation())
+
+
 def test_a_mistyped_flag_or_command_gets_a_guess(run):
     assert "did you mean --method?" in run("--metod", "greedy", "--prompt", "x", with_models=False)[2]
     assert "did you mean compare?" in run("compar", "x", with_models=False)[2]

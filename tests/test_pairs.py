@@ -225,12 +225,31 @@ def test_a_system_prompt_is_never_lost_silently(template, chat, says):
         pair_with(template).prompt("Hi", system="Be brief.", chat=chat)
 
 
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "Ha"}]
+
+
+def test_prompt_takes_the_turns_of_a_conversation():
+    pair = pair_with(CHAT)
+    assert pair.prompt(TURNS) == "<s>[user]Hi[assistant]Ho[user]Ha[assistant]"
+    assert pair.prompt(TURNS, system="Be brief.").startswith("<s>[system]Be brief.[user]Hi")
+    assert pair.prompt(TURNS[:2], continue_final_message=True) == "<s>[user]Hi[assistant]Ho"
+    assert pair.prompt(TURNS[:1]) == pair.prompt("Hi") and len(TURNS) == 3
+    with pytest.raises(ValueError, match="hold a system prompt already"):
+        pair.prompt([{"role": "system", "content": "A"}, *TURNS], system="B")
+    for one, chat, says in ((pair, False, "chat=False was given"), (pair_with(None), True, "no chat template")):
+        with pytest.raises(ValueError, match=f"text holds 3 turns, and .*{says}: pass one string"):
+            one.prompt(TURNS, chat=chat)
+    with pytest.raises(ValueError, match=r"failed \(no\): pass one string"):
+        pair_with("{{ raise_exception('no') }}").prompt(TURNS)
+
+
 def test_prompt_refuses_other_kinds():
-    with pytest.raises(TypeError, match=r"text is \["):
-        pair_with(CHAT).prompt(["Hi"])
+    for bad in (["Hi"], [], [{"role": "user"}], [{"role": "user", "content": 3}], {"role": "user", "content": "Hi"}, 7):
+        with pytest.raises(TypeError, match=r'text is .*pass a string, or a list of \{"role": "user"'):
+            pair_with(CHAT).prompt(bad)
     with pytest.raises(TypeError, match="system is 3"):
         pair_with(CHAT).prompt("Hi", system=3)
-    with pytest.raises(ValueError, match="chat template .* failed"):
+    with pytest.raises(ValueError, match="chat template failed"):
         pair_with("{{ raise_exception('no') }}").prompt("Hi")
 
 

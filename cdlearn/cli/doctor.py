@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -19,7 +20,8 @@ import cdlearn
 from cdlearn.cli import options
 from cdlearn.methods import METHODS, Decoder, Models, build
 from cdlearn.pairs import Pair
-from cdlearn.pairs.loading import pick_device, pick_dtype
+from cdlearn.pairs.checkpoint import native
+from cdlearn.pairs.loading import pick_device
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 Finding = tuple[str, str, str]  # (state, what, detail and fix)
@@ -38,7 +40,11 @@ def check_installation() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             yield NOTE, name, f"not installed, {why} need it; fix: pip install 'cdlearn[lab]'"
     device = pick_device()
-    yield OK, "device", f"{device}, {str(pick_dtype(device)).removeprefix('torch.')}"
+    own = native(device, torch.bfloat16)
+    cost = (
+        "it computes in it; float32: twice the time and memory" if own else "bfloat16: half the memory, slower prompts"
+    )
+    yield OK, "device", f"{device}, {'bfloat16' if own else 'float32'} for bfloat16 checkpoints ({cost})"
     yield OK, "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores; to change: OMP_NUM_THREADS=n"
     if device.type != "cuda" and shutil.which("nvidia-smi"):
         yield NOTE, "cuda", "an NVIDIA driver is here, but torch cannot use it; fix: install a CUDA build of torch"
@@ -84,6 +90,13 @@ def check_pair() -> Iterator[Finding]:
     yield OK, "methods", f"cached and naive decoding agree: {', '.join(equal)}"
 
 
+def check_models(args: argparse.Namespace) -> Iterator[Finding]:
+    """Load what --expert and --amateur name, and describe it."""
+    for line in options.open_pair(args, ("greedy",)).describe().splitlines():
+        what, _, detail = line.partition(" ")
+        yield OK, what, detail.strip()
+
+
 def _difference(make: Callable[[], Decoder], pair: Pair) -> str:
     """What is wrong, if a greedy loop does not pick what fresh sources, which remember nothing, score best."""
     ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
@@ -102,9 +115,12 @@ def _reason(error: Exception) -> str:
 
 def main(argv: list[str]) -> int:
     """`cdlearn doctor`: print the findings; 1 if something is broken."""
-    options.Parser(prog="cdlearn doctor", description="Check the installation, one line each.").parse_args(argv)
+    parser = options.Parser(prog="cdlearn doctor", description="Check the installation, and models if named.")
+    options.add_models(parser)
+    args = parser.parse_args(argv)
     broken = 0
-    for state, what, detail in chain(check_installation(), check_pair()):
+    models = check_models(args) if args.expert or args.amateur else ()
+    for state, what, detail in chain(check_installation(), check_pair(), models):
         broken += state == BROKEN
         print(f"{state:7}{what:20}{detail}", flush=True)
     print("everything works" if not broken else f"{broken} broken: see the fixes above")

@@ -60,10 +60,10 @@ def flag(name: str) -> str:
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models")
-    group.add_argument("--expert", metavar="MODEL", help="hub id or folder (default: the embedded expert)")
+    group.add_argument("--expert", metavar="MODEL", help="hub id, folder or .gguf file (default: the embedded expert)")
     group.add_argument("--amateur", metavar="MODEL", help='the same, or "early" (default: the embedded amateur)')
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: auto)")
+    group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: auto, the model's own)")
 
 
 def add_numbers(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:

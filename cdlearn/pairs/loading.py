@@ -6,22 +6,25 @@ import contextlib
 import difflib
 import importlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import constants as hub
 from huggingface_hub import get_session, hf_hub_download, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from cdlearn.checks import watched
+from cdlearn.pairs.checkpoint import Checkpoint, free_memory, pick_dtype, plain, read_checkpoint
 
 # transformers imports lazily: pay for the classes of the embedded pair now, so that load_pair() is quick
 importlib.import_module("transformers.models.llama.modeling_llama")
 
 EMBEDDED = Path(__file__).parent.parent / "toyworld" / "pair"
 EMBEDDED_NAMES = ("expert", "amateur", "early")
+PLACE_OPTIONS = ("revision", "subfolder", "gguf_file")  # where in a hub id or folder a model lies
 
 
 def pick_device() -> torch.device:
@@ -31,29 +34,29 @@ def pick_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """The dtype that "auto" means: bfloat16 on CUDA where supported, else float32."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
 def is_embedded(source: Any) -> bool:
     return isinstance(source, str) and source in EMBEDDED_NAMES
 
 
-def label(source: Any) -> str:
+def label(source: Any, revision: str = "", subfolder: str = "", gguf_file: str = "") -> str:
     """The name of a source in messages: never a long absolute path."""
-    if isinstance(source, PreTrainedModel):
-        return os.path.basename(os.path.normpath(source.name_or_path)) if source.name_or_path else type(source).__name__
     if is_embedded(source):
         return f"embedded {source}"
-    return str(source) if not os.path.isdir(source) else os.path.basename(os.path.abspath(source))
+    model = isinstance(source, PreTrainedModel)
+    name = gguf_file or (source.name_or_path or type(source).__name__ if model else os.fspath(source))
+    name = os.path.basename(os.path.abspath(name)) if model or gguf_file or os.path.exists(name) else name
+    return "/".join(filter(None, (name, subfolder))) + (f"@{revision}" if revision else "")
 
 
 def for_each_role(value: Any, roles: dict, argument: str) -> dict:
-    """One device (or dtype) for every role, or one each; "auto" stays a word."""
+    """One device (dtype, revision, ...) for every role, or one each; "auto" stays a word."""
     values = list(value) if isinstance(value, (tuple, list)) else [value] * len(roles)
     if len(values) != len(roles):
         raise ValueError(f"{argument}={value!r} must be one value, or one each for {' and '.join(roles)}.")
+    if argument in PLACE_OPTIONS:
+        if not all(v is None or (isinstance(v, str) and v) for v in values):
+            raise TypeError(f"{argument}={value!r} must be a name, or one each for {' and '.join(roles)}.")
+        return dict(zip(roles, values))
     parse = _parse_device if argument == "device" else _parse_dtype
     return {role: v if isinstance(v, str) and v == "auto" else parse(v) for role, v in zip(roles, values)}
 
@@ -80,38 +83,69 @@ def _parse_dtype(value: Any) -> torch.dtype:
 
 
 def where(role: str, source: Any) -> tuple[str, bool]:
-    """What `from_pretrained` needs, and whether it is a local folder; complains early about what it is not."""
+    """What `from_pretrained` needs, and whether it is local: complains early about what is nowhere."""
     if is_embedded(source):
         if not (EMBEDDED / source / "config.json").is_file():
             raise FileNotFoundError(f"the embedded {source} is missing from {EMBEDDED}: install cdlearn again.")
         return str(EMBEDDED / source), True
     if not isinstance(source, (str, os.PathLike)):
         kind = type(source).__name__
-        raise TypeError(f"{role} must be a hub id, a local folder or a transformers object, got {kind}.")
+        raise TypeError(f"{role} must be a hub id, a local folder, a .gguf file or a transformers object, got {kind}.")
     text, path = os.fspath(source), Path(source).expanduser()
-    if not text.strip() or path.is_file():
+    gguf = path.suffix.lower() == ".gguf"
+    if not text.strip() or (path.is_file() and not gguf):
         what = "a file" if text.strip() else "empty"
-        raise ValueError(f"{role}={text!r} is {what}: give a hub id, or a folder that holds config.json and weights.")
-    if path.is_dir():
-        if role != "tokenizer":
-            _check_folder(f"{role}={str(path)!r}", path)
+        raise ValueError(f"{role}={text!r} is {what}: give a hub id, the folder of a model, or a .gguf file.")
+    if path.exists():
         return str(path), True
-    if isinstance(source, os.PathLike) or text[0] in "./~\\" or text.count("/") > 1:
-        raise FileNotFoundError(f"{role}={text!r}: there is no such folder.")
+    if gguf or isinstance(source, os.PathLike) or text[0] in "./~\\" or text.count("/") > 1:
+        raise FileNotFoundError(f"{role}={text!r}: there is no such {'file' if gguf else 'folder'}.")
     return text, False
+
+
+def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str, bool, dict]:
+    """What `from_pretrained` needs, whether it is local, and `inside` it a GGUF file as a whole path, a revision, ...
+
+    Asks the hub for one file, which tells at once whether it answers.
+    """
+    if isinstance(source, PreTrainedModel):
+        return source.name_or_path, os.path.exists(source.name_or_path), {}
+    name, local = where(role, source)
+    if is_embedded(source):
+        return name, local, {}
+    file = inside.get("gguf_file")
+    found = Path(name, inside.get("subfolder", ""), file or "")
+    if not local:
+        wanted = (found if file else found / "config.json").relative_to(name).as_posix()
+        cache, revision = hub_options.get("cache_dir"), inside.get("revision")
+        with _explained(role, name, local, wanted, cache):
+            if not isinstance(try_to_load_from_cache(name, wanted, cache_dir=cache, revision=revision), str):
+                _ask_hub()
+            found = Path(hf_hub_download(name, wanted, revision=revision, **hub_options))
+    elif not file and not found.is_file():
+        _check_folder(f"{role}={str(found)!r}", found)
+    if not file and not (local and found.is_file()):
+        return name, local, inside
+    if not found.is_file():
+        raise FileNotFoundError(f"{role}={name!r} has no file {file!r}: gguf_file= names one inside it.")
+    # whole, as transformers prefers a file of that name in the working directory
+    file = os.path.abspath(found)
+    with _explained(role, file, True, "this file", None):
+        read_checkpoint("", {"gguf_file": file})  # a damaged one is told at once
+    return os.path.dirname(file), True, {"gguf_file": file}
 
 
 def _check_folder(named: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{named} has no config.json: it is not a saved transformers model.")
+        gguf = sorted(file.name for file in folder.glob("*.gguf"))
+        advice = f"name its file, gguf_file={gguf[0]!r}" if gguf else "it is not a saved transformers model"
+        raise FileNotFoundError(f"{named} has no config.json: {advice}.")
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-    if not pickles:
-        raise FileNotFoundError(f"{named} has no weights: a *.safetensors file is expected there.")
-    raise OSError(
-        f"{named} holds only {pickles[0]}, a pickle, and cdlearn loads safetensors only: load the model yourself and "
-        "save it again with model.save_pretrained(folder)."
+    raise FileNotFoundError(
+        f"{named} holds {f'only {pickles[0]}, a pickle' if pickles else 'no weights'}, and cdlearn loads safetensors "
+        "only: load the model yourself and save it again with model.save_pretrained(folder)."
     )
 
 
@@ -140,34 +174,32 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any):
         raise kind(f"{named}: {what} could not be loaded ({reason}).") from error
 
 
-def tokenizer_of(role: str, source: Any, given: Any, hub_options: dict) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(role: str, source: Any, place: tuple, given: Any, how: dict) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was given or the source's own; None for a model object that knows of none."""
     if isinstance(given, PreTrainedTokenizerBase):
         return given
     from_object = given is None and isinstance(source, PreTrainedModel)
-    argument = role if given is None else "tokenizer"
-    if from_object:
-        name, local = source.name_or_path, os.path.isdir(source.name_or_path)
-        if not name:
-            return None
-    else:
-        name, local = where(argument, source if given is None else given)
-    cache = hub_options.get("cache_dir")
-    if not local and given is None and not from_object:
-        with _explained(argument, name, local, "config.json", cache):  # one file tells at once whether the hub answers
-            if not isinstance(try_to_load_from_cache(name, "config.json", cache_dir=cache), str):
-                _ask_hub()
-            hf_hub_download(name, "config.json", **hub_options)
+    name, local, inside = place if given is None else (*where("tokenizer", given), {})
+    if not name:
+        return None
+    if os.path.isfile(name):
+        name, inside = os.path.dirname(name), {"gguf_file": os.path.abspath(name)}
     try:
-        with _explained(argument, name, local, "tokenizer.json", cache):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options)
+        argument = role if given is None else "tokenizer"
+        with _explained(argument, name, local, "tokenizer.json", how.get("cache_dir")):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **how, **inside)
             if not tokenizer.get_vocab():
                 raise ValueError("no vocabulary")
             return tokenizer
     except (OSError, ValueError) as error:
         if from_object:
             return None  # generate() will ask for one
-        if local and given is None and not [*Path(name).glob("*token*"), *Path(name).glob("vocab*")]:
+        folder = Path(name, inside.get("subfolder", ""))
+        if (
+            local
+            and given is None
+            and not [*folder.glob("*token*"), *folder.glob("vocab*"), *inside.get("gguf_file", ())]
+        ):
             raise FileNotFoundError(f"{role}={name!r} has no tokenizer files: pass tokenizer=.") from error
         raise
 
@@ -182,26 +214,42 @@ def _ask_hub() -> None:
         raise ConnectionError(str(error)) from error
 
 
-def model_of(role: str, source: Any, device: Any, dtype: Any, progress: bool | None, options: dict) -> PreTrainedModel:
-    """The model of a hub id or folder, on its device and in eval mode; ValueError where it lacks weights."""
-    name, local = where(role, source)
+def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quiet: bool, options: dict):
+    """The model of a place on its device, in eval mode, and a note on its dtype; ValueError where it lacks weights."""
+    (name, local, inside), embedded = place, is_embedded(source)
+    options, gguf = options | inside, inside.get("gguf_file")
+    named = f"{role}={(gguf or name)!r}"
     if device == "auto":
         # a million parameters gain nothing on a GPU, and the CPU gives everybody the same tokens
-        device = torch.device("cpu") if is_embedded(source) else pick_device()
-    if dtype == "auto":
-        dtype = pick_dtype(device)
-    quiet = is_embedded(source) or not (watched() if progress is None else progress)
-    with _explained(role, name, local, "model.safetensors", options.get("cache_dir")), _bars_hidden(quiet):
+        device = torch.device("cpu") if embedded else pick_device()
+    hidden = _bars_hidden(quiet or embedded)
+    with _explained(role, gguf or name, local, "model.safetensors", options.get("cache_dir")), hidden:
+        known = Checkpoint(torch.float32) if embedded else read_checkpoint(name, options)
+        note = [f"{known.quantised}, dequantised"] if known.quantised else []
+        if dtype == "auto":
+            dtype, why = pick_dtype(device, known)
+            note += [] if embedded else [f"auto: {why}"]
+        need, free = known.weights * dtype.itemsize, free_memory(device)
+        if need > free and not {"device_map", "quantization_config"} & options.keys():
+            much = f"{need / 1e9:.1f} GB for its weights in {plain(dtype)} and {free / 1e9:.1f} GB are free on {device}"
+            advice = "take a smaller model or dtype, or spread it with device_map='auto'"
+            warnings.warn(f"{named} needs {much}: {advice}.", stacklevel=4)
+        if gguf:  # else some architectures fetch kernels from the hub
+            options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:
         raise ValueError(
-            f"{role}={name!r} lacks weights for {lacking[0]!r} ({len(lacking)} in all), which would be left random: "
-            "it was not saved from a causal language model of this shape."
+            f"{named} lacks weights for {lacking[0]!r} ({len(lacking)} in all), which would be left random: it was not "
+            "saved from a causal language model of this shape."
         )
-    return (model if "device_map" in options else model.to(device)).eval()
+    if gguf:
+        model.name_or_path = gguf
+        if (spare := known.weights - sum(p.numel() for p in model.parameters())) > 0:
+            warnings.warn(f"{named} holds {spare} weights that transformers does not read.", stacklevel=4)
+    return (model if "device_map" in options else model.to(device)).eval(), "; ".join(note)
 
 
 @contextlib.contextmanager

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cdlearn.checks import short
-from cdlearn.pairs.loading import for_each_role, label, model_of, tokenizer_of, where
+from cdlearn.checks import short, watched
+from cdlearn.pairs.checkpoint import gguf_reading, plain
+from cdlearn.pairs.loading import PLACE_OPTIONS, for_each_role, label, locate, model_of, tokenizer_of, where
+from cdlearn.sources.cached import context_limit
 
-_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "force_download")
+_HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download")
 
 
 @dataclass(eq=False, repr=False)
 class Pair:
     """An expert, an amateur (None after `load_expert`) and the tokenizer they share.
 
-    `vocab_size` is the number of token ids both can score: padding rows beyond it are trimmed.
+    `vocab_size` is the number of token ids both can score: padding rows beyond it are trimmed. `notes`: what was
+    dequantised, and why "auto" chose the dtype.
     """
 
     expert: PreTrainedModel
@@ -26,6 +30,7 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase | None
     vocab_size: int
     names: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         parts = [f"{role}={self.names.get(role, '?')} ({_short(model)})" for role, model in self._models()]
@@ -39,37 +44,47 @@ class Pair:
         """A few lines of text: both models with their size, type and place, and the tokenizer."""
         lines = []
         for role, model in self._models():
-            limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-            place = f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
+            limit, note = context_limit(model), self.notes.get(role)
+            place = f"{plain(model.dtype)} on {model.device}" + (f" ({note})" if note else "")
             place += f", up to {limit} tokens" if limit else ""
             lines.append(f"{role:8} {self.names.get(role, '?')}: {_short(model)}, {place}")
         chat = "with a chat template" if getattr(self.tokenizer, "chat_template", None) else "no chat template"
         tokens = "no tokenizer" if self.tokenizer is None else f"{self.vocab_size} shared ids, {chat}"
         return "\n".join([*lines, f"tokens   {tokens}"])
 
-    def prompt(self, text: str, *, system: str | None = None, chat: bool = True, **template_options: Any) -> str:
+    def prompt(self, text: str | list, *, system: str | None = None, chat: bool = True, **template_options: Any) -> str:
         """The text to give to `generate`: `text` inside the tokenizer's chat template, if it has one.
 
-        `system` is the system prompt; `chat=False` returns `text` as it is; `template_options` go to the template
-        (Qwen3: `enable_thinking=False`). Raises ValueError if a system prompt has no place to go.
+        text: a string, or turns as transformers takes them, `[{"role": "user", "content": "Hi"}, ...]`. `system` is the
+        system prompt; `chat=False` returns a string as it is; `template_options` go to the template (Qwen3:
+        `enable_thinking=False`). Raises ValueError for what has no place to go.
         """
-        for name, value in (("text", text), ("system", "" if system is None else system)):
-            if not isinstance(value, str):
-                raise TypeError(f"{name} is {short(value)}: pass a string.")
+        turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
+        whole = isinstance(turns, list) and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
+        if not turns or not whole or not all(isinstance(t[key], str) for t in turns for key in ("role", "content")):
+            raise TypeError(f'text is {short(text)}: pass a string, or a list of {{"role": "user", "content": "..."}}.')
+        if not isinstance(system or "", str):
+            raise TypeError(f"system is {short(system)}: pass a string.")
         tokenizer = self.tokenizer
         template = getattr(tokenizer, "chat_template", None)
         if not chat or not template:
+            why = "chat=False was given" if template else "this tokenizer has no chat template"
             if system:
-                raise _no_place(system, "chat=False was given" if template else "this tokenizer has no chat template")
+                raise _no_place(system, why)
+            if not isinstance(text, str):
+                raise ValueError(f"text holds {len(turns)} turns, and {why}: pass one string.")
             return text
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": text})
+        if system:
+            if any(turn["role"] == "system" for turn in turns):
+                raise _no_place(system, "the turns hold a system prompt already")
+            turns = [{"role": "system", "content": system}, *turns]
+        template_options.setdefault("add_generation_prompt", not template_options.get("continue_final_message"))
         try:
-            whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template_options)
+            whole = tokenizer.apply_chat_template(list(turns), tokenize=False, **template_options)
         except Exception as error:  # templates raise whatever jinja or their authors chose
             if system:
                 raise _no_place(system, f"the chat template takes no system prompt ({error})") from error
-            raise ValueError(f"the chat template of this tokenizer failed ({error}): use chat=False.") from error
+            raise ValueError(f"the chat template failed ({error}): pass one string with chat=False.") from error
         if system and system.strip() not in whole:
             raise _no_place(system, "the chat template drops the system prompt")
         # tokenizing adds the BOS that many templates have written already: leave only one
@@ -104,13 +119,17 @@ def load_pair(
 
     No arguments: the embedded pair (offline, no download). The words "expert", "amateur" and "early" name its three
     models, so `load_pair(amateur="early")` contrasts the expert with its own early checkpoint. Other strings are hub
-    ids or local folders (safetensors only, no remote code). Model objects are taken as they are, never moved.
+    ids, local folders (safetensors only, no remote code) or paths to .gguf files (they need `cdlearn[gguf]`; the
+    weights are dequantised, which saves download, not memory). Model objects are taken as they are, never moved.
 
     device: "auto" (CUDA, else MPS, else CPU; the embedded models stay on the CPU), a torch device, or two of them
-    for expert and amateur. dtype: "auto" (bfloat16 on CUDA where supported, else float32), a torch dtype, or two.
+    for expert and amateur. dtype: "auto" (the checkpoint's own where the device computes in it, bfloat16 for quantised
+    GGUF files, else float32; float32 for the embedded models), a torch dtype, or two of them.
+    revision, subfolder, gguf_file: where in a hub id or folder the models lie, one value or two.
     tokenizer: shared by both, needed only for model objects that do not know where they came from.
     progress: None shows the loading bars of transformers on a terminal or in a notebook, False never does. Anything
-    else (`revision`, `device_map`, ...) goes to `from_pretrained`. Raises ValueError where the vocabularies disagree.
+    else (`cache_dir`, `device_map`, ...) goes to `from_pretrained`. Raises ValueError where the vocabularies disagree,
+    and warns where the weights take more memory than is free.
     """
     if expert is not None and amateur is None:
         if not isinstance(expert, PreTrainedModel):
@@ -119,45 +138,43 @@ def load_pair(
             f"amateur is missing for expert={label(expert)!r}: name a smaller model of the same family (the same "
             "tokenizer), or use DoLa(model), which contrasts a model with its own layers."
         )
-    return _load({"expert": expert, "amateur": amateur}, device, dtype, tokenizer, progress, from_pretrained_kwargs)
+    return _load({"expert": expert, "amateur": amateur}, device, dtype, tokenizer, progress, **from_pretrained_kwargs)
 
 
-def load_expert(
-    expert: str | os.PathLike | PreTrainedModel | None = None,
-    *,
-    device: Any = "auto",
-    dtype: Any = "auto",
-    tokenizer: str | os.PathLike | PreTrainedTokenizerBase | None = None,
-    progress: bool | None = None,
-    **from_pretrained_kwargs: Any,
-) -> Pair:
-    """Load one model alone (greedy, sampling, DoLa): a `Pair` whose amateur is None. Arguments as in `load_pair`."""
-    return _load({"expert": expert}, device, dtype, tokenizer, progress, from_pretrained_kwargs)
+def load_expert(expert: str | os.PathLike | PreTrainedModel | None = None, **options: Any) -> Pair:
+    """Load one model alone (greedy, sampling, DoLa): a `Pair` whose amateur is None. Options as in `load_pair`."""
+    return _load({"expert": expert}, **options)
 
 
-def _load(roles: dict, device: Any, dtype: Any, tokenizer: Any, progress: bool | None, options: dict) -> Pair:
+def _load(roles: dict, device="auto", dtype="auto", tokenizer=None, progress=None, **options: Any) -> Pair:
     for name, refused in (("trust_remote_code", True), ("use_safetensors", False)):
         if options.pop(name, None) == refused:
             raise ValueError(f"{name}={refused} is refused: load the model yourself and pass the object.")
     roles = {role: role if source is None else source for role, source in roles.items()}
     devices, dtypes = for_each_role(device, roles, "device"), for_each_role(dtype, roles, "dtype")
+    inside = {name: for_each_role(options.pop(name, None), roles, name) for name in PLACE_OPTIONS}
+    own = {role: {name: values[role] for name, values in inside.items() if values[role]} for role in roles}
     hub_options = {key: options[key] for key in _HUB_OPTIONS if key in options}
-
-    # tokenizers first: a disagreement must not cost a download of weights
-    tokenizers = [tokenizer_of(role, source, tokenizer, hub_options) for role, source in roles.items()]
-    tokenizers = [known for known in tokenizers if known is not None]
-    shared = [common_vocab_size(tokenizers[0], tokenizers[-1])] if tokenizers else []
-
-    models: dict[str, PreTrainedModel] = {}
-    for role, source in roles.items():
-        if isinstance(source, PreTrainedModel):
-            if not source.can_generate():
-                raise TypeError(f"{role} is a {type(source).__name__}, not a causal language model.")
-            models[role] = source.eval()
-        elif role == "amateur" and source == roles["expert"] and dtypes[role] == dtypes["expert"]:
-            models[role] = models["expert"]
-        else:
-            models[role] = model_of(role, source, devices[role], dtypes[role], progress, options)
+    quiet, models, notes = not (watched() if progress is None else progress), {}, {}
+    named = [os.fspath(source) for source in (*roles.values(), tokenizer) if isinstance(source, (str, os.PathLike))]
+    gguf = any(inside["gguf_file"].values()) or any(name.lower().endswith(".gguf") for name in named)
+    with gguf_reading(quiet) if gguf else contextlib.nullcontext():
+        places = {role: locate(role, source, own[role], hub_options) for role, source in roles.items()}
+        # tokenizers first: a disagreement must not cost a download of weights
+        tokenizers = [tokenizer_of(role, roles[role], places[role], tokenizer, hub_options) for role in roles]
+        tokenizers = [found for found in tokenizers if found is not None]
+        shared = [common_vocab_size(tokenizers[0], tokenizers[-1])] if tokenizers else []
+        for role, source in roles.items():
+            asked = [(roles[r], own[r], devices[r], dtypes[r]) for r in (role, "expert")]
+            if isinstance(source, PreTrainedModel):
+                if not source.can_generate():
+                    raise TypeError(f"{role} is a {type(source).__name__}, not a causal language model.")
+                models[role] = source.eval()
+            elif models and asked[0] == asked[1]:
+                models[role], notes[role] = models["expert"], notes["expert"]
+            else:
+                placed = (role, source, places[role], devices[role])
+                models[role], notes[role] = model_of(*placed, dtypes[role], quiet, options)
     rows = [model.config.get_text_config().vocab_size for model in models.values()]
     if not shared and len(set(rows)) > 1:
         raise ValueError(
@@ -171,8 +188,8 @@ def _load(roles: dict, device: Any, dtype: Any, tokenizer: Any, progress: bool |
             f"the expert ends its texts with token {eos}, outside the {size} tokens that both models share: "
             "take an amateur that knows this token."
         )
-    names = {role: label(source) for role, source in roles.items()}
-    return Pair(models["expert"], models.get("amateur"), tokenizers[0] if tokenizers else None, size, names)
+    names = {role: label(source, **own[role]) for role, source in roles.items()}
+    return Pair(models["expert"], models.get("amateur"), tokenizers[0] if tokenizers else None, size, names, notes)
 
 
 def common_vocab_size(expert: PreTrainedTokenizerBase, amateur: PreTrainedTokenizerBase) -> int:
@@ -180,7 +197,8 @@ def common_vocab_size(expert: PreTrainedTokenizerBase, amateur: PreTrainedTokeni
 
     One side may go on with added tokens after the other has ended (padding); nothing else may differ.
     """
-    left, right = ({i: token for token, i in side.get_vocab().items()} for side in (expert, amateur))
+    # GGUF files spell their padding out
+    left, right = ({i: t for t, i in side.get_vocab().items() if t != f"[PAD{i}]"} for side in (expert, amateur))
     size = min(max(left), max(right)) + 1
     added = (expert if max(left) >= max(right) else amateur).added_tokens_decoder
     for i in sorted(left | right):

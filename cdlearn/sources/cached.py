@@ -56,11 +56,10 @@ class CachedLM(Source):
         super().__init__()
         check_model(model)
         self.model, self.remember = model, check_count(remember, "remember")
-        config = model.config.get_text_config(decoder=True)
         self._embedding = model.get_input_embeddings()
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         self.eos_token_ids = _eos_ids(model)
-        self.max_positions = getattr(config, "max_position_embeddings", None)
+        self.max_positions = context_limit(model)
         self.settings = {"method": "plain", "model": type(model).__name__}
         self._accepts = set(inspect.signature(model.forward).parameters)
         layers = DynamicCache(config=model.config).layers if "past_key_values" in self._accepts else []
@@ -232,6 +231,17 @@ class CachedLM(Source):
             index = (last - 1 + count - int(last[-1])).clamp(min=0)  # a masked column repeats the one before it
             outputs.append(tuple(t[:, index.to(t.device)] for t in tensors))
         return tuple(torch.cat(list(parts)) for parts in zip(*outputs))
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """The longest context in tokens (None: no limit), rope scaling included: llama3 and longrope count it in theirs."""
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None) or 0
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("yarn", "linear", "dynamic"):
+        original = rope.get("original_max_position_embeddings") or limit
+        limit = max(limit, int(original * (rope.get("factor") or 1)))
+    return limit if limit > 0 else None  # XLNet says -1
 
 
 def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
