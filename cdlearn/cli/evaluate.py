@@ -16,7 +16,7 @@ import torch
 from cdlearn.cli import options
 from cdlearn.evaluate.answers import Tasks, evaluate, fingerprint
 from cdlearn.evaluate.folder import Records
-from cdlearn.evaluate.questions import FORMAT, read_questions
+from cdlearn.evaluate.questions import FORMAT, GRADES, read_questions
 from cdlearn.evaluate.report import legend, table, to_frame
 from cdlearn.evaluate.toyworld import USUAL, table_rows, toy_tasks
 from cdlearn.methods import METHODS, Models, parse
@@ -24,9 +24,10 @@ from cdlearn.pairs.pair import Pair
 from cdlearn.toyworld.tasks import TASKS
 
 BATCH, BATCH_OF_OTHERS = 100, 16  # of the embedded models, and of models that are larger
-FILE_FLAGS = ("max_new_tokens", "stop", "chat_template", "system_prompt")
+FILE_FLAGS = ("max_new_tokens", "stop", "grade", "chat_template", "system_prompt")
 EXAMPLES = """
 A prompts file holds {format}.
+"grade": "contains", "exact" or "last number" in a line says when a text is right (numbers count as numbers).
 
 methods, each with its numbers as in "contrastive beta=0.5 alpha=0.1":
 {methods}
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     file = parser.add_argument_group("with --prompts-file")
     file.add_argument("--max-new-tokens", type=count, help="default: 64")
     file.add_argument("--stop", nargs="+", metavar="TEXT", help="texts that end an answer")
+    file.add_argument("--grade", choices=GRADES, help="of lines that do not say theirs (default: contains, and exact)")
     file.add_argument("--chat-template", action="store_true", help="put the prompts into the chat template")
     file.add_argument("--system-prompt", metavar="TEXT", help="goes into the chat template")
     return parser
@@ -130,7 +132,8 @@ def _tasks(args: argparse.Namespace, pair: Pair) -> Tasks:
     def render(prompt: str) -> str:
         return pair.prompt(prompt, system=args.system_prompt, chat=args.chat_template)
 
-    return read_questions(args.prompts_file, n=args.n, max_new_tokens=args.max_new_tokens, render=render)
+    settings = {"n": args.n, "max_new_tokens": args.max_new_tokens, "grade": args.grade}
+    return read_questions(args.prompts_file, render=render, **settings)
 
 
 def _settings(args: argparse.Namespace, pair: Pair, tasks: Tasks) -> dict[str, object]:
@@ -139,6 +142,6 @@ def _settings(args: argparse.Namespace, pair: Pair, tasks: Tasks) -> dict[str, o
     settings |= {"device": pair.expert.device.type, "prompts": "the toy world's"}
     settings |= {name: getattr(args, name) for name in ("seed", "batch", "stop", "max_new_tokens", "n")}
     if args.prompts_file:
-        prompts = [(item.prompt, str(item.gold)) for _, items in tasks.values() for item in items]
+        prompts = [(item.prompt, getattr(item.gold, "texts", ())) for _, items in tasks.values() for item in items]
         settings["prompts"] = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:12]
     return settings
