@@ -534,6 +534,13 @@ def test_a_folder_grows_by_methods_and_refuses_other_items(prompts, tmp_path):
         main(["--prompts-file", prompts, *out, "--methods", "amateur", "--seed", "1"])
 
 
+def test_numbers_from_flags_are_part_of_the_methods_name(prompts, tmp_path, capsys):
+    flags = ["--prompts-file", prompts, "-n", "2", "--max-new-tokens", "4", "--repetition-penalty", "1.2"]
+    assert main([*flags, "--methods", "greedy", "dola", "--layers", "2, 4", "--out", str(tmp_path)]) == 0
+    kept = [json.loads(line)["strategy"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert set(kept) == {"greedy repetition_penalty=1.2", "dola layers=2,4 repetition_penalty=1.2"}
+
+
 def test_loops_without_spaces_show_in_the_tokens():
     task = Task("t", None, lambda item, text: {"rep-2": (0, 0)}, 0)
     record = {"answer": "天天天天", "token_ids": [7, 7, 7, 7]}
@@ -579,6 +586,9 @@ def test_a_chat_template_is_put_around_the_prompts(prompts, tmp_path):
         (["--grade", "exact"], "--grade belongs to --prompts-file"),
         (["--prompts-file", "x", "--system-prompt", "y"], "add --chat-template"),
         (["--prompts-file", "x", "--no-grid"], "--no-grid changes nothing"),
+        (["--beta", "1"], "--beta needs --methods"),
+        (["--methods", "greedy", "--layers", "low"], "--layers low changes nothing with greedy"),
+        (["--methods", "greedy", "--repetition-penalty", "0"], "more than 0"),
     ],
 )
 def test_command_refuses_bad_arguments(argv, says, capsys):

@@ -19,7 +19,7 @@ from cdlearn.evaluate.folder import Records
 from cdlearn.evaluate.questions import FORMAT, GRADES, read_questions
 from cdlearn.evaluate.report import legend, table, to_frame
 from cdlearn.evaluate.toyworld import USUAL, table_rows, toy_tasks
-from cdlearn.methods import METHODS, Models, parse
+from cdlearn.methods import METHODS, OPTIONS, Models, parse
 from cdlearn.pairs.pair import Pair
 from cdlearn.toyworld.tasks import TASKS
 
@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="keep answers and results.csv; the same command goes on"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the set-up to FILE as well")
+    options.add_numbers(parser, scored=True)
     file = parser.add_argument_group("with --prompts-file")
     file.add_argument("--max-new-tokens", type=count, help="default: 64")
     file.add_argument("--stop", nargs="+", metavar="TEXT", help="texts that end an answer")
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     whole = not (args.methods or args.prompts_file)  # the toy world's own table
     early = args.expert is None  # the embedded expert has an early checkpoint
     usual = [spec for spec in USUAL if whole or early or args.amateur or not METHODS[parse(spec)[0]].needs]
-    specs = list(dict.fromkeys(args.methods or usual))
+    specs = list(dict.fromkeys(options.with_numbers(parser, args, args.methods or usual)))
     pair = options.open_pair(args, [parse(spec)[0] for spec in specs])
     models, tasks = Models(pair), _tasks(args, pair)
     try:
@@ -116,7 +117,11 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--{flag.replace('_', '-')} belongs to --prompts-file: the toy world's tasks know their own")
     if args.system_prompt and not args.chat_template:
         parser.error("--system-prompt goes into the chat template: add --chat-template")
-    if args.no_grid and (args.methods or args.prompts_file):
+    whole = not (args.methods or args.prompts_file)
+    for name in OPTIONS:
+        if whole and getattr(args, name) is not None:
+            parser.error(f"{options.flag(name)} needs --methods: the toy world's own table has its own numbers")
+    if args.no_grid and not whole:
         parser.error("--no-grid changes nothing here: the grid belongs to the toy world's own table")
     args.batch = args.batch or (BATCH_OF_OTHERS if args.expert else BATCH)
     if args.prompts_file:
