@@ -68,7 +68,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 def add_numbers(parser: argparse.ArgumentParser, *, scored: bool = False) -> None:
     """A flag for each number of methods (scored: also those of evaluations); `numbers_of` reads them back."""
-    group = parser.add_argument_group("numbers of the method")
+    group = parser.add_argument_group("numbers, for the methods that take them")
     for name, option in OPTIONS.items():
         if name in SCORED and not scored:
             continue
