@@ -195,7 +195,7 @@ def perplexity(
 
 def _listed(values: Sequence[Any], name: str) -> list[Any]:
     if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise TypeError(f"{name} is {short(values)}: pass a list, one entry for every text.")
+        raise TypeError(f"{name} is {short(values)}: pass a list with an entry for every text.")
     return list(values)
 
 
@@ -216,15 +216,9 @@ def _ngrams(text: Text, n: int) -> list[tuple[Any, ...]]:
 
 
 def _checked(texts: Sequence[Text], n: int = 1) -> list[Text]:
-    if isinstance(texts, str):
-        raise TypeError("texts is a single string; pass a list of texts.")
-    try:
-        texts = list(texts)
-    except TypeError:
-        raise TypeError(f"texts is {short(texts)}; pass a list of strings.") from None
+    texts = _listed(texts, "texts")
     texts = [text if isinstance(text, str) else _ids(text, f"texts[{k}]") for k, text in enumerate(texts)]
-    if len(set(map(type, texts))) > 1:
+    if len({isinstance(text, str) for text in texts}) > 1:
         raise TypeError("texts holds strings and lists of token ids: pass one kind, words and tokens do not add up.")
-    if not is_int(n) or n < 1:
-        raise ValueError(f"n is {short(n)}; it is the length of the n-grams, a whole number from 1.")
+    check_count(n, "n")
     return texts

@@ -23,7 +23,7 @@ from cdlearn.evaluate import answers as asking
 from cdlearn.evaluate import report
 from cdlearn.evaluate import toyworld as toy
 from cdlearn.evaluate.folder import Records
-from cdlearn.evaluate.questions import Answers, Choices, read_prompts, read_questions
+from cdlearn.evaluate.questions import Choices, read_prompts, read_questions
 from cdlearn.toyworld.tasks import TASKS, Item, Task
 
 LINES = [
@@ -124,7 +124,7 @@ def test_a_prompts_file_becomes_two_tasks(tmp_path):
     assert list(tasks) == ["quiz, choices", "quiz, text"]
     choices, text = (items for _, items in tasks.values())
     assert choices == [Item("<c>", Choices(("x", "yy"), 1), "g"), Item("<e>", Choices(("x", "yy"), 0), "line 4")]
-    known = [Answers(("b",), ("contains", "exact")), Answers((), ())]
+    known = [{"contains": ["b"], "exact": ["b"]}, {}]
     assert text == [Item("<a>", known[0], "line 1"), Item("<d>", known[1], "line 3")]
     assert tasks["quiz, text"][0].max_new_tokens == 5
     assert list(read_questions(path, n=1)) == ["quiz"]  # one kind, no suffix

@@ -117,9 +117,9 @@ def test_texts_may_come_from_an_iterator():
 
 @pytest.mark.parametrize("metric", [lambda texts: rep_n(texts, 2), diversity, lambda texts: distinct_n(texts, 2)])
 def test_bad_texts(metric):
-    with pytest.raises(TypeError, match="texts is a single string; pass a list"):
+    with pytest.raises(TypeError, match="texts is 'a b': pass a list"):
         metric("a b")
-    with pytest.raises(TypeError, match="texts is None; pass a list"):
+    with pytest.raises(TypeError, match="texts is None: pass a list"):
         metric(None)
     with pytest.raises(TypeError, match=r"texts\[1\] is None; pass strings"):
         metric(["a", None])
@@ -128,7 +128,7 @@ def test_bad_texts(metric):
 @pytest.mark.parametrize("metric", [rep_n, distinct_n])
 @pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
 def test_bad_n(metric, n):
-    with pytest.raises(ValueError, match="n is .*a whole number from 1"):
+    with pytest.raises((TypeError, ValueError), match="n is .*pass (a whole number|at least 1)"):
         metric(["a"], n)
 
 

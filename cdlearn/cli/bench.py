@@ -16,11 +16,10 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cdlearn.cli import options
-from cdlearn.cli.timing import CHECKED, Forwards, Lap, Stopwatch, bare_passes, machine, now
+from cdlearn.cli.timing import CHECKED, Forwards, Lap, Stopwatch, bare_passes, greedy, machine, now
 from cdlearn.hf import as_causal_lm
 from cdlearn.loops.generate import generate
 from cdlearn.loops.speculate import speculate
@@ -31,22 +30,19 @@ from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, 
 # random pairs: hidden size, intermediate size, layers, heads of the expert and of the amateur; 34M/7M and 98M/20M
 SHAPES = {"25m": ((512, 1408, 8, 8), (256, 704, 4, 4)), "100m": ((768, 2048, 12, 12), (448, 1216, 5, 7))}
 SIZES = ("embedded", *SHAPES)
-AIMS = {  # of the embedded pair and of random ones
-    "contrastive, no trace": "<= 1.05 at 25M+, <= 1.15 embedded",
-    "contrastive": "<= 1.05 at 25M+, <= 1.15 embedded",
-    "DoLa": "<= 1.08",
-    "as_causal_lm": "<= 1.25",
-    "speculative contrastive": ">= 0.85 of the prediction, 1.3 on the embedded pair's stories",
-    "speculative over assisted": "> 1",
+AIMS = {  # of the embedded pair and random ones; of others
+    "contrastive, no trace": ("<= 1.05 at 25M+, <= 1.15 embedded", ""),
+    "contrastive": ("<= 1.05 at 25M+, <= 1.15 embedded", "<= 1.02"),
+    "DoLa": ("<= 1.08", "<= 1.25, half precision 1.06"),
+    "as_causal_lm": ("<= 1.25", "<= 1.25"),
+    "speculative contrastive": (
+        ">= 0.85 of the prediction, 1.3 on the embedded pair's stories",
+        ">= 1, half precision 1.35",
+    ),
+    "speculative": ("", ">= 0.97"),
+    "speculative over assisted": ("> 1", ">= 1.10"),
 }
-AIMS_OF_OTHERS = {
-    "contrastive, no trace": "<= 1.02",
-    "contrastive": "<= 1.02",
-    "DoLa": "<= 1.25, half precision 1.06",
-    "speculative contrastive": ">= 1, half precision 1.35",
-    "speculative": ">= 0.97",
-    "speculative over assisted": ">= 1.10",
-}
+SMALL = ("contrastive, no trace", "mix", "prompted", "early exit", "self-speculative")
 STORIES = (  # for the embedded pair
     "Tell a story about Ben and a blue boat.",
     "Tell me a story about a fox and a drum.",
@@ -87,7 +83,7 @@ def load(
 def measure(
     expert: PreTrainedModel, amateur: PreTrainedModel, stories: Sequence[Tensor] = (), *,
     batch: int = 1, context: int = 32, steps: int = 64, repetitions: int = 5, threads: int | None = None,
-    aims: dict[str, str] = AIMS,
+    own: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the machine, the setting, and rows: one for each method.
 
@@ -96,24 +92,27 @@ def measure(
     token of a text, or from the call to the scores of the first token; median), against, ratio (times to the bare
     forwards or the method named in `against`; for speculative rows the speed-up over it), low and high (over
     repetitions), predicted (the speed-up that the measured passes and tokens per round give, were the loop free: arXiv
-    2211.17192, theorem 3.8), accepted (of the drafted tokens that were tested), aim.
+    2211.17192, theorem 3.8), accepted (of the drafted tokens that were tested), aim. own: False leaves out what larger
+    models would take long for, the methods in `SMALL`, and takes the aims of other pairs.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         with options.bar((repetitions + 1) * (1 + bool(stories)), "repetition") as bar:
-            rows = _step_rows(expert, amateur, batch, context, steps, repetitions, bar)
-            rows += _text_rows(expert, amateur, stories, steps, repetitions, bar) if stories else []
+            numbers = {"steps": steps, "repetitions": repetitions, "bar": bar, "own": own}
+            rows = _step_rows(expert, amateur, batch, context, **numbers)
+            rows += _text_rows(expert, amateur, stories, **numbers) if stories else []
         place = machine(expert.device)
     finally:
         torch.set_num_threads(before)
     sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (expert, amateur)]
     setting = {"expert": f"{sizes[0]:.1f}M", "amateur": f"{sizes[1]:.2f}M", "batch": batch, "context": context}
     setting |= {"steps": steps, "repetitions": repetitions, "dtype": str(expert.dtype)}
-    return {"machine": place, "setting": setting, "rows": [row | {"aim": aims.get(row["method"], "")} for row in rows]}
+    rows = [row | {"aim": AIMS.get(row["method"], ("", ""))[not own]} for row in rows]
+    return {"machine": place, "setting": setting, "rows": rows}
 
 
-def _step_rows(expert, amateur, batch: int, context: int, steps: int, repetitions: int, bar: Any) -> list[dict]:
+def _step_rows(expert, amateur, batch: int, context: int, *, steps: int, repetitions: int, bar: Any, own: bool) -> list:
     """One-token steps of every loop against the bare forwards beside each step."""
     vocab = min(model.config.get_text_config().vocab_size for model in (expert, amateur))
     prompt = torch.randint(0, vocab, (batch, context), generator=torch.Generator().manual_seed(0))
@@ -126,7 +125,7 @@ def _step_rows(expert, amateur, batch: int, context: int, steps: int, repetition
 
     def theirs(make: Callable[[], Any], cache: str | None = None) -> Callable[[Forwards], Any]:
         more = {"cache_implementation": cache} if cache else {}
-        return lambda forwards: _greedy(make(), prompt, steps, stopping_criteria=[Lap(forwards)], **more)
+        return lambda forwards: greedy(make(), prompt, steps, stopping_criteria=[Lap(forwards)], **more)
 
     def contrast() -> Source:
         return Contrast(expert, amateur, beta=0.5)
@@ -144,6 +143,7 @@ def _step_rows(expert, amateur, batch: int, context: int, steps: int, repetition
     }
     if expert.device.type == "cuda":  # there transformers compiles the step, too
         methods |= {"transformers, static cache, compiled": (alone, theirs(lambda: expert, "static"))}
+    methods = _chosen(methods, own)
     first = {f"first token, {name}": name for name in ("contrastive", "expert greedy")}
     times: dict[str, list[float]] = defaultdict(list)
     floors: dict[str, list[float]] = defaultdict(list)
@@ -173,10 +173,13 @@ def _step_rows(expert, amateur, batch: int, context: int, steps: int, repetition
     return rows
 
 
-def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitions: int, bar: Any) -> list[dict]:
+def _text_rows(
+    expert, amateur, stories: Sequence[Tensor], *, steps: int, repetitions: int, bar: Any, own: bool
+) -> list:
     """Whole texts: each speculative loop's speed-up over its plain loop, beside what theory makes of the acceptance."""
     shared = CachedLM(amateur)  # the draft is the contrast's own amateur
     layer = max(1, expert.config.get_text_config().num_hidden_layers // 3)
+    bare = {"expert": expert, "amateur": amateur} | ({"exit": EarlyExit(expert, layer).model} if own else {})
     numbers = {"max_new_tokens": steps, "eos_token_ids": (), "trace": False, "progress": False}
 
     def contrast() -> Source:
@@ -190,8 +193,9 @@ def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitio
         f"self-speculative, exit {layer}": (
             "greedy text", lambda ids: speculate(expert, EarlyExit(expert, layer), ids, **numbers),
         ),
-        "transformers assisted": ("greedy text", lambda ids: _greedy(expert, ids, steps, assistant_model=amateur)),
+        "transformers assisted": ("greedy text", lambda ids: greedy(expert, ids, steps, assistant_model=amateur)),
     }  # fmt: skip
+    methods = _chosen(methods, own)
     seconds: dict[str, list[float]] = defaultdict(list)
     counts: dict[str, Counter] = defaultdict(Counter)
     passes: list[dict[str, float]] = []
@@ -209,7 +213,7 @@ def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitio
             if timed:
                 seconds[name].append(total / len(stories) / steps)
         if timed:
-            passes.append(bare_passes(expert, amateur, layer, stories[0]))
+            passes.append(bare_passes(bare, stories[0]))
         bar.update()
     cost = {name: statistics.median(spent[name] for spent in passes) for name in passes[0]}
     rows = []
@@ -219,11 +223,12 @@ def _text_rows(expert, amateur, stories: Sequence[Tensor], steps: int, repetitio
             accepted = counts[name]["accepted"] / counts[name]["tested"]
             row |= {"predicted": _predicted(name, counts[name], cost), "accepted": accepted}
         rows.append(row)
-    ours, theirs = seconds["speculative"], seconds["transformers assisted"]
-    return [
-        *rows,
-        _row("speculative over assisted", ours, "transformers assisted", [a / b for a, b in zip(theirs, ours)]),
-    ]
+    ratios = [a / b for a, b in zip(seconds["transformers assisted"], seconds["speculative"])]
+    return [*rows, _row("speculative over assisted", seconds["speculative"], "transformers assisted", ratios)]
+
+
+def _chosen(methods: dict[str, Any], own: bool) -> dict[str, Any]:
+    return {name: method for name, method in methods.items() if own or not name.startswith(SMALL)}
 
 
 def _predicted(name: str, count: Counter, cost: dict[str, float]) -> float:
@@ -233,18 +238,6 @@ def _predicted(name: str, count: Counter, cost: dict[str, float]) -> float:
     if name == "speculative contrastive":  # the amateur reads the last draft too, and nothing twice
         return tokens * (cost["expert"] + cost["amateur"]) / ((drafted + 1) * cost["amateur"] + check)
     return tokens * cost["expert"] / (drafted * cost["exit" if name.startswith("self") else "amateur"] + check)
-
-
-def _greedy(model: PreTrainedModel, ids: Tensor, steps: int, **more: Any) -> None:
-    """So many greedy tokens by the generate() of transformers."""
-    never = model.config.get_text_config().vocab_size  # an EOS id that no model can emit
-    numbers = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=never, pad_token_id=0)
-    ids, before = ids.to(model.device), logging.get_verbosity()
-    logging.set_verbosity_error()  # assisted generation warns of its own inner calls
-    try:
-        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=numbers, **more)
-    finally:
-        logging.set_verbosity(before)
 
 
 def _row(method: str, times: list[float], against: str = "", ratios: Sequence[float] = ()) -> dict[str, Any]:
@@ -278,7 +271,7 @@ def main(argv: list[str]) -> int:
     args.steps, args.repetitions = args.steps or (24 if named else 64), args.repetitions or (3 if named else 5)
     models = load(args.size, args.expert, args.amateur, args.device, args.dtype)
     numbers = {name: getattr(args, name) for name in ("batch", "context", "steps", "repetitions", "threads")}
-    record = measure(*models, **numbers, aims=AIMS_OF_OTHERS if named else AIMS)
+    record = measure(*models, **numbers, own=not named)
     if args.json:
         print(json.dumps(record, indent=1))
         return 0

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteria
+from transformers.utils import logging
 
-from cdlearn.sources import EarlyExit, Source
+from cdlearn.sources import Source
 from cdlearn.sources.combine import compose
 
 CHECKED = 5  # tokens of the pass that `bare_passes` times as a check
@@ -95,11 +96,11 @@ def now(device: torch.device) -> float:
 
 
 @torch.no_grad()
-def bare_passes(expert: PreTrainedModel, amateur: PreTrainedModel, layer: int, ids: Tensor) -> dict[str, float]:
-    """Median seconds of bare passes after a context: one token of each model, and a check of `CHECKED` tokens."""
-    models = {"expert": (expert, 1), "amateur": (amateur, 1), "exit": (EarlyExit(expert, layer).model, 1)}
+def bare_passes(models: dict[str, PreTrainedModel], ids: Tensor) -> dict[str, float]:
+    """Median seconds of bare passes after a context: one token of each model, and the expert's check of `CHECKED`."""
     costs = {}
-    for name, (model, width) in (models | {"check": (expert, CHECKED)}).items():
+    for name, width in (*((name, 1) for name in models), ("check", CHECKED)):
+        model = models.get(name, models["expert"])
         cache, times = DynamicCache(config=model.config), []
         model(input_ids=ids.to(model.device), past_key_values=cache)
         for _ in range(15):
@@ -109,6 +110,18 @@ def bare_passes(expert: PreTrainedModel, amateur: PreTrainedModel, layer: int, i
             cache.crop(-width)
         costs[name] = statistics.median(times)
     return costs
+
+
+def greedy(model: PreTrainedModel, ids: Tensor, steps: int, **more: Any) -> None:
+    """So many greedy tokens by the generate() of transformers."""
+    never = model.config.get_text_config().vocab_size  # an EOS id that no model can emit
+    numbers = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=never, pad_token_id=0)
+    ids, before = ids.to(model.device), logging.get_verbosity()
+    logging.set_verbosity_error()  # assisted generation warns of its own inner calls
+    try:
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=numbers, **more)
+    finally:
+        logging.set_verbosity(before)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -37,22 +37,10 @@ class Choices:
     right: int
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The accepted answers as `_plain` writes them, and how they are graded: keys of `GRADES`."""
-
-    accepted: tuple[str, ...]
-    grades: tuple[str, ...]
-
-
 def read_questions(
-    path: str | Path,
-    *,
-    n: int | None = None,
-    max_new_tokens: int = 64,
-    render: Callable[[str], str] = str,
+    path: str | Path, *, n: int | None = None, max_new_tokens: int = 64, render: Callable[[str], str] = str,
     grade: str | None = None,
-) -> dict[str, tuple[Task, list[Item]]]:
+) -> dict[str, tuple[Task, list[Item]]]:  # fmt: skip
     """The tasks of a prompts file: name -> (task, items). Multiple choice and free text are two tasks.
 
     path: see `read_prompts`. "choices" is a list of two or more strings, and "answer" then the right one or its number
@@ -118,14 +106,11 @@ def _item(value: dict[str, Any], number: int, render: Callable[[str], str], defa
     accepted = [] if answer is None else [answer] if isinstance(answer, str) else answer
     if not isinstance(accepted, list) or not all(isinstance(text, str) and _plain(text) for text in accepted):
         raise ValueError('"answer" is not a text: give a string, a list of accepted strings, or leave it out.')
-    gold = Answers(tuple(map(_plain, accepted)), _grades(value.get("grade", default), bool(accepted)))
-    if "last number" in gold.grades and not all(map(_numbers, gold.accepted)):
+    grade = value.get("grade", default)
+    known = {name: list(map(_plain, accepted)) for name in ([grade] if grade else ["contains", "exact"]) if accepted}
+    if not all(map(_numbers, known.get("last number", ()))):
         raise ValueError(f'"answer" {answer!r} holds no number for the grade "last number".')
-    return Item(render(value["prompt"]), gold, group)
-
-
-def _grades(grade: str | None, answered: bool) -> tuple[str, ...]:
-    return () if not answered else (grade,) if grade else ("contains", "exact")
+    return Item(render(value["prompt"]), known, group)
 
 
 def _choices(choices: Any, answer: Any) -> Choices:
@@ -151,22 +136,20 @@ def _grade_choice(item: Item, scores: list[float]) -> dict[str, tuple[float, flo
 
 
 def _grade_text(item: Item, text: str) -> dict[str, tuple[float, float]]:
-    """Without an answer only the repetition counts."""
-    said, gold = _plain(text), item.gold
+    """The item's gold: the accepted answers, as `_plain` writes them, of each of its grades. Repetition counts too."""
+    said, known = _plain(text), {name: item.gold.get(name, ()) for name in GRADES}
     right = {
-        "contains": any(_holds(said, answer) for answer in gold.accepted),
-        "exact": said in gold.accepted,
-        "last number": _numbers(said)[-1:] in [_numbers(answer)[-1:] for answer in gold.accepted],
+        "contains": any(_holds(said, answer) for answer in known["contains"]),
+        "exact": said in known["exact"],
+        "last number": _numbers(said)[-1:] in [_numbers(answer)[-1:] for answer in known["last number"]],
     }
     distinct, total = ngram_counts(text, 2)
-    grades = {
-        GRADES[grade]: (is_right and grade in gold.grades, grade in gold.grades) for grade, is_right in right.items()
-    }
+    grades = {GRADES[name]: (is_right, name in item.gold) for name, is_right in right.items()}
     return grades | {"rep-2": (total - distinct, total)}
 
 
 def _plain(text: str) -> str:
-    """Text to compare: without case, runs of white space and ending dots; every number between two NUL, as 1234.5."""
+    """Text to compare: without case, runs of white space, dots around it; every number between two NUL, as 1234.5."""
     text = _NUMBER.sub(_number, unicodedata.normalize("NFC", text).casefold())
     return " ".join(text.split()).strip(" .。")
 
