@@ -5,7 +5,7 @@ from cdlearn.loops.beams import beam_search
 from cdlearn.loops.generate import Generation, generate
 from cdlearn.loops.speculate import speculate
 from cdlearn.pairs.pair import Pair, load_expert, load_pair
-from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, Source, TextSpace
+from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Lookup, Mix, Prompted, Source, TextSpace, Window
 from cdlearn.trace.trace import Trace
 
 
@@ -23,12 +23,14 @@ __all__ = [
     "DoLa",
     "EarlyExit",
     "Generation",
+    "Lookup",
     "Mix",
     "Pair",
     "Prompted",
     "Source",
     "TextSpace",
     "Trace",
+    "Window",
     "beam_search",
     "generate",
     "inspect",

@@ -81,10 +81,13 @@ def check_contrast(
     return checked | {"beta": check_number(beta, "beta", high=1e6)}
 
 
-def check_sampling(temperature: Any = 1.0, top_k: Any = 0, top_p: Any = 1.0) -> tuple[float, int, float]:
+def check_sampling(
+    temperature: Any = 1.0, top_k: Any = 0, top_p: Any = 1.0, min_p: Any = 0.0
+) -> tuple[float, int, float, float]:
     """The numbers of a sampler."""
-    temperature = check_number(temperature, "temperature")
-    return temperature, check_count(top_k, "top_k", low=0), check_number(top_p, "top_p", high=1.0, open_low=True)
+    temperature, top_k = check_number(temperature, "temperature"), check_count(top_k, "top_k", low=0)
+    top_p = check_number(top_p, "top_p", high=1.0, open_low=True)
+    return temperature, top_k, top_p, check_number(min_p, "min_p", high=1.0)
 
 
 def check_tokenizer(value: Any, name: str = "tokenizer") -> None:

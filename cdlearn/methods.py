@@ -21,7 +21,7 @@ from cdlearn.sources import CachedLM, Contrast, DoLa, Source
 
 @dataclass(frozen=True)
 class Option:
-    """A number that methods take: its one default, its range, and what it is. kind: float, int, or str for words."""
+    """What methods take: its one default, its range, and what it is. kind: float, int, or str for words alone."""
 
     default: Any
     about: str
@@ -29,15 +29,15 @@ class Option:
     low: float = 0.0
     high: float = float("inf")
     above: bool = False  # whether `low` itself is out
-    words: tuple[str, ...] = ()  # the only ones, where there are few
+    words: tuple[str, ...] = ()  # the only ones of a str, or instead of a number
     flag: str = ""  # on the command line, where it is not --name
 
     def read(self, name: str, text: str) -> Any:
         """The value of a text. Raises ValueError naming the option."""
-        if self.words and text not in self.words:
-            raise ValueError(f"{name}={text} is unknown: use {' or '.join(self.words)}.")
-        if self.kind is str:
+        if text in self.words or (self.kind is str and not self.words):
             return text
+        if self.kind is str:
+            raise ValueError(f"{name}={text} is unknown: use {' or '.join(self.words)}.")
         try:
             value = self.kind(text)
         except ValueError:
@@ -50,7 +50,8 @@ class Option:
     def range(self) -> str:
         """In words: "more than 0 and at most 1"."""
         high = "" if self.high == float("inf") else f" and at most {self.high:g}"
-        return f"{'more than' if self.above else 'at least'} {self.low:g}{high}"
+        words = "".join(f"{word} or " for word in self.words)
+        return f"{words}{'more than' if self.above else 'at least'} {self.low:g}{high}"
 
 
 OPTIONS = {
@@ -62,12 +63,13 @@ OPTIONS = {
     "layers": Option("low", "DoLa's candidate layers: low, high, or numbers as in 2,4,6", str),
     "temperature": Option(0.0, "0 is greedy"),
     "top_p": Option(1.0, "nucleus of sampling; 1: off", high=1.0, above=True),
+    "min_p": Option(0.0, "keep draws with p >= min_p * max p; 0: off", high=1.0),
     "repetition_penalty": Option(1.0, "makes tokens of the text less likely; 1: off", above=True),
-    "gamma": Option(4, "tokens drafted per round", int, low=1),
+    "gamma": Option("auto", "tokens drafted per round; auto: while acceptance is likely", int, 1, words=("auto",)),
     "choices": Option("textbook", "how multiple choice is scored", str, words=("textbook", "reference")),
 }
 FORM = ("beta", "strength", "amateur_temperature")  # the first excludes the other two
-DRAW = ("temperature", "top_p", "repetition_penalty")  # keywords of every loop
+DRAW = ("temperature", "top_p", "min_p", "repetition_penalty")  # keywords of every loop
 SCORED = ("choices",)  # read by evaluations, not by the source
 
 

@@ -181,17 +181,19 @@ def penalize_seen(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def sampling_probs(
-    scores: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, check: bool = True
-) -> Tensor:
-    """The distribution a sampler draws from: temperature, then top-k, then top-p, normalised.
+    scores: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+    check: bool = True,
+) -> Tensor:  # fmt: skip
+    """The distribution a sampler draws from: temperature, then top-k, then top-p and min-p, normalised.
 
     scores: [..., V] float, -inf for tokens that cannot be drawn. temperature: 0 puts everything on the best token.
     top_k: 0 is off. top_p: in (0, 1], 1 is off; the smallest set of best tokens whose probability reaches top_p.
-    Ties at either cut are kept. Returns [..., V] float that sums to 1. Raises TypeError or ValueError naming the
-    argument. Nucleus sampling: arXiv 1904.09751, eq. 3.
+    min_p: in [0, 1], 0 is off; what is at least min_p times as likely as the best token: the plausibility mask, here of
+    the scores themselves. Ties at every cut are kept. Returns [..., V] float that sums to 1. Raises TypeError or
+    ValueError naming the argument. Nucleus sampling: arXiv 1904.09751, eq. 3; min-p: 2407.01082, section 3.
     """
     scores = check_logits(scores, "scores")
-    temperature, top_k, top_p = check_sampling(temperature, top_k, top_p)
+    temperature, top_k, top_p, min_p = check_sampling(temperature, top_k, top_p, min_p)
     best = row_max(scores, "scores", check)
     if temperature == 0:
         return torch.zeros_like(scores).scatter(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
@@ -202,8 +204,9 @@ def sampling_probs(
     probs = torch.softmax(scores, dim=-1)
     if top_p < 1:
         probs = probs.masked_fill(probs < _nucleus_cut(probs, top_p, top_k), 0.0)
-        probs = probs / probs.sum(dim=-1, keepdim=True)
-    return probs
+    if min_p > 0:  # the best score is 0 now
+        probs = probs.masked_fill(scores < math.log(min_p), 0.0)
+    return probs if top_p == 1 and min_p == 0 else probs / probs.sum(dim=-1, keepdim=True)
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:

@@ -449,7 +449,7 @@ BAD_CALLS = [
 
 
 def test_a_setting_that_changes_nothing_is_said():
-    with pytest.warns(UserWarning, match="top_k=5 and top_p=1.0 change nothing at temperature 0"):
+    with pytest.warns(UserWarning, match="top_k=5, .*change nothing at temperature 0"):
         generate(MODEL, [5], top_k=5, max_new_tokens=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

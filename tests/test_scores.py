@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.generation.logits_process import MinPLogitsWarper, TopPLogitsWarper
 
 from cdlearn.scores import (
     contrastive_logits,
@@ -168,8 +169,8 @@ def test_dola_scores_is_the_contrast_at_strength_one():
 
 
 @quick
-@given(seeds, st.floats(0.05, 5), st.integers(0, 30), st.floats(0.01, 1.0))
-def test_sampling_probs_equals_the_sorting_textbook(seed, temperature, top_k, top_p):
+@given(seeds, st.floats(0.05, 5), st.integers(0, 30), st.floats(0.01, 1.0), st.sampled_from([0.0, 0.03, 0.4, 0.999]))
+def test_sampling_probs_equals_the_sorting_textbook(seed, temperature, top_k, top_p, min_p):
     scores = logits(seed, 25)
     probs = (scores / temperature).softmax(-1)
     if top_k:
@@ -180,7 +181,8 @@ def test_sampling_probs_equals_the_sorting_textbook(seed, temperature, top_k, to
     if ((before - top_p).abs() < 1e-9).any():
         return  # a cut on a rounding error may fall on either side
     textbook = torch.zeros(25, dtype=torch.float64).scatter(-1, best.indices, best.values.where(before < top_p, 0.0))
-    mine = sampling_probs(scores, temperature=temperature, top_k=top_k, top_p=top_p)
+    textbook = textbook.where(probs >= min_p * probs.max(), 0.0)
+    mine = sampling_probs(scores, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     assert torch.allclose(mine, textbook / textbook.sum(), atol=1e-9)
 
 
@@ -196,6 +198,16 @@ def test_top_p_grows_beyond_its_first_guess_row_by_row():
 def test_ties_at_a_cut_are_kept():
     assert sampling_probs(torch.tensor([1.0, 1.0, 0.0]), top_k=1).tolist() == [0.5, 0.5, 0.0]
     assert sampling_probs(torch.tensor([1.0, 1.0, -9.0]), top_p=0.3).tolist() == [0.5, 0.5, 0.0]
+    assert sampling_probs(torch.tensor([1.0, 1.0, 0.9]), min_p=1).tolist() == [0.5, 0.5, 0.0]
+
+
+def test_min_p_is_the_plausibility_mask_of_what_is_drawn_and_transformers_own():
+    scores = pair(3, 4, 60)[0]
+    for temperature in (0.5, 1.0, 2.0):
+        probs = sampling_probs(scores, temperature=temperature, min_p=0.2)
+        assert torch.equal(probs > 0, plausibility_mask(scores / temperature, 0.2))
+        warped = MinPLogitsWarper(0.2)(None, TopPLogitsWarper(0.9)(None, scores / temperature)).softmax(-1)
+        assert torch.allclose(sampling_probs(scores, temperature=temperature, top_p=0.9, min_p=0.2), warped, atol=1e-6)
 
 
 def test_temperature_zero_and_tiny_are_greedy():
@@ -249,6 +261,8 @@ BAD_CALLS = [
     (lambda: sampling_probs(ROW, temperature=-1), ValueError, "temperature is -1"),
     (lambda: sampling_probs(ROW, top_p=0), ValueError, "top_p is 0"),
     (lambda: sampling_probs(ROW, top_p=1.1), ValueError, "top_p is 1.1"),
+    (lambda: sampling_probs(ROW, min_p=1.1), ValueError, "min_p is 1.1"),
+    (lambda: sampling_probs(ROW, min_p="a"), TypeError, "min_p is 'a'"),
     (lambda: sampling_probs(ROW / 0), ValueError, "scores holds NaN"),
     (lambda: penalize_repetition(ROW, torch.zeros(1, 1), penalty=1.2), ValueError, "token_ids"),
     (lambda: penalize_repetition(ROW, torch.zeros(2, 1), penalty=0), ValueError, "penalty is 0"),

@@ -1,6 +1,7 @@
 """Speculative sampling: the target's own tokens and the target's own law, whatever the draft is."""
 
 import math
+from functools import partial
 from itertools import product
 
 import pytest
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from test_sources import counted
 from tiny import Interrupted, tiny_model
 
-from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, TextSpace, generate, speculate
+import cdlearn
+from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Lookup, Mix, Prompted, TextSpace, Window, generate
+from cdlearn.loops import pace
 from cdlearn.scores import accept_probability, residual, sampling_probs, verify_draft
 from cdlearn.sources import Source
 
+speculate = partial(cdlearn.speculate, gamma=4)  # where a test does not say otherwise
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [20, 21], [30, 31, 32, 33], [40], [50, 51, 52], [60, 61]]
 
 
@@ -50,6 +54,8 @@ TARGETS = {
     "prompted": lambda: (Prompted(BIG, [70, 71, 72]), CachedLM(SMALL)),
     "early exit as target": lambda: (EarlyExit(BIG, 1), CachedLM(SMALL)),
     "text space": lambda: (Contrast(BIG, TextSpace(SMALL, TOKENIZER, TOKENIZER), alpha=0.3), CachedLM(SMALL)),
+    "window": lambda: (Contrast(BIG, Window(SMALL, 3), alpha=0.02), Window(SMALL, 2)),
+    "lookup": lambda: (CachedLM(BIG), Lookup()),
     "dola as draft": lambda: (CachedLM(BIG), DoLa(SMALL, layers=[1])),
     "mix as draft": lambda: (Contrast(BIG, SMALL, beta=0.5), Mix([(1.2, BIG), (-0.2, SMALL)])),
     "contrast as draft": lambda: (CachedLM(BIG), Contrast(SMALL, model(1, 1), alpha=0.1)),
@@ -57,8 +63,9 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("gamma", [1, 4])
-def test_greedy_equals_the_targets_greedy_alone_and_in_ragged_batches(name, gamma):
+@pytest.mark.parametrize("gamma", [1, 4, "auto"])
+def test_greedy_equals_the_targets_greedy_alone_and_in_ragged_batches(name, gamma, monkeypatch):
+    monkeypatch.setattr("cdlearn.loops.speculate.price_of", lambda draft, target: 1e-3)  # or no small draft would pay
     target, draft = TARGETS[name]()
     options = dict(max_new_tokens=14, eos_token_ids=())
     want = [generate(TARGETS[name]()[0], prompt, **options).token_ids for prompt in PROMPTS]
@@ -210,23 +217,30 @@ LAWS = {
     "temperature": (dict(temperature=0.7), False),
     "top-k": (dict(temperature=1.2, top_k=2), False),
     "top-p": (dict(temperature=1.0, top_p=0.8), False),
+    "min-p": (dict(temperature=1.5, min_p=0.3), False),
     "zeros": (dict(temperature=1.0), True),
 }
 DRAWS = 20_000
 
 
-@pytest.mark.parametrize("law_name", LAWS)
-@pytest.mark.parametrize("draft_name", DRAFTS)
-def test_the_sampling_law_is_the_targets(draft_name, law_name):
+CASES = [(draft, law, 2) for draft in DRAFTS for law in LAWS]
+CASES += [("good", "temperature", "auto"), ("disjoint", "top-k", "auto"), ("identical", "zeros", "auto")]
+
+
+@pytest.mark.parametrize("draft_name, law_name, gamma", CASES)
+def test_the_sampling_law_is_the_targets(draft_name, law_name, gamma):
     law, zeros = LAWS[law_name]
     target = table(1, zeros=zeros)
     draft = Table(DRAFTS[draft_name]())
-    length = 3 if draft_name in ("good", "disjoint") else 2
+    length = 3 if draft_name in ("good", "disjoint") or gamma == "auto" else 2
     chances = exact_law(target, [1, 2], length, law)
     assert sum(chances.values()) == pytest.approx(1)
     found = speculate(
-        target, draft, [1, 2], gamma=2, max_new_tokens=length, seed=11, num_return_sequences=DRAWS, trace=False, **law
-    )
+        target, draft, [1, 2], gamma=gamma, max_new_tokens=length, seed=11, num_return_sequences=DRAWS, trace=False,
+        **law
+    )  # fmt: skip
+    if (draft_name, gamma) == ("good", "auto"):  # rows of one call drafted differently
+        assert len({g.stats["drafted"] for g in found}) > 1
     statistic, bound = chi_square([g.token_ids for g in found], chances)
     assert statistic < bound
     if (draft_name, law_name) == ("bad", "temperature"):  # and this check does see a wrong law
@@ -267,6 +281,66 @@ def test_row_r_draws_what_a_single_call_with_seed_plus_r_draws():
     quiet = speculate(target, amateur, PROMPTS[0], seed=7, trace=False, **options)
     assert streamed.token_ids == quiet.token_ids == singles[0].token_ids
     assert "".join(pieces) == streamed.text
+
+
+def test_auto_draws_alike_in_batches_and_streams_and_again():
+    amateur = CachedLM(SMALL)
+    target = Contrast(BIG, amateur, alpha=0.02)
+    options = dict(max_new_tokens=12, temperature=0.8, eos_token_ids=(), gamma="auto")
+    batch = speculate(target, amateur, PROMPTS, seed=7, **options)
+    singles = [speculate(target, amateur, prompt, seed=7 + r, **options) for r, prompt in enumerate(PROMPTS)]
+    assert [g.token_ids for g in batch] == [g.token_ids for g in singles]
+    assert [g.stats["drafted"] for g in batch] == [g.stats["drafted"] for g in singles]
+
+
+def test_auto_drafts_on_while_the_draft_is_sure_and_learns_what_that_is_worth():
+    price = pace.price_of(EarlyExit(BIG, 1), Contrast(BIG, SMALL))
+    assert 0.05 < price < 0.5 and pace.price_of(Lookup(), CachedLM(BIG)) == pace.COLUMN
+    assert pace.price_of(CachedLM(BIG), CachedLM(BIG)) > 1
+
+    def drafted(row, probabilities, room=99):
+        row.start(room)
+        for probability in probabilities:
+            if not row.goes_on:
+                break
+            row.add(probability)
+        return row.size
+
+    row = pace.Pace("auto", 0.4)
+    assert [drafted(row, p) for p in ([0.9] * 20, [0.3] * 20, [0.8, 0.6, 0.5], [0.9, 0.39])] == [9, 1, 3, 2]
+    assert drafted(row, [1.0] * 20) == pace.LONGEST and drafted(row, [1.0] * 20, room=3) == 3
+    for _ in range(30):  # sure of itself and wrong
+        drafted(row, [0.9] * 20)
+        row.judge(0, row.size > 0)
+    assert drafted(row, [0.9] * 20) <= 1
+    lengths = [drafted(row, [0.9] * 20) for _ in range(40)]
+    assert max(lengths) == 1 and 1 <= sum(lengths) <= 3  # now and then it is asked again
+    for _ in range(200):  # and it has got better
+        row.judge(row.size if drafted(row, [0.9] * 20) else 0, False)
+    assert drafted(row, [0.9] * 20) > 4
+    assert drafted(pace.Pace(5, 0.0), [1e-9] * 20) == 5
+
+
+def test_a_draft_may_have_nothing_to_say():
+    prompt = [5, 6, 7, 8, 9, 5, 6]
+    want = generate(BIG, prompt, max_new_tokens=20, eos_token_ids=()).token_ids
+    for gamma in (4, "auto"):
+        got = speculate(BIG, Lookup(), prompt, gamma=gamma, max_new_tokens=20, eos_token_ids=())
+        assert got.token_ids == want and got.stats["drafted"] < 4 * got.stats["rounds"]
+    new = speculate(BIG, Lookup(longest=9, shortest=9), [5, 6], max_new_tokens=4, eos_token_ids=())
+    assert new.stats["drafted"] == 0 and new.stats["rounds"] == 4
+
+
+def test_a_run_says_what_it_gained_and_warns_where_it_lost(monkeypatch):
+    clock = pace.Clock()
+    for drafted, tokens, draft, check in ((4, 2, 9, 9), (4, 5, 0.4, 1.0), (0, 1, 0.0, 0.8), (4, 2, 0.4, 1.0)):
+        clock.add(drafted, tokens, draft, check)  # the first round reads the prompt
+    assert clock.speedup() == pytest.approx(8 * 0.8 / 3.6)
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("cdlearn.loops.speculate.time.perf_counter", lambda: float(next(ticks)))
+    with pytest.warns(UserWarning, match="0 of .* drafted tokens were accepted"):
+        got = speculate(BIG, model(1, 1), [5, 6], max_new_tokens=6, eos_token_ids=(), gamma=1)
+    assert got.stats["speedup"] == pytest.approx(0.5) and got.stats["mean_draft_length"] == pytest.approx(5 / 6)
 
 
 def test_eos_and_stop_strings_end_a_row_inside_the_accepted_run():
@@ -397,6 +471,7 @@ ROW = torch.tensor([0.5, 0.5])
 BAD_CALLS = [
     (lambda: speculate(BIG, SMALL, [5], gamma=0), ValueError, "gamma is 0"),
     (lambda: speculate(BIG, SMALL, [5], gamma=2.5), TypeError, "gamma is 2.5"),
+    (lambda: speculate(BIG, SMALL, [5], gamma="often"), ValueError, "gamma is .often.: pass .auto."),
     (lambda: speculate(BIG, SMALL, [5], lenience=0), ValueError, "lenience is 0"),
     (lambda: speculate(BIG, SMALL, [5], lenience=1.5), ValueError, "lenience is 1.5"),
     (lambda: speculate(BIG, "gpt2", [5]), TypeError, "draft is a str"),

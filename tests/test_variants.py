@@ -8,7 +8,20 @@ from test_decode import byte_tokenizer
 from test_sources import CLOSE, counted, fresh, random_ids, wander
 from tiny import ARCHITECTURES, tiny_model
 
-from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, TextSpace, generate, load_pair
+from cdlearn import (
+    CachedLM,
+    Contrast,
+    DoLa,
+    EarlyExit,
+    Lookup,
+    Mix,
+    Prompted,
+    TextSpace,
+    Window,
+    generate,
+    load_pair,
+    speculate,
+)
 from cdlearn.scores import contrastive_scores, js_divergence, mixed_scores
 
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
@@ -137,6 +150,60 @@ def test_prompted_keeps_one_bos_in_ragged_batches():
         assert torch.allclose(alone[0, -1], model(torch.tensor([[1, 60, 61]])).logits[0, -1], **CLOSE)
 
 
+def test_a_dict_gives_every_row_its_own_prefix_also_inside_a_template():
+    model = tiny_model("llama").double()
+    reads = {(5, 6): [1, 60, 5, 6], (5, 6, 7): [1, 61, 62, 63, 5, 7], (8,): [70, 8], (9, 10, 11): [9]}
+    source = Prompted(model, {prompt: read for prompt, read in reads.items()})
+    rows, options = [list(prompt) for prompt in reads], dict(max_new_tokens=9, eos_token_ids=())
+    want = [generate(model, read, **options).token_ids for read in reads.values()]
+    assert [g.token_ids for g in generate(source, rows, **options)] == want  # and its rows end one by one:
+    eos = want[1][3]
+    ends = [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in want]
+    assert [g.token_ids for g in generate(source, rows, **options | {"eos_token_ids": (eos,)})] == ends
+    assert [g.token_ids for g in speculate(source, EarlyExit(model, 1), rows, gamma=3, **options)] == want
+    tokenizer = character_tokenizer()
+    texts = Prompted(model, {"a cab": "b: a cab"}, tokenizer=tokenizer)
+    got = generate(texts, "a cab", tokenizer=tokenizer, **options).text
+    assert got == generate(model, "b: a cab", tokenizer=tokenizer, **options).text
+    assert source.max_positions == 256 - 3 and Prompted(model, {(5, 6): [5]}).max_positions == 257
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_a_window_sees_the_last_tokens_only(k):
+    model = tiny_model("llama").double()
+    source = Window(model, k)
+    for ids, mask, n in wander(9, steps=15):
+        got = source(ids, mask, n)
+        for row in range(len(ids)):
+            for column in range(n):
+                stop = ids.shape[1] - n + column + 1
+                if mask[row, stop - 1]:
+                    seen = ids[row, :stop][mask[row, :stop].bool()][-k:]
+                    with torch.no_grad():
+                        assert torch.allclose(got[row, column], model(seen[None]).logits[0, -1], atol=1e-9)
+    amateur = Window(model, k)
+    contrast = generate(Contrast(model, amateur, alpha=0.3), [5, 6, 7, 8], max_new_tokens=6, eos_token_ids=())
+    assert len(contrast.trace.token_ids) == 6 and amateur.max_positions is None
+
+
+def test_lookup_finds_what_followed_the_latest_longest_agreement():
+    def found(tokens, **options):
+        best = Lookup(**options)(torch.tensor([tokens])).max(-1)
+        return int(best.indices[0, -1])
+
+    assert found([5, 6, 7, 8, 5, 6]) == 7
+    assert found([5, 6, 7, 9, 6, 8, 5, 6]) == 7  # two agree: rather than 8, which followed the 6 later
+    assert found([5, 6, 7, 9, 6, 8, 5, 6], longest=1) == 5 + 3
+    assert found([4, 4]) == 4
+    ids = torch.tensor([[0, 0, 5, 6, 5], [7, 8, 9, 7, 8]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    scores = Lookup().ask(ids, mask, 2)
+    assert scores.shape == (2, 2, 10) and scores.argmax(-1)[:, -1].tolist() == [6, 9]
+    assert not scores[0, 0].isfinite().any()  # nothing to say after 5 6
+    with pytest.raises(ValueError, match="nothing but -inf"):  # a draft, not a decoder
+        generate(Lookup(), [1, 2, 3])
+
+
 def test_one_model_behind_two_prefixes_keeps_two_caches():
     source = CachedLM(tiny_model("llama"))
     pair = Contrast(Prompted(source, [60, 61, 62]), Prompted(source, [70]), alpha=None, strength=0.5)
@@ -249,6 +316,12 @@ BAD_CALLS = [
     (lambda: Prompted(MODEL, []), ValueError, "no tokens"),
     (lambda: Prompted(MODEL, [97]), ValueError, "vocabulary of 97"),
     (lambda: Prompted(MODEL, 5), TypeError, "prefix is 5"),
+    (lambda: Prompted(MODEL, {}), ValueError, "prefix is an empty dict"),
+    (lambda: Prompted(MODEL, {(5,): [97]}), ValueError, "vocabulary of 97"),
+    (lambda: generate(Prompted(MODEL, {(5, 6): [7]}), [6, 5]), ValueError, r"begins with ids \[6, 5\]"),
+    (lambda: Window(MODEL, 0), ValueError, "k is 0"),
+    (lambda: Window(MODEL, 257), ValueError, "k is 257: pass 1 to 256"),
+    (lambda: Lookup(2, 3), ValueError, "shortest is 3: pass 1 to 2"),
     (lambda: Mix([]), ValueError, "empty"),
     (lambda: Mix([MODEL]), TypeError, "pairs"),
     (lambda: Mix([("1", MODEL)]), TypeError, "weight is '1'"),
@@ -275,6 +348,7 @@ EVERY_SOURCE = {
     "early exit": lambda m, a: EarlyExit(m, 2),
     "mix": lambda m, a: Mix([(1, m), (0.5, a), (-0.5, EarlyExit(m, 1))], alpha=0.1),
     "prompted": lambda m, a: Contrast(Prompted(m, [60, 61, 62]), m, alpha=None),
+    "window": lambda m, a: Contrast(m, Window(m, 4), alpha=None),
 }
 
 

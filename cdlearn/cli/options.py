@@ -72,7 +72,7 @@ def add_numbers(parser: argparse.ArgumentParser, *, scored: bool = False) -> Non
     for name, option in OPTIONS.items():
         if name in SCORED and not scored:
             continue
-        known = [f"{option.default:{'g' * (option.kind is not str)}}"]
+        known = [str(option.default) if isinstance(option.default, str) else f"{option.default:g}"]
         known += [f"{method.defaults[name]:g} with {key}" for key, method in METHODS.items() if name in method.defaults]
         read = checked(lambda text, name=name: OPTIONS[name].read(name, text))
         group.add_argument(flag(name), dest=name, type=read, help=f"{option.about} (default: {'; '.join(known)})")

@@ -145,14 +145,14 @@ def _unpadded(row: list[int]) -> tuple[int, ...]:
 
 def _draw(asked: dict[str, Any]) -> dict[str, Any]:
     """The harness's generation arguments as those of `generate`. Raises ValueError for one that it does not know."""
-    draw = {name: asked[name] for name in ("top_k", "top_p", "repetition_penalty") if asked.get(name) is not None}
+    draw = {name: asked[name] for name in ("top_k", *DRAW) if asked.get(name) is not None}
     draw["temperature"] = asked.get("temperature", 1.0) if asked.get("do_sample") else 0.0
     known = {"do_sample", "temperature", "use_cache", *draw}
     for name, value in asked.items():
         if name not in known and value is not None and (name, value) != ("num_beams", 1):
             raise ValueError(
                 f"the generation argument {name}={value!r} is none of cdlearn.generate: a task or --gen_kwargs may set "
-                "do_sample, temperature, top_k, top_p, repetition_penalty, until and max_gen_toks."
+                "do_sample, temperature, top_k, top_p, min_p, repetition_penalty, until and max_gen_toks."
             )
     return draw
 

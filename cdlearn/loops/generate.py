@@ -23,6 +23,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
@@ -38,8 +39,8 @@ def generate(
     source: a source or a transformers model. prompt: text, a list of texts, ids [B, T] (tensor, or lists of any
     lengths) with an optional attention_mask, or a tokenizer's output. One text, one list of ids or a tensor with one
     row gives a `Generation`; anything else a list of them.
-    temperature: 0 is greedy, where top_k and top_p change nothing (a warning says so). top_k, top_p: see
-    `sampling_probs`. repetition_penalty: see `penalize_repetition`.
+    temperature: 0 is greedy, where top_k, top_p and min_p change nothing (a warning says so); see `sampling_probs`.
+    repetition_penalty: see `penalize_repetition`.
     stop: strings that end the text and are left out of it. seed: row r draws what a single call with seed + r draws.
     stream: a callable taking text pieces (pieces and the row number, for several rows), or a transformers streamer.
     trace: record every step. eos_token_ids: instead of the source's own; () never ends. num_return_sequences: that
@@ -48,7 +49,7 @@ def generate(
     An interrupt returns what is there. Raises TypeError or ValueError naming the argument, before any work.
     """
     source = as_source(source, "source")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     run = Run(
         source, prompt, sampling, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, seed=seed,
         repetition_penalty=repetition_penalty, stream=stream, trace=trace, attention_mask=attention_mask,
@@ -69,15 +70,14 @@ def generate(
     return run.results(source)
 
 
-def pick(
-    scores: Tensor, uniforms: Tensor | None, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
-) -> Tensor:
+def pick(scores: Tensor, uniforms: Tensor | None, *, temperature: float = 0.0, **sampling: Any) -> Tensor:
     """Choose a token per row: the best at temperature 0, else a draw. scores: [B, V] float. Returns [B] int on the CPU.
 
     uniforms: [B] in [0, 1), one random number per row: the draw is the inverse of the cumulative distribution there, so
-    a row's choice depends on nothing but its own scores and number. Raises ValueError for NaN or +inf in scores.
+    a row's choice depends on nothing but its own scores and number. sampling: the others of
+    `sampling_probs`. Raises ValueError for NaN or +inf in scores.
     """
-    return choose(scores, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)[0]
+    return choose(scores, uniforms, temperature=temperature, **sampling)[0]
 
 
 def choose(scores: Tensor, uniforms: Tensor | None, **sampling: Any) -> tuple[Tensor, Tensor | None]:

@@ -49,7 +49,7 @@ class Run:
     """What every loop shares: it reads the arguments, then keeps the rows, the stream, the trace and the clock.
 
     `ids` [B, T] and `mask` [B, T] (None: all ones) are the prompts; `live` are the rows that are not finished. Used as
-    a context: an interrupt ends the block and keeps what is there. sampling: temperature, top_k and top_p.
+    a context: an interrupt ends the block and keeps what is there. sampling: temperature, top_k, top_p, min_p.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Run:
         if seed is None:
             seed = torch.Generator().seed() % 2**31  # a fresh one, told in stats, so that any run can be repeated
         check_count(seed, "seed", low=0, high=2**63 - 1)
-        temperature, top_k, top_p = check_sampling(**sampling)
-        if temperature == 0 and (top_k or top_p < 1):
-            numbers = f"top_k={top_k} and top_p={top_p} change nothing at temperature 0, which is greedy"
+        temperature, top_k, top_p, min_p = check_sampling(**sampling)
+        if temperature == 0 and (top_k or top_p < 1 or min_p):
+            numbers = f"top_k={top_k}, top_p={top_p} and min_p={min_p} change nothing at temperature 0, which is greedy"
             warnings.warn(f"{numbers}: pass temperature=1.0 to sample.", stacklevel=3)
         check_fits(source, ids, mask, max_new_tokens)
         if num_return_sequences > 1:

@@ -7,16 +7,18 @@ the draft this is speculative contrastive decoding; with an `EarlyExit` as the d
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdlearn.checks import NonFiniteError, check_count, check_number
+from cdlearn.checks import NonFiniteError, check_number
 from cdlearn.loops.generate import check_best, choose
+from cdlearn.loops.pace import Clock, Pace, check_gamma, price_of
 from cdlearn.loops.run import Generation, Run, check_fits
-from cdlearn.scores import accept_probability, residual, sampling_probs, verify_draft
+from cdlearn.scores import NEVER, accept_probability, residual, sampling_probs, verify_draft
 from cdlearn.sources import Source, as_source
 
 _SHOWN = 8  # how many tokens of the distribution after a round's draft a trace keeps
@@ -27,13 +29,14 @@ def speculate(
     draft: Source | Any,
     prompt: str | Sequence[Any] | Tensor | Mapping[str, Any],
     *,
-    gamma: int = 4,
+    gamma: int | str = "auto",
     lenience: float = 1.0,
     tokenizer: Any = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
@@ -46,15 +49,17 @@ def speculate(
 ) -> Generation | list[Generation]:
     """Continue prompts as `generate(target, ...)` would, with fewer passes of the target.
 
-    target, draft: sources or models with the same tokens. gamma: how many tokens the draft proposes per round; near
-    the end fewer, so that no token beyond max_new_tokens is ever computed. Greedy (temperature 0) gives exactly the
+    target, draft: sources or models with the same tokens; `Lookup()` drafts without a model. gamma: how many tokens the
+    draft proposes per round, or "auto": it goes on while they are likely to be accepted (see `cdlearn.loops.pace`). No
+    token beyond max_new_tokens is ever computed. Greedy (temperature 0) gives exactly the
     target's greedy tokens; sampling draws from exactly the target's distribution. lenience: 1 is exact; below 1
     accepts more drafted tokens and is NOT exact (arXiv 2211.17192, appendix A.5). Everything else as in `generate`; the
-    draft gets the same temperature, top_k, top_p and repetition_penalty.
+    draft gets the same temperature, top_k, top_p, min_p and repetition_penalty.
     `stats` adds rounds, drafted, accepted, tested (drafted tokens that were looked at before the first rejection),
-    acceptance_rate (accepted / drafted), target_passes, tokens_per_target_pass and exact. The rate that theory speaks
-    of, 1 - TV(target, draft), is estimated by accepted / tested. In the trace, `details` tell for every token its
-    "round", whether it was "drafted", and the chance its draft had ("accept_probability", 0 without a draft). Its
+    acceptance_rate (accepted / drafted), mean_draft_length, target_passes, tokens_per_target_pass, exact, and speedup,
+    over plain decoding as the run's own times have it; where it lost seconds a warning says so. The rate that theory
+    speaks of, 1 - TV(target, draft), is estimated by accepted / tested. In the trace, `details` tell for every token
+    its "round", whether it was "drafted", and the chance its draft had ("accept_probability", 0 without a draft). Its
     `rounds` are dicts: round (from 1), position (of its first token), draft_ids, and for each of them p and q (target's
     and draft's probability), u (the random number, None when greedy), accept_probability (accepted if u is below) and
     total_variation (the distance of the two distributions); accepted; then the token after them: next_id (None if the
@@ -63,12 +68,12 @@ def speculate(
     arXiv 2302.01318, algorithm 2; 2211.17192, algorithm 1; with a contrast as the target 2311.08981.
     """
     target, draft = as_source(target, "target"), as_source(draft, "draft")
-    check_count(gamma, "gamma")
+    check_gamma(gamma)
     check_number(lenience, "lenience", high=1.0, open_low=True)
     for name, source in (("target", target), ("draft", draft)):
         if not source.rewindable:
             raise ValueError(f"{name} is {source!r}, which cannot take tokens back (recurrent layers): use generate.")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     run = Run(
         target, prompt, sampling, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, seed=seed,
         repetition_penalty=repetition_penalty, stream=stream, trace=trace, attention_mask=attention_mask,
@@ -77,29 +82,38 @@ def speculate(
     ids, mask = run.ids, torch.ones_like(run.ids).bool() if run.mask is None else run.mask
     check_fits(draft, ids, mask, max_new_tokens)
     counts = [dict.fromkeys(("rounds", "drafted", "tested", "accepted"), 0) for _ in run.rows]
+    price, clock = price_of(draft, target) if gamma == "auto" else 0.0, Clock()
+    paces = [Pace(gamma, price) for _ in run.rows]
     with run:
         while rows := run.live:
-            # a round gives at most one token more than it drafts
-            sizes = torch.tensor([min(gamma, max_new_tokens - row.steps - 1) for row in rows])  # (b,)
-            uniforms = [row.uniforms(2 * int(size) + 1) if temperature > 0 else None for row, size in zip(rows, sizes)]
-            ids, mask, drawn_from = _draft(run, draft, target.vocab_size, ids, mask, sizes, uniforms, sampling)
-            drafted = int(sizes.max())
+            started = time.perf_counter()
+            here = [paces[row.number] for row in rows]
+            for row, pace in zip(rows, here):
+                pace.start(max_new_tokens - row.steps - 1)  # a round gives at most one token more than it drafts
+            ids, mask, drawn_from = _draft(run, draft, target.vocab_size, ids, mask, here, sampling)
+            sizes = torch.tensor([pace.size for pace in here])  # (b,)
+            uniforms = [row.uniforms(pace.size + 1) if temperature > 0 else None for row, pace in zip(rows, here)]
+            drafted, checking = int(sizes.max()), time.perf_counter()
             scores = target.ask(ids, mask, drafted + 1)  # (b, drafted + 1, V): after the last token, after each draft
             final = _penalized(run, scores, ids, mask)
             facts = None if run.recorder is None else [{} for _ in rows]
             accepted, following, chances = _verify(final, drawn_from, ids, sizes, uniforms, sampling, lenience, facts)
+            checked = time.perf_counter()
 
             new = [[*ids[k, ids.shape[1] - drafted :][:n].tolist(), int(following[k])] for k, n in enumerate(accepted)]
             before = [row.steps for row in rows]
             stay = run.take(rows, new)
             used = [row.steps - b for row, b in zip(rows, before)]
+            clock.add(drafted, sum(used) / len(used), checking - started, checked - checking)
             for k, row in enumerate(rows):
                 count = counts[row.number]
                 kept = min(accepted[k], used[k])  # the row may have ended inside the accepted run
                 count["rounds"] += 1
                 count["drafted"] += int(sizes[k])
                 count["accepted"] += kept
-                count["tested"] += kept + int(used[k] > accepted[k] and accepted[k] < int(sizes[k]))
+                rejected = used[k] > accepted[k] and accepted[k] < int(sizes[k])
+                count["tested"] += kept + rejected
+                here[k].judge(kept, rejected)
                 if facts is not None:
                     ending = following[k] if used[k] > accepted[k] else None
                     run.recorder.add_round(row.number, _round(count["rounds"], before[k], kept, ending, facts[k]))
@@ -111,26 +125,36 @@ def speculate(
             holes = torch.arange(longest) < torch.tensor(accepted)[:, None]
             mask = torch.cat([mask[:, : keep - longest], holes, torch.ones(len(rows), 1).bool()], dim=1)[stay]
             ids = torch.cat([ids[:, :keep], torch.tensor(following)[:, None]], dim=1)[stay]
-    return run.results(target, [_stats(count, row.steps, lenience) for count, row in zip(counts, run.rows)])
+    clock.warn(sum(count["accepted"] for count in counts), sum(count["drafted"] for count in counts))
+    more = {"exact": lenience == 1, "speedup": clock.speedup()}
+    return run.results(target, [_stats(count, row.steps) | more for count, row in zip(counts, run.rows)])
 
 
 def _draft(
-    run: Run, draft: Source, vocab: int, ids: Tensor, mask: Tensor, sizes: Tensor, uniforms: list, sampling: dict
+    run: Run, draft: Source, vocab: int, ids: Tensor, mask: Tensor, paces: list[Pace], sampling: dict[str, Any]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Let the draft go on: ids and mask with a column per drafted token, and the probabilities each was drawn from."""
-    drawn_from, points = [], None
-    for k in range(int(sizes.max())):
+    drawn_from, points, rows = [], None, run.live
+    while any(going := [pace.goes_on for pace in paces]):
         # the target could not even read a token from the padding of a wider vocabulary
         scores = run.penalized(draft.ask(ids, mask)[:, -1, :vocab], ids, mask)  # (b, V)
+        silent = scores.amax(dim=-1) == NEVER  # a draft may have nothing to say
+        scores = scores.masked_fill(silent[:, None], 0.0)
         if sampling["temperature"] > 0:
-            points = torch.stack([torch.zeros(()) if k >= size else u[k] for u, size in zip(uniforms, sizes)])
+            points = torch.stack([row.uniforms(1)[0] if on else torch.zeros(()) for row, on in zip(rows, going)])
         try:
             tokens, probs = choose(scores, points, **sampling)
         except NonFiniteError as error:
             raise NonFiniteError(f"the draft's {error}") from None
+        best = probs.amax(dim=-1) if probs is not None else (scores.amax(dim=-1) - scores.logsumexp(dim=-1)).exp()
+        for pace, on, none, sure in zip(paces, going, silent.tolist(), best.tolist()):
+            pace.stop() if none else on and pace.add(sure)
+        going = torch.tensor(going) & ~silent.cpu()
+        if not bool(going.any()):
+            break
         drawn_from += [] if probs is None else [probs]
         ids = torch.cat([ids, tokens[:, None]], dim=1)
-        mask = torch.cat([mask, (k < sizes)[:, None]], dim=1)  # a row with less room left drafts less
+        mask = torch.cat([mask, going[:, None]], dim=1)  # rows draft as much as they like
     return ids, mask, drawn_from
 
 
@@ -152,7 +176,7 @@ def _verify(
     for size in sorted(set(sizes.tolist())):  # one group, but for rows near their end
         group = (sizes == size).nonzero()[:, 0].tolist()
         p, q, tokens = target[group, : size + 1], draft[group, :size], drafted[group, :size]
-        points = torch.stack([uniforms[k][size:] for k in group])
+        points = torch.stack([uniforms[k] for k in group])
         counts, next_tokens = verify_draft(p, q, tokens, points, lenience=lenience)
         for k, count, token in zip(group, counts.tolist(), next_tokens.tolist()):
             accepted[k], following[k] = count, token
@@ -246,11 +270,11 @@ def _record(
         )
 
 
-def _stats(count: dict[str, int], tokens: int, lenience: float) -> dict[str, Any]:
+def _stats(count: dict[str, int], tokens: int) -> dict[str, Any]:
     rounds = count["rounds"]
     return count | {
         "acceptance_rate": count["accepted"] / max(count["drafted"], 1),
+        "mean_draft_length": count["drafted"] / max(rounds, 1),
         "target_passes": rounds,
         "tokens_per_target_pass": tokens / max(rounds, 1),
-        "exact": lenience == 1,
     }

@@ -1,17 +1,17 @@
-"""Sources made of other sources: contrast, mixture, and a prefix in front of every prompt."""
+"""Sources made of other sources: contrast, mixture, and two that read another text than the one given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cdlearn.checks import check_alpha, check_contrast, check_number, is_int, short
+from cdlearn.checks import check_alpha, check_contrast, check_count, check_number, is_int, short
 from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, mixed_scores
-from cdlearn.sources.base import Source
+from cdlearn.sources.base import Source, padded
 from cdlearn.sources.cached import as_source
 from cdlearn.trace.record import CONTRAST, Form
 
@@ -104,48 +104,106 @@ class Prompted(Source):
     """A source that reads a prefix before every prompt: a context, an instruction, a persona.
 
     prefix: text (then `tokenizer` is needed) or token ids. A row that starts with the prefix's own first token, a BOS,
-    keeps only one of them. Two `Prompted` in a `Contrast` are context-aware decoding (arXiv 2305.14739). The inner
-    source is forked: it gets a cache of its own, so one model may serve several prefixes.
+    keeps only one of them. Or a dict, for a prefix per row or one inside a chat template: each prompt (text, or a tuple
+    of ids) and what is read in its place; the longest that a row begins with counts. Two `Prompted` in a `Contrast` are
+    context-aware decoding (arXiv 2305.14739). The inner source is forked: it gets a cache of its own, so one model may
+    serve several prefixes. Raises TypeError or ValueError naming the argument, and ValueError for a row of no prompt.
     """
 
     inner = ("source",)
 
-    def __init__(self, source: Source | PreTrainedModel, prefix: str | Sequence[int], *, tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        source: Source | PreTrainedModel,
+        prefix: str | Sequence[int] | Mapping[Any, Any],
+        *,
+        tokenizer: Any = None,
+    ) -> None:
         super().__init__()
-        if isinstance(prefix, str):
-            if tokenizer is None:
-                raise TypeError("prefix is text but tokenizer is None: pass tokenizer=, or token ids.")
-            prefix = tokenizer(prefix)["input_ids"]
-        if isinstance(prefix, Tensor):
-            prefix = prefix.reshape(-1).tolist()
-        if not isinstance(prefix, (list, tuple)) or not all(is_int(token) for token in prefix):
-            raise TypeError(f"prefix is {short(prefix)}: pass text with tokenizer=, or a list of token ids.")
-        if not prefix:
-            raise ValueError("prefix has no tokens: use the source as it is, or give at least one token.")
-        self.source, self.prefix = as_source(source, "source").fork(), [int(token) for token in prefix]
+        self.source = as_source(source, "source").fork()
         compose(self, [self.source])
-        if not all(0 <= token < self.vocab_size for token in self.prefix):
-            raise ValueError(f"prefix holds a token outside the source's vocabulary of {self.vocab_size}.")
+        if isinstance(prefix, Mapping):
+            pairs = [[_tokens(text, tokenizer, self.vocab_size) for text in pair] for pair in prefix.items()]
+            self.prefix = {tuple(prompt): read for prompt, read in pairs}
+        else:
+            tokens = _tokens(prefix, tokenizer, self.vocab_size)
+            self.prefix = {(): tokens, (tokens[0],): tokens}  # a row may bring the prefix's first token itself
+        longer = max((len(read) - len(prompt) for prompt, read in self.prefix.items()), default=0)
+        if not self.prefix:
+            raise ValueError("prefix is an empty dict: give each prompt and what is read in its place.")
         if self.max_positions is not None:
-            self.max_positions -= len(self.prefix)
+            self.max_positions -= longer
         self.unnormalised = self.source.unnormalised
-        own = {"method": "prompted", "prefix_tokens": len(self.prefix)}
+        own = {"method": "prompted", "prefix_tokens": longer}
         self.settings = own | {f"source_{name}": value for name, value in self.source.settings.items()}
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        start = real.long().argmax(dim=1, keepdim=True)  # (B, 1): the first real column
-        twice = ids.gather(1, start) == self.prefix[0]  # the row brings the prefix's first token itself
-        # such a row's first column takes the prefix's last token, and the prefix in front is one token shorter
-        ids = ids.scatter(1, start, torch.where(twice, self.prefix[-1], ids.gather(1, start)))
-        front = torch.tensor(self.prefix).expand(len(ids), -1)
-        front = torch.where(twice, front.roll(1, dims=1), front)  # one hole, then all but the last
-        seen = torch.ones_like(front, dtype=torch.bool)
-        seen[:, :1] = ~twice
+        ids, real = ids.clone(), torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.clone()
+        fronts = []
+        for row, counts in zip(ids, real):
+            columns = counts.nonzero()[: max(map(len, self.prefix)), 0]
+            begins = tuple(row[columns].tolist())
+            prompt = next((begins[:k] for k in range(len(begins), -1, -1) if begins[:k] in self.prefix), None)
+            if prompt is None:
+                raise ValueError(f"prefix has no prompt for a row that begins with ids {list(begins[:8])}.")
+            fronts.append(self.prefix[prompt])
+            if prompt:  # its columns are not read, but for the last, which takes the last token in its place
+                last = columns[len(prompt) - 1]
+                counts[columns[: len(prompt) - 1]] = False
+                row[last], fronts[-1] = fronts[-1][-1], fronts[-1][:-1]
+        front, seen = padded(fronts)
         whole = torch.cat([seen, real], dim=1)
         scores = self.source.scores(torch.cat([front, ids], dim=1), None if bool(whole.all()) else whole, n)
         self.parts, self.details = self.source.parts, self.source.details
         return scores
+
+
+def _tokens(text: Any, tokenizer: Any, vocab: int) -> list[int]:
+    """The ids of a prefix, given as text or ids."""
+    if isinstance(text, str):
+        if tokenizer is None:
+            raise TypeError("prefix is text but tokenizer is None: pass tokenizer=, or token ids.")
+        text = tokenizer(text)["input_ids"]
+    text = text.reshape(-1).tolist() if isinstance(text, Tensor) else text
+    if not isinstance(text, (list, tuple)) or not all(is_int(token) for token in text):
+        raise TypeError(f"prefix is {short(text)}: pass text with tokenizer=, or a list of token ids.")
+    if not text:
+        raise ValueError("prefix has no tokens: use the source as it is, or give at least one token.")
+    if not all(0 <= token < vocab for token in text):
+        raise ValueError(f"prefix holds a token outside the source's vocabulary of {vocab}.")
+    return [int(token) for token in text]
+
+
+class Window(Source):
+    """A source that sees no more than the last k tokens: an amateur with a short memory.
+
+    Nothing of a window that moves can be cached, so a step costs a pass over k tokens. As the amateur of a `Contrast`
+    it is the ablation of contrastive decoding's paper (arXiv 2210.15097, section 3.4); for models that want their BOS
+    in front: `Window(Prompted(source, [bos]), k)`. Raises TypeError or ValueError naming the argument.
+    """
+
+    inner = ("source",)
+
+    def __init__(self, source: Source | PreTrainedModel, k: int) -> None:
+        super().__init__()
+        self.source = as_source(source, "source").fork()
+        compose(self, [self.source])
+        self.k = check_count(k, "k", high=self.max_positions)
+        self.max_positions, self.rewindable, self.unnormalised = None, True, self.source.unnormalised
+        own = {"method": "window", "k": self.k}
+        self.settings = own | {f"source_{name}": value for name, value in self.source.settings.items()}
+
+    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        stops = range(ids.shape[1] - n + 1, ids.shape[1] + 1)
+        # a column before the first token sees token 0: its scores mean nothing
+        seen = [row[:stop][r[:stop]][-self.k :].tolist() or [0] for row, r in zip(ids, real) for stop in stops]
+        windows, counts = padded(seen)
+        scores = self.source.scores(windows, None if bool(counts.all()) else counts, 1)  # (B * n, 1, V)
+        shape = (len(ids), n)
+        self.parts = {name: part[:, 0].unflatten(0, shape) for name, part in self.source.parts.items()}
+        self.details = {name: part[:, 0].unflatten(0, shape) for name, part in self.source.details.items()}
+        return scores[:, 0].unflatten(0, shape)
 
 
 def compose(whole: Source, parts: list[Source]) -> None:
