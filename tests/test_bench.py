@@ -98,7 +98,8 @@ def test_command_prints_a_table_or_json(capsys):
     record = json.loads(capsys.readouterr().out)
     assert {row["method"] for row in record["rows"]} >= set(RATIOS[:-1]) and record["machine"]["device"]
     speculative = {row["method"]: row for row in record["rows"]}["speculative contrastive"]
-    assert speculative["against"] == "contrastive text" and speculative["predicted"] > 0 <= speculative["accepted"]
+    assert speculative["against"] == "contrastive text" and speculative["predicted"] > 0
+    assert speculative["accepted"] is None or 0 <= speculative["accepted"] <= 1
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_any_pair_with_a_tokenizer_gets_the_whole_table(folders, capsys):
     for method in bench.AIMS.keys() - set(bench.SMALL):
         assert rows[method]["aim"] == bench.AIMS[method][1] and rows[method]["ratio"] > 0
     assert rows["speculative over assisted"]["against"] == "transformers assisted"
-    assert rows["speculative"]["predicted"] > 0 and 0 <= rows["speculative"]["accepted"] <= 1
+    assert rows["speculative"]["predicted"] > 0 and rows["speculative"]["drafted"] >= 0
     with pytest.raises(SystemExit):
         cli.main(["bench", *folders, "--size", "25m"])
     assert "--size 25m names a pair" in capsys.readouterr().err

@@ -92,8 +92,8 @@ def measure(
     token of a text, or from the call to the scores of the first token; median), against, ratio (times to the bare
     forwards or the method named in `against`; for speculative rows the speed-up over it), low and high (over
     repetitions), predicted (the speed-up that the measured passes and tokens per round give, were the loop free: arXiv
-    2211.17192, theorem 3.8), accepted (of the drafted tokens that were tested), aim. own: False leaves out what larger
-    models would take long for, the methods in `SMALL`, and takes the aims of other pairs.
+    2211.17192, theorem 3.8), drafted (tokens per round), accepted (of those that were tested), aim. own: False leaves
+    out the methods in `SMALL`, which would take larger models long, and takes the aims of other pairs.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -219,9 +219,9 @@ def _text_rows(
     rows = []
     for name, (against, _) in methods.items():
         row = _row(name, seconds[name], against, [a / b for a, b in zip(seconds[against], seconds[name])])
-        if counts[name]["tested"]:
-            accepted = counts[name]["accepted"] / counts[name]["tested"]
-            row |= {"predicted": _predicted(name, counts[name], cost), "accepted": accepted}
+        if (count := counts[name])["rounds"]:
+            row |= {"predicted": _predicted(name, count, cost), "drafted": count["drafted"] / count["rounds"]}
+            row["accepted"] = count["accepted"] / count["tested"] if count["tested"] else None
         rows.append(row)
     ratios = [a / b for a, b in zip(seconds["transformers assisted"], seconds["speculative"])]
     return [*rows, _row("speculative over assisted", seconds["speculative"], "transformers assisted", ratios)]
@@ -278,6 +278,6 @@ def main(argv: list[str]) -> int:
     for facts in (record["machine"], record["setting"]):
         print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print("\nratio: time over that of what it is held against; of a whole text the speed-up (more is faster)\n")
-    columns = ["method", "ms", "against", "ratio", "low", "high", "predicted", "accepted", "aim"]
+    columns = ["method", "ms", "against", "ratio", "low", "high", "predicted", "drafted", "accepted", "aim"]
     print(pd.DataFrame(record["rows"], columns=columns).to_string(index=False, na_rep="", float_format="%.3f"))
     return 0
