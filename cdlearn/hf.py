@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessor
+from transformers.generation.utils import GENERATION_MODES_MAPPING
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -141,3 +142,29 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
             raise ValueError(f"{shapes}: pass the mask of the very prompts that generate() gets.")
         mask = mask.repeat_interleave(len(input_ids) // len(mask), dim=0)  # beams lie side by side
         return torch.nn.functional.pad(mask, (0, input_ids.shape[1] - mask.shape[1]), value=1)
+
+
+def contrastive_generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    *,
+    amateur: Source | PreTrainedModel,
+    alpha: float | None = 0.1,
+    strength: float | None = None,
+    beta: float | None = None,
+    amateur_temperature: float = 1.0,
+    logits_processor: list[LogitsProcessor],
+    generation_config: GenerationConfig,
+    **prepared: Any,
+) -> Any:
+    """Contrastive decoding for `expert.generate(..., custom_generate=contrastive_generate, amateur=...)`.
+
+    The numbers are those of `Contrast`; greedy decoding, sampling and beams as the other arguments of `generate()` say,
+    with a `ContrastiveLogitsProcessor` before every other processor. transformers keeps streamers, stop strings and
+    assistants from such a function: use `as_causal_lm` for them. Raises as `Contrast` does.
+    """
+    numbers = {"strength": strength, "beta": beta, "amateur_temperature": amateur_temperature}
+    mask = prepared.get("attention_mask")
+    logits_processor.insert(0, ContrastiveLogitsProcessor(amateur, alpha=alpha, attention_mask=mask, **numbers))
+    decode = getattr(model, GENERATION_MODES_MAPPING[generation_config.get_generation_mode()])
+    return decode(input_ids, logits_processor=logits_processor, generation_config=generation_config, **prepared)

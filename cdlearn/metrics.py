@@ -1,4 +1,8 @@
-"""Numbers about texts: what they repeat, and how likely a source finds them. Words are what whitespace separates."""
+"""Numbers about texts: what they repeat, and how likely a source finds them.
+
+N-grams of texts are those of words, which whitespace separates, as in the papers; in Chinese, or in a loop without a
+space, a whole text is one word. N-grams of token ids see both: pass each text's ids in its place.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import check_word, is_int, short
+from cdlearn.checks import check_count, check_word, is_int, short
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
 from cdlearn.sources.base import padded
@@ -17,19 +21,23 @@ from cdlearn.sources.base import padded
 MASKED = -1000.0  # what a token outside the mask costs: its choice still differs from others by the other tokens
 
 
-def ngram_counts(text: str, n: int) -> tuple[int, int]:
-    """How many distinct n-grams of whitespace-separated words `text` has, and how many in all."""
+Text = str | Sequence[int]
+
+
+def ngram_counts(text: Text, n: int) -> tuple[int, int]:
+    """How many distinct n-grams of words (of a string) or of tokens (of ids) a text has, and how many in all."""
     grams = _ngrams(text, n)
     return len(set(grams)), len(grams)
 
 
-def rep_n(texts: Sequence[str], n: int, *, convention: str = "textbook") -> float:
+def rep_n(texts: Sequence[Text], n: int, *, convention: str = "textbook") -> float:
     """Share of repeated n-grams in percent: `100 * (1 - distinct / total)`, 0 for texts with no n-gram at all.
 
-    texts: continuations, one string each; n-grams are counted as distinct inside each text, then distinct and totals
-    are summed over the texts. n: 1 or more. convention: "textbook", or "reference" for the code behind the published
-    numbers, which leaves out the last n-gram of every text and rounds to two decimals.
-    Raises TypeError for anything but a list of strings, ValueError for n below 1 or an unknown convention.
+    texts: continuations, each a string (n-grams of words) or a list of token ids (n-grams of tokens), all of one kind;
+    n-grams are counted as distinct inside each text, then distinct and totals are summed over the texts. n: 1 or more.
+    convention: "textbook", or "reference" for the code behind the published numbers, which leaves out the last n-gram
+    of every text and rounds to two decimals.
+    Raises TypeError for anything but such a list, ValueError for n below 1 or an unknown convention.
     Welleck et al., arXiv 1908.04319; the form contrastive decoding reports (arXiv 2210.15097, section 4.2).
     """
     texts = _checked(texts, n)
@@ -42,7 +50,7 @@ def rep_n(texts: Sequence[str], n: int, *, convention: str = "textbook") -> floa
     return round(percent, 2) if convention == "reference" else percent
 
 
-def diversity(texts: Sequence[str], *, convention: str = "textbook") -> float:
+def diversity(texts: Sequence[Text], *, convention: str = "textbook") -> float:
     """The product of `1 - rep_n / 100` over n = 2, 3, 4: from 0 (one word for ever) to 1 (no word pair twice).
 
     texts, convention: as in `rep_n`, which counts inside each text, so the same text a hundred times is as diverse
@@ -53,17 +61,16 @@ def diversity(texts: Sequence[str], *, convention: str = "textbook") -> float:
     return math.prod(1 - rep_n(texts, n, convention=convention) / 100 for n in (2, 3, 4))
 
 
-def distinct_n(texts: Sequence[str], n: int) -> float:
+def distinct_n(texts: Sequence[Text], n: int) -> float:
     """Distinct n-grams of all texts together, divided by their number of words: 0 to 1, and 0 without a word.
 
-    texts: continuations, one string each; pooled, so that what one text says again of another counts as repeated
-    (`rep_n` counts inside each text). n: 1 or more. The divisor is the number of words, as in the paper; others divide
-    by the number of n-grams. Longer and more texts give lower values: compare equal numbers of words only.
-    Raises TypeError for anything but a list of strings, ValueError for n below 1.
+    texts: as in `rep_n`, but pooled, so that what one text says again of another counts as repeated. n: 1 or more. The
+    divisor is the number of words (or tokens), as in the paper; others divide by the number of n-grams. Longer and more
+    texts give lower values: compare equal numbers of words only. Raises TypeError and ValueError as `rep_n` does.
     Li et al., arXiv 1510.03055 (distinct-1 and distinct-2).
     """
     texts = _checked(texts, n)
-    words = sum(len(text.split()) for text in texts)
+    words = sum(len(_units(text)) for text in texts)
     return len({gram for text in texts for gram in _ngrams(text, n)}) / words if words else 0.0
 
 
@@ -102,6 +109,7 @@ def token_log_probs(
     Raises ValueError for a row without a prompt or an unknown convention. arXiv 2309.03883, section 3.1.
     """
     check_word(convention, "convention", ("textbook", "reference"))
+    check_count(batch_size, "batch_size")
     for k, (prompt, _) in enumerate(rows):
         if not len(prompt):
             raise ValueError(f"rows[{k}] has a prompt without a token: start it with the tokenizer's BOS.")
@@ -178,7 +186,7 @@ def perplexity(
         elif isinstance(prompt, str) or isinstance(text, str):
             raise TypeError(f"prompts[{k}] and texts[{k}] are of two kinds: pass two strings or two lists of ids.")
         else:
-            rows.append(([int(token) for token in prompt], [int(token) for token in text]))
+            rows.append((_ids(prompt, f"prompts[{k}]"), _ids(text, f"texts[{k}]")))
     log_probs = token_log_probs(source, rows, batch_size=batch_size, masked=NEVER)
     tokens = sum(values.numel() for values in log_probs)
     nats = -sum(float(values.double().sum()) for values in log_probs)
@@ -187,25 +195,30 @@ def perplexity(
 
 def _listed(values: Sequence[Any], name: str) -> list[Any]:
     if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise TypeError(f"{name} is {short(values)}: pass a list, one entry for every text.")
+        raise TypeError(f"{name} is {short(values)}: pass a list with an entry for every text.")
     return list(values)
 
 
-def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    words = text.split()
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+def _ids(tokens: Any, name: str) -> list[int]:
+    tokens = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    if not isinstance(tokens, (list, tuple)) or not all(map(is_int, tokens)):
+        raise TypeError(f"{name} is {short(tokens)}; pass strings or lists of token ids, of a Generation its .text.")
+    return list(tokens)
 
 
-def _checked(texts: Sequence[str], n: int = 1) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError("texts is a single string; pass a list of texts.")
-    try:
-        texts = list(texts)
-    except TypeError:
-        raise TypeError(f"texts is {short(texts)}; pass a list of strings.") from None
-    for k, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{k}] is {short(text)}; pass strings, for a Generation its .text.")
-    if not is_int(n) or n < 1:
-        raise ValueError(f"n is {short(n)}; it is the length of the n-grams, a whole number from 1.")
+def _units(text: Text) -> Sequence[Any]:
+    return text.split() if isinstance(text, str) else text
+
+
+def _ngrams(text: Text, n: int) -> list[tuple[Any, ...]]:
+    units = _units(text)
+    return [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
+
+
+def _checked(texts: Sequence[Text], n: int = 1) -> list[Text]:
+    texts = _listed(texts, "texts")
+    texts = [text if isinstance(text, str) else _ids(text, f"texts[{k}]") for k, text in enumerate(texts)]
+    if len({isinstance(text, str) for text in texts}) > 1:
+        raise TypeError("texts holds strings and lists of token ids: pass one kind, words and tokens do not add up.")
+    check_count(n, "n")
     return texts

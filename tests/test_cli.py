@@ -91,6 +91,7 @@ def test_the_contrast_flags_reach_the_source(run, models):
         (["--alpha", "0"], {"alpha": None}),
         (["--method", "greedy", "--repetition-penalty", "1.5"], {"repetition_penalty": 1.5, "temperature": None}),
         (["--method", "speculative-contrastive", "--gamma", "2"], {"gamma": 2}),
+        (["--method", "dola", "--layers", "1", "--repetition-penalty", "2"], {"layers": [1], "repetition_penalty": 2}),
     ],
 )
 def test_settings_hold_what_the_flags_say(run, flags, settings):
@@ -156,6 +157,12 @@ def test_one_model_is_enough_where_no_amateur_is_needed(run, models):
         (["compare", "x", "--methods", "contrastive choices=reference"], ["choices=reference"]),
         (["compare", "x", "--methods", "greedy", "amateur", "--beta", "1"], ["--beta 1", "greedy"]),
         (["compare", "x", "--format", "html"], ["--format", "html"]),
+        (["compare", "x", "--methods", "contrastive beta=1", "--beta", "2"], ["--beta 2", "changes nothing"]),
+        (["compare", "x", "--gamma", "2"], ["--gamma 2", "speculative"]),
+        (["compare", "x", "--layers", "low"], ["--layers low", "dola"]),
+        (["compare", "x", "--repetition-penalty", "0"], ["--repetition-penalty", "more than 0"]),
+        (["--prompt", "x", "--repetition-penalty", "0"], ["--repetition-penalty", "more than 0"]),
+        (["--prompt", "x", "--layers", "low"], ["--layers low", "contrastive", "dola"]),
     ],
 )
 def test_usage_errors_exit_2_and_name_flag_and_value(run, argv, names):
@@ -288,6 +295,31 @@ def test_compare_takes_numbers_in_a_method_and_flags_for_the_others(run):
     heads = [record["label"] for record in records]
     assert heads[1:4] == ["contrastive (beta 2)", "contrastive (strength 1)", "expert, greedy"]
     assert (heads[0], heads[4]) == ("contrastive", "contrastive beta=3")
+
+
+def test_flags_of_compare_reach_the_methods_that_take_them(run, models):
+    flags = ["--repetition-penalty", "1.3", "--layers", "0, 1", "--temperature", "0.7", "--gamma", "2"]
+    methods = ["greedy", "dola", "speculative", "sample temperature=2", "contrastive"]
+    short = ["--max-new-tokens", "8", "--format", "json", "--no-chat-template"]
+    records = json.loads(run("compare", "Hi", *short, *flags, "--methods", *methods)[1])
+    names = ("repetition_penalty", "temperature", "layers", "gamma")
+    numbers = [[record["settings"].get(name) for name in names] for record in records]
+    assert numbers == [
+        [1.3, None, None, None],
+        [1.3, 0.7, [0, 1], None],
+        [1.3, 0.7, None, 2],
+        [1.3, 2.0, None, None],
+        [1.3, 0.7, None, None],
+    ]
+    made = expected(models, "Hi", SOURCES["greedy"], max_new_tokens=8, repetition_penalty=1.3)
+    assert records[0]["token_ids"] == made.token_ids
+    assert records[0]["stats"]["new_tokens"] == 8 and records[2]["stats"]["rounds"] > 0
+
+
+def test_a_line_separator_is_part_of_a_piped_prompt(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a\u2028b\r\nc\n".encode()), encoding="utf-8"))
+    made = run("compare", "--max-new-tokens", "2", "--methods", "greedy", "--format", "json", "--no-chat-template")[1]
+    assert [record["prompt"] for record in json.loads(made)] == ["a\u2028b", "c"]
 
 
 def test_compare_reads_files_and_pipes(run, tmp_path, monkeypatch):

@@ -124,7 +124,8 @@ def test_a_prompts_file_becomes_two_tasks(tmp_path):
     assert list(tasks) == ["quiz, choices", "quiz, text"]
     choices, text = (items for _, items in tasks.values())
     assert choices == [Item("<c>", Choices(("x", "yy"), 1), "g"), Item("<e>", Choices(("x", "yy"), 0), "line 4")]
-    assert [(item.prompt, item.gold, item.group) for item in text] == [("<a>", ("b",), "line 1"), ("<d>", (), "line 3")]
+    known = [{"contains": ["b"], "exact": ["b"]}, {}]
+    assert text == [Item("<a>", known[0], "line 1"), Item("<d>", known[1], "line 3")]
     assert tasks["quiz, text"][0].max_new_tokens == 5
     assert list(read_questions(path, n=1)) == ["quiz"]  # one kind, no suffix
 
@@ -142,6 +143,12 @@ def test_a_prompts_file_becomes_two_tasks(tmp_path):
         ('{"prompt": "a", "choices": ["b", "c"], "answer": 2}', "one of the choices"),
         ('{"prompt": "a", "choices": ["b", "c"], "answer": true}', "one of the choices"),
         ('{"prompt": "a", "group": 3}', '"group" is not a text'),
+        ('{"prompt": "a", "answer": "..."}', '"answer" is not a text'),
+        ('{"prompt": "a", "answer": "b", "grade": "f1"}', "\"grade\" is 'f1': .* contains, exact, last number"),
+        ('{"prompt": "a", "answer": "b", "grade": ["exact"]}', '"grade" is'),
+        ('{"prompt": "a", "grade": "exact"}', '"grade" is'),
+        ('{"prompt": "a", "choices": ["b", "c"], "answer": 1, "grade": "exact"}', '"grade" is'),
+        ('{"prompt": "a", "answer": "b", "grade": "last number"}', "holds no number"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, says):
@@ -177,6 +184,55 @@ def test_free_answers_are_graded_by_whole_words(tmp_path):
     assert [g["is the answer"] for g in grades.values()] == [(x, 1) for x in (0, 0, 1, 1, 0, 0)]
     assert grades["a b a b"]["rep-2"] == (1, 3) and grades[""]["rep-2"] == (0, 0)
     assert task.grade(free, "4")["contains the answer"] == (False, 0)
+
+
+RIGHT = [
+    ("答案是42个苹果。", "42"), ("法国的首都是巴黎。", "巴黎"), ("東京です", "東京"), ("서울은 크다", "서울"),
+    ("เมืองหลวงคือกรุงเทพมหานคร", "กรุงเทพ"), ("คำตอบคือ๔๒", "42"), ("คำตอบคือ-4ครับ", "-4"), ("राजधानी दिल्ली है", "दिल्ली"),
+    ("return x + 1;", "x + 1"), ("f(x)", "(x)"), ("a[-1]", "-1"), ("int n=１２;", "12"), ("E\u0301te\u0301.", "été"),
+    ("10-4=6", "4"), ("1,2,3", "2"), ("1,234 people", "1234"), ("it is 4.0.", "4"), ("$48.00.", "48"), ("-$4", "-4"),
+    ("so...4", "4"), ("−4", "-4"), ("COVID-19", "19"),
+]  # fmt: skip
+WRONG = [
+    ("It is 12.5", "12"), ("-4", "4"), ("10-4=6", "-4"), ("the 4th", "4"), ("x2", "2"), ("v1.2.3", "3"), ("1e5", "1"),
+    ("2.4 apples", "4 apples"), ("1,234", "234"), ("foo_bar", "foo"), ("cathedral", "cat"), ("दिल्ली", "दिल"), ("", "a"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, answer, right", [(*r, True) for r in RIGHT] + [(*w, False) for w in WRONG])
+def test_answers_are_found_in_any_script_and_numbers_as_numbers(tmp_path, text, answer, right):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "", "answer": answer, "grade": "contains"}])
+    ((task, (item,)),) = read_questions(path).values()
+    grade = task.grade(item, text)
+    assert grade["contains the answer"] == (right, 1) and grade["is the answer"] == (0, 0) == grade["last number"]
+
+
+@pytest.mark.parametrize(
+    "text, answer, right",
+    [
+        ("18 * 3 = 54, so $1,200.", "1200", 1), ("so **42**", "42.0", 1), ("#### 48\n", "a + b\n#### 48", 1),
+        ("about 12km.", "12", 1),
+        ("答案：1,000元。", "1000", 1), ("คำตอบคือ ๔๒ ครับ", "42", 1), ("x = -3;", "-3", 1), ("\\boxed{7}", "7", 1),
+        ("48, not 47", "48", 0), ("x = -3;", "3", 0), ("four", "4", 0), ("", "4", 0), ("1" * 6000, "1", 0),
+    ],
+)  # fmt: skip
+def test_the_last_number_counts(tmp_path, text, answer, right):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "", "answer": answer}, {"prompt": "", "answer": answer}])
+    ((task, items),) = read_questions(path, grade="last number").values()
+    grade = task.grade(items[0], text)
+    assert grade["last number"] == (right, 1) and grade["contains the answer"] == (0, 0)
+
+
+def test_a_file_may_hold_several_grades_and_any_character(tmp_path):
+    path = tmp_path / "p.jsonl"  # line separators of Unicode are text inside a JSON string
+    path.write_text(
+        '{"prompt": "a\u2028b\x85c", "answer": "Yes", "grade": "exact"}\n{"prompt": "", "answer": "4"}\n', "utf-8"
+    )
+    ((task, items),) = read_questions(path).values()
+    assert items[0].prompt == "a\u2028b\x85c"
+    grades = [{name: asked for name, (_, asked) in task.grade(item, "yes.").items() if asked} for item in items]
+    assert grades == [{"is the answer": 1}, {"contains the answer": 1, "is the answer": 1}]
+    assert task.grade(items[0], "yes.")["is the answer"] == (1, 1)
 
 
 def test_choices_are_graded_by_the_best_sum(tmp_path):
@@ -458,11 +514,11 @@ def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
 def test_results_are_tidy(uninterrupted):
     rows = list(csv.DictReader((uninterrupted[0] / "results.csv").open(encoding="utf-8")))
     names = ["greedy", "sample top_p=0.95", "contrastive beta=0.5"]
-    metrics = ["contains the answer", "is the answer", "rep-2"]
+    metrics = ["contains the answer", "is the answer", "rep-2", "rep-2, tokens"]
     assert [(r["strategy"], r["metric"]) for r in rows] == list(itertools.product(names, metrics))
     assert {r["task"] for r in rows} == {"stories"} and {r["items"] for r in rows} == {"12"}
     assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in rows)
-    assert all(float(r["minus_greedy_low"]) <= float(r["minus_greedy"]) for r in rows[3:])
+    assert all(float(r["minus_greedy_low"]) <= float(r["minus_greedy"]) for r in rows[4:])
 
 
 def test_a_folder_grows_by_methods_and_refuses_other_items(prompts, tmp_path):
@@ -476,6 +532,29 @@ def test_a_folder_grows_by_methods_and_refuses_other_items(prompts, tmp_path):
         main(["--prompts-file", changed, *out, "--methods", "amateur"])
     with pytest.raises(ValueError, match="was begun with seed = 0, and this run has 1"):
         main(["--prompts-file", prompts, *out, "--methods", "amateur", "--seed", "1"])
+
+
+def test_numbers_from_flags_are_part_of_the_methods_name(prompts, tmp_path, capsys):
+    flags = ["--prompts-file", prompts, "-n", "2", "--max-new-tokens", "4", "--repetition-penalty", "1.2"]
+    assert main([*flags, "--methods", "greedy", "dola", "--layers", "2, 4", "--out", str(tmp_path)]) == 0
+    kept = [json.loads(line)["strategy"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert set(kept) == {"greedy repetition_penalty=1.2", "dola layers=2,4 repetition_penalty=1.2"}
+
+
+def test_loops_without_spaces_show_in_the_tokens():
+    task = Task("t", None, lambda item, text: {"rep-2": (0, 0)}, 0)
+    record = {"answer": "天天天天", "token_ids": [7, 7, 7, 7]}
+    assert asking._graded(task, items_of(1)[0], record) == {"rep-2": (0, 0), "rep-2, tokens": (2, 3)}
+
+
+def test_a_folder_is_graded_again_with_another_grade(tmp_path, capsys, monkeypatch):
+    path = write_lines(tmp_path / "q.jsonl", [{"prompt": "Ada had 3 balls.", "answer": "3"}])
+    arguments = ["--prompts-file", path, "--max-new-tokens", "4", "--methods", "greedy", "--out", str(tmp_path / "o")]
+    assert main(arguments) == 0 and "contains the answer" in capsys.readouterr().out
+    monkeypatch.setattr(methods, "generate", lambda *a, **k: pytest.fail("asked again"))
+    assert main([*arguments, "--grade", "last number"]) == 0
+    out = capsys.readouterr().out
+    assert "last number" in out and "contains" not in out
 
 
 def test_stop_strings_end_an_answer(prompts, tmp_path):
@@ -504,8 +583,12 @@ def test_a_chat_template_is_put_around_the_prompts(prompts, tmp_path):
         (["--methods", "greedy alpha=0.1"], "changes nothing with greedy"),
         (["--max-new-tokens", "4"], "--max-new-tokens belongs to --prompts-file"),
         (["--stop", "x"], "--stop belongs to --prompts-file"),
+        (["--grade", "exact"], "--grade belongs to --prompts-file"),
         (["--prompts-file", "x", "--system-prompt", "y"], "add --chat-template"),
         (["--prompts-file", "x", "--no-grid"], "--no-grid changes nothing"),
+        (["--beta", "1"], "--beta needs --methods"),
+        (["--methods", "greedy", "--layers", "low"], "--layers low changes nothing with greedy"),
+        (["--methods", "greedy", "--repetition-penalty", "0"], "more than 0"),
     ],
 )
 def test_command_refuses_bad_arguments(argv, says, capsys):

@@ -9,7 +9,7 @@ from conftest import character_tokenizer
 from tiny import ARCHITECTURES, tiny_model
 
 from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Prompted, generate
-from cdlearn.hf import ContrastiveLogitsProcessor, as_causal_lm
+from cdlearn.hf import ContrastiveLogitsProcessor, as_causal_lm, contrastive_generate
 from cdlearn.scores import contrastive_logits, contrastive_scores
 
 EXPERT = tiny_model("llama", num_hidden_layers=2).double()
@@ -94,6 +94,35 @@ def test_beams_of_the_processor_add_the_scores_as_they_are(num_beams, numbers):
     got = tokens(EXPERT, num_beams=num_beams, max_new_tokens=6,
                  logits_processor=[ContrastiveLogitsProcessor(AMATEUR, **numbers)])  # fmt: skip
     assert got == [brute_force_beams(score, PROMPT[0].tolist(), num_beams, 6)]
+
+
+@pytest.mark.parametrize("numbers", [dict(alpha=0.05), dict(alpha=0.05, beta=0.7)])
+def test_a_custom_generate_is_our_loop(numbers):
+    ours, custom = Contrast(EXPERT, AMATEUR, **numbers), dict(custom_generate=contrastive_generate, amateur=AMATEUR)
+    for prompts in ([[5, 6, 7, 8]], [[5, 6], [7, 8, 9, 10]]):  # the second batch is padded on the left
+        ids = torch.tensor([[0] * (len(prompts[-1]) - len(p)) + p for p in prompts])
+        mask = (ids > 0).long()
+        made = [generate(ours, p, max_new_tokens=10, eos_token_ids=(), repetition_penalty=1.3) for p in prompts]
+        got = tokens(EXPERT, ids, attention_mask=mask, repetition_penalty=1.3, **custom, **numbers)
+        assert got == [one.token_ids for one in made]
+        processor = ContrastiveLogitsProcessor(AMATEUR, attention_mask=mask, **numbers)
+        by_hand = tokens(EXPERT, ids, attention_mask=mask, logits_processor=[processor], num_beams=3)
+        assert tokens(EXPERT, ids, attention_mask=mask, num_beams=3, **custom, **numbers) == by_hand
+
+
+def test_a_custom_generate_draws_from_the_contrast():
+    custom = dict(custom_generate=contrastive_generate, amateur=AMATEUR, alpha=0.05, do_sample=True, top_k=0)
+    torch.manual_seed(0)
+    drawn = torch.tensor(tokens(EXPERT, max_new_tokens=1, num_return_sequences=4000, temperature=2.0, **custom))[:, 0]
+    probs = (Contrast(EXPERT, AMATEUR, alpha=0.05)(PROMPT)[0, -1] / 2).softmax(-1)
+    counts = torch.bincount(drawn, minlength=97).double()
+    assert not counts[probs == 0].any()
+    kept = probs > 0
+    chi2 = ((counts - 4000 * probs)[kept] ** 2 / (4000 * probs)[kept]).sum()
+    free = int(kept.sum()) - 1
+    assert free > 3 and chi2 < free + 4 * math.sqrt(2 * free)
+    with pytest.raises(ValueError, match="choose one"):
+        tokens(EXPERT, strength=1, beta=1, **custom)
 
 
 def test_sampling_several_sequences_stopping_and_scores():

@@ -117,9 +117,9 @@ def test_texts_may_come_from_an_iterator():
 
 @pytest.mark.parametrize("metric", [lambda texts: rep_n(texts, 2), diversity, lambda texts: distinct_n(texts, 2)])
 def test_bad_texts(metric):
-    with pytest.raises(TypeError, match="texts is a single string; pass a list"):
+    with pytest.raises(TypeError, match="texts is 'a b': pass a list"):
         metric("a b")
-    with pytest.raises(TypeError, match="texts is None; pass a list"):
+    with pytest.raises(TypeError, match="texts is None: pass a list"):
         metric(None)
     with pytest.raises(TypeError, match=r"texts\[1\] is None; pass strings"):
         metric(["a", None])
@@ -128,8 +128,33 @@ def test_bad_texts(metric):
 @pytest.mark.parametrize("metric", [rep_n, distinct_n])
 @pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
 def test_bad_n(metric, n):
-    with pytest.raises(ValueError, match="n is .*a whole number from 1"):
+    with pytest.raises((TypeError, ValueError), match="n is .*pass (a whole number|at least 1)"):
         metric(["a"], n)
+
+
+@given(TEXTS, st.integers(1, 4))
+def test_tokens_are_counted_as_words_are(texts, n):
+    rows = [[int(word.replace("a", "1").replace("b", "2")) for word in text.split()] for text in texts]
+    assert rep_n(rows, n) == rep_n(texts, n) and diversity(rows) == diversity(texts)
+    assert distinct_n(rows, n) == distinct_n(texts, n)
+    assert rep_n(rows, n, convention="reference") == rep_n(texts, n, convention="reference")
+
+
+@pytest.mark.parametrize("loop", ["天是蓝的。" * 20, "BlueBlueBlue" * 9, "ไก่จิกเด็ก" * 9])
+def test_a_loop_without_spaces_shows_over_tokens(loop):
+    assert rep_n([loop], 2) == 0 and diversity([loop]) == 1  # one word
+    ids = [ord(letter) for letter in loop]
+    assert rep_n([ids], 2) > 80 and diversity([ids]) < 0.01
+    assert rep_n(torch.tensor([ids]), 2) == rep_n([tuple(ids)], 2) == rep_n([ids], 2)
+
+
+@pytest.mark.parametrize("metric", [lambda texts: rep_n(texts, 2), diversity, lambda texts: distinct_n(texts, 2)])
+@pytest.mark.parametrize("bad", [[["3"]], [[3.7]], [[True]], [[3], {4}], [[3], 4]])
+def test_ids_are_whole_numbers(metric, bad):
+    with pytest.raises(TypeError, match=r"texts\[[01]\] is .*lists of token ids"):
+        metric(bad)
+    with pytest.raises(TypeError, match="one kind"):
+        metric(["a", [3]])
 
 
 def test_bad_convention():
@@ -188,5 +213,12 @@ def test_the_arguments_of_the_new_metrics_are_checked(tokenizer):
         perplexity(model, ["a"], [[3]], tokenizer=tokenizer)
     with pytest.raises(TypeError, match="prompts is 'a'"):
         perplexity(model, "a", ["b"], tokenizer=tokenizer)
+    for bad in (["3"], [3.7]):
+        with pytest.raises(TypeError, match=r"prompts\[0\] is"):
+            perplexity(model, [bad], [[3]])
+        with pytest.raises(TypeError, match=r"texts\[0\] is"):
+            perplexity(model, [[3]], [bad])
+    with pytest.raises(ValueError, match="batch_size is -1"):
+        perplexity(model, [[3]], [[3]], batch_size=-1)
     with pytest.raises(ValueError, match="without a token"):
         perplexity(model, [[]], [[3]])

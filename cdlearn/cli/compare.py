@@ -11,11 +11,10 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, zip_longest
-from typing import Any
 
 from cdlearn.cli import options
 from cdlearn.evaluate.questions import read_prompts
-from cdlearn.methods import FORM, METHODS, SCORED, Decoder, Models, build, parse
+from cdlearn.methods import METHODS, SCORED, Decoder, Models, build, parse
 from cdlearn.pairs import Pair
 
 DEFAULT = ("greedy", "amateur", "sample top_p=0.95", "contrastive")
@@ -39,17 +38,6 @@ examples:
 """
 
 
-def decoders_of(models: Models, specs: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Decoder]:
-    """A decoder for each spec. flags: numbers for the methods that take them, where a spec does not say otherwise."""
-    decoders = {}
-    for spec in specs:
-        name, numbers = parse(spec)
-        other = FORM[1:] if "beta" in numbers else FORM[:1] if numbers.keys() & set(FORM) else ()
-        shared = {key: value for key, value in flags.items() if key in METHODS[name].options and key not in other}
-        decoders[spec] = build(models, name, shared | numbers)
-    return decoders
-
-
 def labels_of(decoders: Mapping[str, Decoder]) -> dict[str, str]:
     """The head of each column: the method and the number that matters, or the spec where two would be equal."""
     labels = {spec: METHODS[decoder.name].named(decoder.name, decoder.numbers) for spec, decoder in decoders.items()}
@@ -70,7 +58,7 @@ def compare(
                 for group, prompt, made in zip(groups[start:], batch, texts):
                     record = {"prompt": prompt, "method": spec, "label": labels[spec], "text": made.text}
                     record |= {"token_ids": list(made.token_ids), "finish_reason": made.finish_reason}
-                    group.append(record | {"settings": decoder.settings})
+                    group.append(record | {"settings": decoder.settings, "stats": made.stats})
                 bar.update(len(batch))
                 if any(made.finish_reason == "interrupted" for made in texts):
                     return groups[: start + len(batch)]
@@ -167,7 +155,7 @@ def main(argv: list[str]) -> int:
         epilog=EXAMPLES.format(methods=options.methods_help()),
     )
     options.add_models(parser)
-    options.add_numbers(parser, ("alpha", *FORM, "top_k"))
+    options.add_numbers(parser)
     options.add_generation(parser)
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: the lines of standard input)")
     parser.add_argument("--prompts-file", metavar="FILE", help='.txt: one a line; .jsonl: objects with a "prompt"')
@@ -182,13 +170,14 @@ def main(argv: list[str]) -> int:
     if args.prompts_file:
         prompts = prompts + [value["prompt"] for _, value in read_prompts(args.prompts_file)]
     if not prompts and not sys.stdin.isatty():
-        prompts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+        prompts = [line for line in sys.stdin.read().split("\n") if line.strip()]
     if not prompts:
         parser.error("no prompt: give some, or --prompts-file FILE, or pipe lines in")
-    names = [parse(spec)[0] for spec in args.methods]
-    flags = options.numbers_of(parser, args, names)
-    pair = options.open_pair(args, names)
-    groups = compare(pair, prompts, decoders_of(Models(pair), args.methods, flags), args)
+    parsed = [parse(spec) for spec in options.with_numbers(parser, args, args.methods)]
+    pair = options.open_pair(args, [name for name, _ in parsed])
+    models = Models(pair)
+    decoders = {spec: build(models, *method) for spec, method in zip(args.methods, parsed)}
+    groups = compare(pair, prompts, decoders, args)
     records = sum(groups, [])
     if args.format == "json":
         print(json.dumps(records, ensure_ascii=False, indent=1))

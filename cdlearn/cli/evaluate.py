@@ -16,17 +16,18 @@ import torch
 from cdlearn.cli import options
 from cdlearn.evaluate.answers import Tasks, evaluate, fingerprint
 from cdlearn.evaluate.folder import Records
-from cdlearn.evaluate.questions import FORMAT, read_questions
+from cdlearn.evaluate.questions import FORMAT, GRADES, read_questions
 from cdlearn.evaluate.report import legend, table, to_frame
 from cdlearn.evaluate.toyworld import USUAL, table_rows, toy_tasks
-from cdlearn.methods import METHODS, Models, parse
+from cdlearn.methods import METHODS, OPTIONS, Models, parse
 from cdlearn.pairs.pair import Pair
 from cdlearn.toyworld.tasks import TASKS
 
 BATCH, BATCH_OF_OTHERS = 100, 16  # of the embedded models, and of models that are larger
-FILE_FLAGS = ("max_new_tokens", "stop", "chat_template", "system_prompt")
+FILE_FLAGS = ("max_new_tokens", "stop", "grade", "chat_template", "system_prompt")
 EXAMPLES = """
 A prompts file holds {format}.
+"grade": "contains", "exact" or "last number" in a line says when a text is right (numbers count as numbers).
 
 methods, each with its numbers as in "contrastive beta=0.5 alpha=0.1":
 {methods}
@@ -60,9 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="keep answers and results.csv; the same command goes on"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the set-up to FILE as well")
+    options.add_numbers(parser, scored=True)
     file = parser.add_argument_group("with --prompts-file")
     file.add_argument("--max-new-tokens", type=count, help="default: 64")
     file.add_argument("--stop", nargs="+", metavar="TEXT", help="texts that end an answer")
+    file.add_argument("--grade", choices=GRADES, help="of lines that do not say theirs (default: contains, and exact)")
     file.add_argument("--chat-template", action="store_true", help="put the prompts into the chat template")
     file.add_argument("--system-prompt", metavar="TEXT", help="goes into the chat template")
     return parser
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     whole = not (args.methods or args.prompts_file)  # the toy world's own table
     early = args.expert is None  # the embedded expert has an early checkpoint
     usual = [spec for spec in USUAL if whole or early or args.amateur or not METHODS[parse(spec)[0]].needs]
-    specs = list(dict.fromkeys(args.methods or usual))
+    specs = list(dict.fromkeys(options.with_numbers(parser, args, args.methods or usual)))
     pair = options.open_pair(args, [parse(spec)[0] for spec in specs])
     models, tasks = Models(pair), _tasks(args, pair)
     try:
@@ -114,7 +117,11 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--{flag.replace('_', '-')} belongs to --prompts-file: the toy world's tasks know their own")
     if args.system_prompt and not args.chat_template:
         parser.error("--system-prompt goes into the chat template: add --chat-template")
-    if args.no_grid and (args.methods or args.prompts_file):
+    whole = not (args.methods or args.prompts_file)
+    for name in OPTIONS:
+        if whole and getattr(args, name) is not None:
+            parser.error(f"{options.flag(name)} needs --methods: the toy world's own table has its own numbers")
+    if args.no_grid and not whole:
         parser.error("--no-grid changes nothing here: the grid belongs to the toy world's own table")
     args.batch = args.batch or (BATCH_OF_OTHERS if args.expert else BATCH)
     if args.prompts_file:
@@ -130,7 +137,8 @@ def _tasks(args: argparse.Namespace, pair: Pair) -> Tasks:
     def render(prompt: str) -> str:
         return pair.prompt(prompt, system=args.system_prompt, chat=args.chat_template)
 
-    return read_questions(args.prompts_file, n=args.n, max_new_tokens=args.max_new_tokens, render=render)
+    settings = {"n": args.n, "max_new_tokens": args.max_new_tokens, "grade": args.grade}
+    return read_questions(args.prompts_file, render=render, **settings)
 
 
 def _settings(args: argparse.Namespace, pair: Pair, tasks: Tasks) -> dict[str, object]:
@@ -139,6 +147,6 @@ def _settings(args: argparse.Namespace, pair: Pair, tasks: Tasks) -> dict[str, o
     settings |= {"device": pair.expert.device.type, "prompts": "the toy world's"}
     settings |= {name: getattr(args, name) for name in ("seed", "batch", "stop", "max_new_tokens", "n")}
     if args.prompts_file:
-        prompts = [(item.prompt, str(item.gold)) for _, items in tasks.values() for item in items]
+        prompts = [(item.prompt, getattr(item.gold, "texts", ())) for _, items in tasks.values() for item in items]
         settings["prompts"] = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:12]
     return settings

@@ -10,7 +10,7 @@ import sys
 
 import cdlearn
 from cdlearn.cli import options
-from cdlearn.methods import METHODS, OPTIONS, SCORED, Models, build, guess
+from cdlearn.methods import METHODS, Models, build, guess
 
 # name -> (module, function, what it does); a module is imported when it is asked for, so that a prompt waits for none
 COMMANDS = {
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-stream", action="store_true", help="print the whole text at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options.add_models(parser)
-    options.add_numbers(parser, [name for name in OPTIONS if name not in SCORED])
+    options.add_numbers(parser)
     options.add_generation(parser)
     return parser
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from tqdm.auto import tqdm
 
 from cdlearn.loops.run import Generation
-from cdlearn.methods import METHODS, OPTIONS, Decoder, Option, check, check_form, guess, parse
+from cdlearn.methods import FORM, METHODS, OPTIONS, SCORED, Decoder, Option, check, check_form, guess, parse
 from cdlearn.pairs import Pair, load_expert, load_pair
 from cdlearn.pairs.loading import where
 
@@ -66,11 +66,12 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: auto, the model's own)")
 
 
-def add_numbers(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """A flag for each of these numbers of methods; `numbers_of` reads them back."""
-    group = parser.add_argument_group("numbers of the method")
-    for name in names:
-        option = OPTIONS[name]
+def add_numbers(parser: argparse.ArgumentParser, *, scored: bool = False) -> None:
+    """A flag for each number of methods (scored: also those of evaluations); `numbers_of` reads them back."""
+    group = parser.add_argument_group("numbers, for the methods that take them")
+    for name, option in OPTIONS.items():
+        if name in SCORED and not scored:
+            continue
         known = [str(option.default) if isinstance(option.default, str) else f"{option.default:g}"]
         known += [f"{method.defaults[name]:g} with {key}" for key, method in METHODS.items() if name in method.defaults]
         read = checked(lambda text, name=name: OPTIONS[name].read(name, text))
@@ -92,7 +93,7 @@ def methods_help() -> str:
 
 def numbers_of(parser: argparse.ArgumentParser, args: argparse.Namespace, methods: Sequence[str]) -> dict[str, Any]:
     """The numbers that flags give. A usage error for what changes nothing with any of the methods."""
-    if args.system_prompt and args.no_chat_template:
+    if args.system_prompt and getattr(args, "no_chat_template", False):
         parser.error("--system-prompt goes into the chat template: leave out --no-chat-template")
     numbers = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
 
@@ -107,6 +108,24 @@ def numbers_of(parser: argparse.ArgumentParser, args: argparse.Namespace, method
     except ValueError as error:
         parser.error(str(error))
     return numbers
+
+
+def with_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, specs: Sequence[str]) -> list[str]:
+    """These methods, each with the numbers of the flags that it takes and does not say itself.
+
+    A usage error for a flag that reaches none.
+    """
+    parsed = [parse(spec) for spec in specs]
+    flags = numbers_of(parser, args, [name for name, _ in parsed])
+    made, left = [], set(flags)
+    for spec, (name, own) in zip(specs, parsed):
+        other = FORM[1:] if "beta" in own else FORM[:1] if own.keys() & set(FORM) else ()
+        taken = [key for key in flags if key in METHODS[name].options and key not in (*own, *other)]
+        made.append(" ".join([spec, *(f"{key}={flags[key]}".replace(" ", "") for key in taken)]))
+        left -= set(taken)
+    for key in left:
+        parser.error(f"{flag(key)} {flags[key]} changes nothing: every method that takes it has its own numbers")
+    return made
 
 
 def open_pair(args: argparse.Namespace, methods: Sequence[str] = ("contrastive",)) -> Pair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -10,39 +11,49 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteria
+from transformers.utils import logging
 
 from cdlearn.sources import Source
 from cdlearn.sources.combine import compose
+
+CHECKED = 5  # tokens of the pass that `bare_passes` times as a check
 
 
 class Forwards:
     """Bare one-token forward passes of models, each with its own cache: what the steps of a loop are held against.
 
-    times: the seconds of each model's passes. laps: the seconds of the loop's steps.
+    times: the seconds of each model's passes. laps: the seconds of the loop's steps. The prompt is no step: prompt has
+    the seconds of each model's pass over it, and first those of the loop, to the scores of its first token.
     """
 
     def __init__(self, models: dict[str, PreTrainedModel], device: torch.device | None = None) -> None:
         self.models, self.device = models, device or torch.device("cpu")
         self.caches = {name: DynamicCache(config=model.config) for name, model in models.items()}
         self.times: dict[str, list[float]] = {name: [] for name in models}
+        self.prompt: dict[str, float] = {}
         self.laps: list[float] = []
-        self._left: float | None = None
+        self.first: float | None = None
+        self._left = now(self.device)
 
     @torch.no_grad()
     def lap(self, ids: Tensor) -> None:
         """End a step of the loop whose tokens are ids [B, T]; feed what is new in them to the models, timing it."""
-        entered = now(self.device)
-        if self._left is not None:
-            self.laps.append(entered - self._left)
+        spent = now(self.device) - self._left
+        if self.first is None:
+            self.first = spent
+        else:
+            self.laps.append(spent)
         for name, model in self.models.items():
             seen = self.caches[name].get_seq_length()
             new = ids[:, seen:].to(model.device)
             positions = torch.arange(seen, ids.shape[1], device=model.device)[None]
             start = now(model.device)
             model(input_ids=new, past_key_values=self.caches[name], position_ids=positions, logits_to_keep=1)
-            if seen:  # the prompt is no step
+            if seen:
                 self.times[name].append(now(model.device) - start)
+            else:
+                self.prompt[name] = now(model.device) - start
         self._left = now(self.device)
 
 
@@ -84,10 +95,51 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+@torch.no_grad()
+def bare_passes(models: dict[str, PreTrainedModel], ids: Tensor) -> dict[str, float]:
+    """Median seconds of bare passes after a context: one token of each model, and the expert's check of `CHECKED`."""
+    costs = {}
+    for name, width in (*((name, 1) for name in models), ("check", CHECKED)):
+        model = models.get(name, models["expert"])
+        cache, times = DynamicCache(config=model.config), []
+        model(input_ids=ids.to(model.device), past_key_values=cache)
+        for _ in range(15):
+            start = now(model.device)
+            model(input_ids=ids[:, :1].expand(-1, width).to(model.device), past_key_values=cache)
+            times.append(now(model.device) - start)
+            cache.crop(-width)
+        costs[name] = statistics.median(times)
+    return costs
+
+
+def greedy(model: PreTrainedModel, ids: Tensor, steps: int, **more: Any) -> None:
+    """So many greedy tokens by the generate() of transformers."""
+    never = model.config.get_text_config().vocab_size  # an EOS id that no model can emit
+    numbers = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=never, pad_token_id=0)
+    ids, before = ids.to(model.device), logging.get_verbosity()
+    logging.set_verbosity_error()  # assisted generation warns of its own inner calls
+    try:
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=numbers, **more)
+    finally:
+        logging.set_verbosity(before)
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Describe what the numbers were measured on."""
     known = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in known if line.startswith("model name")]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else (names or [platform.machine()])[0]
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"device": f"{device.type} ({name})", "threads": torch.get_num_threads()} | versions
+    place = {"device": f"{device.type} ({name})", "threads": torch.get_num_threads()} | versions
+    return place | {"peak memory": f"{_peak(device) / 2**20:.0f} MiB" if _peak(device) else "unknown"}
+
+
+def _peak(device: torch.device) -> int:
+    """The most bytes so far: on CUDA what torch had allocated, else the whole process; 0 where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

@@ -13,7 +13,7 @@ from cdlearn.evaluate.folder import Records
 from cdlearn.evaluate.questions import Choices
 from cdlearn.evaluate.report import rows_of
 from cdlearn.methods import OPTIONS, Decoder, Models, build, parse
-from cdlearn.metrics import choice_scores
+from cdlearn.metrics import choice_scores, ngram_counts
 from cdlearn.toyworld.tasks import Item, Task
 
 Tasks = dict[str, tuple[Task, list[Item]]]  # title -> a task and its items
@@ -41,7 +41,7 @@ def evaluate(tasks: Tasks, methods: dict[str, Sequence[str]], models: Models, **
             for spec in asked[title]:
                 bar.set_description(f"{title}: {spec}")
                 made = answers(task, items, spec, decoders[spec], **settings)
-                graded[spec] = [task.grade(item, record["answer"]) for item, record in zip(items, made, strict=True)]
+                graded[spec] = [_graded(task, item, record) for item, record in zip(items, made, strict=True)]
             rows += rows_of(title, items, graded)
     return rows
 
@@ -87,6 +87,14 @@ def answers(
         if bar is not None:
             bar.update(len(group))
     return [records[key] for key in keys]
+
+
+def _graded(task: Task, item: Item, record: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    grades = task.grade(item, record["answer"])
+    if "rep-2" in grades:  # graders see the text alone; a loop without spaces shows in the tokens only
+        distinct, total = ngram_counts(record["token_ids"], 2)
+        grades["rep-2, tokens"] = (total - distinct, total)
+    return grades
 
 
 def _is_choice(item: Item) -> bool:

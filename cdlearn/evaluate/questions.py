@@ -1,12 +1,14 @@
-"""Prompts files: JSON lines with a prompt, and with an answer, or with choices and the right one."""
+"""Prompts files: JSON lines with a prompt, and with an answer, or with choices and the right one; and their graders."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,16 @@ from cdlearn.metrics import ngram_counts
 from cdlearn.toyworld.tasks import Item, Task
 
 FORMAT = 'lines like {"prompt": "2 + 2 =", "answer": "4"} or {"prompt": ..., "choices": ["3", "4"], "answer": 1}'
+# how an answer is graded -> the metric; a line without "grade" is graded by the first two
+GRADES = {"contains": "contains the answer", "exact": "is the answer", "last number": "last number"}
+
+# scripts without spaces between words (Thai to Burmese, Khmer, kana, Han) or with endings joined to them (Hangul)
+_JOINED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
+# -$1,234.5 or .5, but not the 2 of x2, the 3 of 1.2.3, the minus of 7-2 or of x-2
+_NUMBER = re.compile(
+    rf"(?<![^\W{_JOINED}])(?<!\d)(?<!\d\.)(?:(?<![)\]])([-−－]))?[$€£¥]?"
+    r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+)"
+)
 
 
 @dataclass(frozen=True)
@@ -26,28 +38,31 @@ class Choices:
 
 
 def read_questions(
-    path: str | Path, *, n: int | None = None, max_new_tokens: int = 64, render: Callable[[str], str] = str
-) -> dict[str, tuple[Task, list[Item]]]:
+    path: str | Path, *, n: int | None = None, max_new_tokens: int = 64, render: Callable[[str], str] = str,
+    grade: str | None = None,
+) -> dict[str, tuple[Task, list[Item]]]:  # fmt: skip
     """The tasks of a prompts file: name -> (task, items). Multiple choice and free text are two tasks.
 
     path: see `read_prompts`. "choices" is a list of two or more strings, and "answer" then the right one or its number
     from 0; without choices "answer" is a string or a list of accepted strings, or left out: then only repetition is
-    measured. "group" (a string) names items that belong together: the bootstrap draws them as one. n: the first n
-    lines only. render: what becomes of a prompt, a chat template for instance. Raises ValueError naming file, line and
-    key; OSError for a file that cannot be read.
+    measured. "grade" says when a text is right: "contains" the answer (as whole words, where its script has spaces),
+    "exact" (it is the answer), or "last number" (its last number is the answer's). Numbers are compared as numbers.
+    "group" (a string) names items that belong together: the bootstrap draws them as one. n: the first n lines only.
+    render: what becomes of a prompt, a chat template for instance. grade: of lines that do not say theirs (None:
+    "contains" and "exact"). Raises ValueError naming file, line and key; OSError for a file that cannot be read.
     """
     kinds: dict[str, list[Item]] = {"choices": [], "text": []}
     for number, value in read_prompts(path)[:n]:
         try:
-            item = _item(value, number, render)
+            item = _item(value, number, render, grade)
         except ValueError as error:
             raise ValueError(f"--prompts-file {path}, line {number}: {error}") from None
         kinds["choices" if isinstance(item.gold, Choices) else "text"].append(item)
     tasks = {}
-    for kind, grade in (("choices", _grade_choice), ("text", _grade_text)):
+    for kind, grader in (("choices", _grade_choice), ("text", _grade_text)):
         name = Path(path).stem + (f", {kind}" if all(kinds.values()) else "")
         if items := kinds[kind]:
-            tasks[name] = (Task(name, lambda rng, n, items=items: items[:n], grade, max_new_tokens), items)
+            tasks[name] = (Task(name, lambda rng, n, items=items: items[:n], grader, max_new_tokens), items)
     return tasks
 
 
@@ -58,7 +73,7 @@ def read_prompts(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     that cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON strings may hold U+2028
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts-file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except FileNotFoundError as error:
@@ -80,16 +95,22 @@ def read_prompts(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     return prompts
 
 
-def _item(value: dict[str, Any], number: int, render: Callable[[str], str]) -> Item:
+def _item(value: dict[str, Any], number: int, render: Callable[[str], str], default: str | None) -> Item:
     answer, choices, group = value.get("answer"), value.get("choices"), value.get("group", f"line {number}")
     if not isinstance(group, str):
         raise ValueError('"group" is not a text: name the group with a string.')
+    if "grade" in value and (value["grade"] not in list(GRADES) or answer is None or choices is not None):
+        raise ValueError(f'"grade" is {value["grade"]!r}: beside a text\'s "answer" give one of {", ".join(GRADES)}.')
     if choices is not None:
         return Item(render(value["prompt"]), _choices(choices, answer), group)
     accepted = [] if answer is None else [answer] if isinstance(answer, str) else answer
-    if not isinstance(accepted, list) or not all(isinstance(text, str) and text for text in accepted):
+    if not isinstance(accepted, list) or not all(isinstance(text, str) and _plain(text) for text in accepted):
         raise ValueError('"answer" is not a text: give a string, a list of accepted strings, or leave it out.')
-    return Item(render(value["prompt"]), tuple(accepted), group)
+    grade = value.get("grade", default)
+    known = {name: list(map(_plain, accepted)) for name in ([grade] if grade else ["contains", "exact"]) if accepted}
+    if not all(map(_numbers, known.get("last number", ()))):
+        raise ValueError(f'"answer" {answer!r} holds no number for the grade "last number".')
+    return Item(render(value["prompt"]), known, group)
 
 
 def _choices(choices: Any, answer: Any) -> Choices:
@@ -115,17 +136,44 @@ def _grade_choice(item: Item, scores: list[float]) -> dict[str, tuple[float, flo
 
 
 def _grade_text(item: Item, text: str) -> dict[str, tuple[float, float]]:
-    """Without an answer only the repetition counts. An answer counts as whole words, in any case."""
-    said, known = _plain(text), [_plain(answer) for answer in item.gold]
-    contains = any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", said) for answer in known)
-    asked = 1 if known else 0
-    distinct, total = ngram_counts(text, 2)
-    return {
-        "contains the answer": (contains, asked),
-        "is the answer": (said in known, asked),
-        "rep-2": (total - distinct, total),
+    """The item's gold: the accepted answers, as `_plain` writes them, of each of its grades. Repetition counts too."""
+    said, known = _plain(text), {name: item.gold.get(name, ()) for name in GRADES}
+    right = {
+        "contains": any(_holds(said, answer) for answer in known["contains"]),
+        "exact": said in known["exact"],
+        "last number": _numbers(said)[-1:] in [_numbers(answer)[-1:] for answer in known["last number"]],
     }
+    distinct, total = ngram_counts(text, 2)
+    grades = {GRADES[name]: (is_right, name in item.gold) for name, is_right in right.items()}
+    return grades | {"rep-2": (total - distinct, total)}
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).strip(" .")
+    """Text to compare: without case, runs of white space, dots around it; every number between two NUL, as 1234.5."""
+    text = _NUMBER.sub(_number, unicodedata.normalize("NFC", text).casefold())
+    return " ".join(text.split()).strip(" .。")
+
+
+def _number(found: re.Match) -> str:
+    value = f"{Decimal(found[2].replace(',', '')):f}"
+    value = value.rstrip("0").rstrip(".") if "." in value else value
+    return f"\0{'-' if found[1] and value != '0' else ''}{value}\0"
+
+
+def _numbers(plain: str) -> list[str]:
+    return re.findall("\0(.+?)\0", plain)
+
+
+def _holds(said: str, answer: str) -> bool:
+    """Whether a text holds an answer as whole words, both as `_plain` writes them."""
+    starts = [found.start() for found in re.finditer(f"(?={re.escape(answer)})", said)]
+    before = [said[max(start - 1, 0) : start + 1] for start in starts]
+    after = [said[start + len(answer) - 1 :][:2] for start in starts]
+    return any(_parts(left) and _parts(right) for left, right in zip(before, after))
+
+
+def _parts(two: str) -> bool:
+    """Whether a word may end between two characters; at the end of a text there is one."""
+    accent = unicodedata.category(two[-1])[0] == "M"  # belongs to the letter before it
+    inside = [c in "_\0" or unicodedata.category(c)[0] in "LMN" and not re.match(f"[{_JOINED}]", c) for c in two]
+    return len(two) < 2 or not (accent or all(inside))
