@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,19 +19,32 @@ TOLERANCE = 1e-3
 
 def check_source(make_source: Callable, pair: Any, *, prompts: Sequence[Sequence[int]] = PROMPTS) -> Result:
     """Check part 1 of the project: shape, no nan, no look ahead, padding, no memory of other texts, not the expert."""
-    part = "make_source"
+    broken = _promises(make_source, pair, [list(row) for row in prompts])
+    return _first("make_source", broken, 6, "there is no source yet", "the source can be called")
+
+
+def check_evaluate(
+    function: Callable, sources: dict[str, Any], task: str, items: Sequence[Any], metric: str, expected: list[dict]
+) -> Result:
+    """Check part 2 of the project: one row per source with hits and of, the numbers of the items given."""
+    example = f"{len(items)} items of {task}, {metric!r}, sources {list(sources)}"
+    broken = _counts(lambda: function(dict(sources), task, list(items), metric), example, expected)
+    return _first("evaluate", broken, len(sources), "there is no evaluation yet", "it runs", example)
+
+
+def _first(part: str, broken: Iterator[tuple], held: int, unwritten: str, runs: str, example: str = "") -> Result:
+    """The first of (broke, example, expected, got, look) as a result; if there is none, `held` cases hold."""
     try:
-        for broke, example, expected, got, look in _promises(make_source, pair, [list(row) for row in prompts]):
-            return Result(part, broke=broke, example=example, expected=expected, got=got, look=look)
+        for broke, instance, expected, got, look in broken:
+            return Result(part, broke=broke, example=instance, expected=expected, got=got, look=look)
     except NotImplementedError:
-        return Result(part, broke="there is no source yet", got="nothing: it is not written yet")
+        return Result(part, broke=unwritten, got="nothing: it is not written yet")
     except Exception as error:  # whatever the student's code does is an answer
-        return Result(part, broke="the source can be called", got=f"{type(error).__name__}: {str(error)[:300]}")
-    return Result(part, cases=6)
+        return Result(part, broke=runs, example=example, got=f"{type(error).__name__}: {str(error)[:300]}")
+    return Result(part, cases=held)
 
 
-def _promises(make_source: Callable, pair: Any, prompts: list[list[int]]) -> Any:
-    """The promises that are broken, as (broke, example, expected, got, look), the first one first."""
+def _promises(make_source: Callable, pair: Any, prompts: list[list[int]]) -> Iterator[tuple]:
     long = torch.tensor([max(prompts, key=len)])
     T, source = long.shape[1], make_source(pair)
     scores = source(long, n=T)
@@ -40,9 +53,7 @@ def _promises(make_source: Callable, pair: Any, prompts: list[list[int]]) -> Any
     if not isinstance(scores, Tensor) or list(scores.shape) != wanted or not scores.is_floating_point():
         got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         yield "scores are float, [B, n, V]", call, show(wanted), show(got), "what `scores` returns"
-        return
-    finite = scores.isfinite().any(-1)
-    if scores.isnan().any() or not finite.all():
+    if scores.isnan().any() or not scores.isfinite().any(-1).all():
         look = "0 * inf, inf - inf, or a mask that keeps nothing"
         yield "no nan, and every row lets some token win", call, "numbers or -inf", "a nan, or a row of -inf", look
     short = make_source(pair)(long[:, :-1], n=T - 1)
@@ -51,7 +62,8 @@ def _promises(make_source: Callable, pair: Any, prompts: list[list[int]]) -> Any
             "statistics over columns (a mean, a maximum over dimension 1): each column may use only what is before it"
         )
         yield "a column does not know what follows it", f"{call}, without its last token", *_rows(short, scores), look
-    if _apart(source(long, n=T), scores) or _apart(_after_another(source, prompts, long), scores):
+    again, _ = source(long, n=T), source(torch.tensor([prompts[-1]]), n=1)
+    if _apart(again, scores) or _apart(source(long, n=T), scores):
         look = "what the source keeps between calls: counters, random numbers, the last text"
         yield "the same text gives the same scores, whatever was asked before", call, "the same", "others", look
     rows = [torch.tensor([row]) for row in prompts]
@@ -67,11 +79,6 @@ def _promises(make_source: Callable, pair: Any, prompts: list[list[int]]) -> Any
         yield "it is a source of its own", call, "not the expert's law", "the expert's law", "where your idea acts"
 
 
-def _after_another(source: Any, prompts: list[list[int]], ids: Tensor) -> Tensor:
-    source(torch.tensor([prompts[-1]]), n=1)
-    return source(ids, n=ids.shape[1])
-
-
 def _apart(a: Tensor, b: Tensor) -> bool:
     return a.shape != b.shape or not torch.allclose(a, b, rtol=0.0, atol=TOLERANCE)
 
@@ -80,29 +87,19 @@ def _rows(expected: Tensor, got: Tensor) -> tuple[str, str]:
     return show(expected[0, -1, :4]) + " ..", show(got[0, expected.shape[1] - 1, :4]) + " .."
 
 
-def check_evaluate(
-    function: Callable, sources: dict[str, Any], task: str, items: Sequence[Any], metric: str, expected: list[dict]
-) -> Result:
-    """Check part 2 of the project: one row per source with hits and of, the numbers of the items given."""
-    part, example = "evaluate", f"{len(items)} items of {task}, {metric!r}, sources {list(sources)}"
-    try:
-        got = function(dict(sources), task, list(items), metric)
-    except NotImplementedError:
-        return Result(part, broke="there is no evaluation yet", got="nothing: it is not written yet")
-    except Exception as error:  # whatever the student's code does is an answer
-        return Result(part, broke="it runs", example=example, got=f"{type(error).__name__}: {str(error)[:300]}")
-    told = {"example": example, "expected": show(expected), "got": show(got)}
-    if not isinstance(got, list) or [type(row) for row in got] != [dict] * len(sources):
-        return Result(part, broke="a list with one dict per source", **told)
+def _counts(evaluate: Callable, example: str, expected: list[dict]) -> Iterator[tuple]:
+    got = evaluate()
+    told = example, show(expected), show(got)
+    if not isinstance(got, list) or [type(row) for row in got] != [dict] * len(expected):
+        yield "a list with one dict per source", *told, ""
     if any({"source", "hits", "of"} - row.keys() for row in got):
-        return Result(part, broke="every row has source, hits and of", **told)
+        yield "every row has source, hits and of", *told, ""
     for row, right in zip(got, expected):
         if row["source"] != right["source"]:
-            return Result(part, broke="the rows stand in the order of the sources", **told)
+            yield "the rows stand in the order of the sources", *told, ""
         if row["of"] != right["of"]:
             look = "what is counted: one item can have several answers to count, and some have none"
-            return Result(part, broke="of: what there was to get right", look=look, **told)
+            yield "of: what there was to get right", *told, look
         if row["hits"] != right["hits"]:
             look = "the texts: new tokens only, the task's max_new_tokens, greedy; then TASKS[task].grade"
-            return Result(part, broke="hits: what was right", look=look, **told)
-    return Result(part, cases=len(sources))
+            yield "hits: what was right", *told, look
