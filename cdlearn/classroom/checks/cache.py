@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, tensor
+from torch import tensor
 from transformers import DynamicCache
 
 from cdlearn.classroom.checks.core import Case, Part
@@ -82,17 +82,14 @@ EYE, SHIFT = torch.eye(4), torch.eye(4) + torch.diag(torch.ones(3), 1)
 WHOLE = tensor([[10.0, 0, 0, 0], [5, 5, 0, 0], [1.5536, 4.2232, 4.2232, 0]])
 
 
-def _held(n: int) -> tuple[Tensor, Tensor]:
-    return SHIFT[:n].clone(), 10 * EYE[:n]
-
-
 def _head(says: str, old: int, new: int) -> Case:
     example = (
         f"x = rows {old} to {old + new - 1} of eye(4), the cache holds k and v of {old} rows. W_q = 2 eye(4), "
         "W_k = eye(4) with ones right of the diagonal, W_v = 10 eye(4): out is 10 x the attention weights"
     )
-    args = (EYE[old : old + new], _held(old) if old else None, 2 * EYE, SHIFT, 10 * EYE)
-    return Case(says, args, (WHOLE[old : old + new], _held(old + new)), {}, example)
+    held, grown = ((SHIFT[:n].clone(), 10 * EYE[:n]) for n in (old, old + new))
+    args = (EYE[old : old + new], held if old else None, 2 * EYE, SHIFT, 10 * EYE)
+    return Case(says, args, (WHOLE[old : old + new], grown), {}, example)
 
 
 def _loop(says: str, ids: list[int], most: int, new: list[int], fed: list[list[int]]) -> Case:
@@ -126,7 +123,8 @@ def _endings_note(value: Any, args: tuple) -> dict:
     return {"scores": value, "positions fed": f"at most {enough}" if fed <= enough else f"{fed}"}
 
 
-def _batch(says: str, ids: list, mask: list, most: int, new: list, later: int = 1) -> Case:
+def _batch(says: str, ids: list, most: int, new: list, later: int = 1) -> Case:
+    mask = [[1, 1], [0, 1]][: len(ids)]
     expected = {"new": new, "columns of the first call": [len(ids[0])], "of later calls": [1] * later}
     example = f"{TOY_WORDS}my_batched_loop(model, {ids}, {mask}, eos_id=2, max_new_tokens={most})"
     return Case(says, (TOY, tensor(ids), tensor(mask)), expected, {"eos_id": 2, "max_new_tokens": most}, example)
@@ -143,18 +141,15 @@ check_head = Part(1, my_head, [
     _head("without a cache, three positions", 0, 3),
     _head("one new position asks with its query and sees all cached columns and itself", 2, 1),
     _head("of two new positions, the first sees the cache and itself, not the second", 1, 2),
-], [
-    ("no causal mask", ".masked_fill(~allowed, -math.inf)", "",
-     "which columns a position may see when several are new"),
+    ("no causal mask", ".tril(T - n)", "", "which columns a position may see when several are new"),
     ("the causal mask forgets the cached columns", "T - n", "",
      "the diagonal: new row i is column (cached + i), not column i"),
-    ("the scale is missing", " / math.sqrt(q.shape[1])", "",
-     "what q @ k.T is divided by: the square root of the width"),
+    ("the scale is missing", "/ math.sqrt(q.shape[1])", "", "what q @ k.T is divided by: the square root of the width"),
     ("the cache does not grow", "@ v, (k", "@ v, cache or (k", "what you return: the next call needs the new rows too"),
     ("the cache is not read", "cache is not None", "False", "whose keys and values the new query meets"),
 ])
 
-CACHE, NONE, FIRST = "past_key_values=cache", "past_key_values=None", "    for _ in range"
+CACHE, NONE = "past_key_values=cache", "past_key_values=None"
 check_cached_loop = Part(2, my_cached_loop, [
     _loop("the first call feeds the prompt; its last logits choose the first token", [3, 5], 1, [5], []),
     _loop("the second call feeds the new token alone: the cache holds the prompt", [3, 5], 2, [5, 4], [[5]]),
@@ -162,11 +157,8 @@ check_cached_loop = Part(2, my_cached_loop, [
     _loop("the end-of-text token ends the loop and stays out", [3, 5], 9, [5, 4, 4], [[5], [4], [4]]),
     _loop("a prompt of one token", [2], 9, [2, 6], [[2], [6]]),
     _loop("an end-of-text token at once gives no tokens", [6, 1], 9, [], []),
-], [
     ("the cache fed twice", "row = token[:, None]", "row = ids = torch.cat([ids, token[:, None]], 1)",
      "what each call feeds: the columns in the cache are exactly the tokens you fed, in order"),
-    ("the last prompt token fed twice", FIRST, f"    model(ids, {CACHE})\n    row = ids[:, -1:]\n{FIRST}",
-     "what the call after the prompt feeds: its last token is in the cache already"),
     ("no cache: everything is read again", ("row = token[:, None]", CACHE),
      ("row = ids = torch.cat([ids, token[:, None]], 1)", NONE), "which columns `fed` repeats"),
     ("the cache is not handed on", CACHE, NONE, "past_key_values: the same object in every call"),
@@ -189,7 +181,6 @@ check_read = Part(3, my_read, [
     _read("without a new column the last one is fed again, for its logits", [3, 5, 5], [3, 5], 5, 1),
     _read("the same row once more", [3, 5], [3, 5], 5, 1),
     _read("nothing agrees: everything goes", [1, 2], [3, 5], 5, 0),
-], [
     ("the rejected tokens stay in the cache", CROP, "",
      "the cache before you feed: it must hold what agrees, and nothing else"),
     ("compared by length", COUNT, "", "which columns agree: compare the tokens, one by one"),
@@ -213,7 +204,6 @@ check_endings = Part(4, my_endings, [
     _endings("every ending follows the prompt, not the ending before it", [[5], [6]], [-0.390536, -1.390536]),
     _endings("the cache is taken back to the prompt after every ending", [[5, 4], [3, 1], [5, 5, 5]],
              [-0.781072, -8.781072, -6.171608]),
-], [
     ("one column too late", "torch.cat([last, logits[:, :-1]], dim=1)", "logits",
      "the columns: the logits after token i are about token i + 1; who is about the first?"),
     ("the first token is left out", "None])", "None])[:, 1:]", "who predicts an ending's first token: the prompt"),
@@ -239,7 +229,6 @@ check_pad = Part(5, my_pad, [
          tuple(tensor([[[7, 7, 3], [5, 6, 4]], [[0, 0, 1], [1, 1, 1]], [[0, 0, 0], [0, 1, 2]]]))),
     Case("a real token may have the padding's id", ([[7, 6, 7], [7, 7]], 7),
          tuple(tensor([[[7, 6, 7], [7, 7, 7]], [[1, 1, 1], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]]]))),
-], [
     ("padding on the right", (f"{FILL} + row", REAL), (f"row + {FILL}", "[1] * len(row) + [0] * (T - len(row))"),
      "the side: a loop reads and appends at the last column"),
     ("the mask from the ids", f"torch.tensor([{REAL} for row in rows])", "(ids != pad_id).long()",
@@ -251,17 +240,14 @@ check_pad = Part(5, my_pad, [
     ("negative positions", ".clamp(min=0)", "", "the padding's positions: a table of position vectors has no row -1"),
 ])
 
-TWO = [[1, 1], [0, 1]]
 ENDS = "            live[row] = live[row] and token != eos_id\n"
 TAKES = "            if live[row]:\n                new[row].append(token)\n"
 check_batched_loop = Part(6, my_batched_loop, [
-    _batch("a batch of one row is the cached loop", [[3, 5]], [[1, 1]], 2, [[5, 4]]),
-    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], TWO, 1, [[5], [6]], 0),
-    _batch("a new token is seen, at the position after its row's last", [[3, 5], [7, 1]], TWO, 3,
-           [[5, 4, 4], [1, 3, 4]]),
-    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], TWO, 3, [[5, 4, 4], [6]]),
-    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], TWO, 3, [[], []], 0),
-], [
+    _batch("a batch of one row is the cached loop", [[3, 5]], 2, [[5, 4]]),
+    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], 1, [[5], [6]], 0),
+    _batch("a new token is seen, at the position after its row's last", [[3, 5], [7, 1]], 3, [[5, 4, 4], [1, 3, 4]]),
+    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], 3, [[5, 4, 4], [6]]),
+    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], 3, [[], []], 0),
     ("no position ids", "position_ids=positions, ", "", "position_ids: without them columns count, padding too"),
     ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of a row's first real token"),
     ("positions stand still", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",

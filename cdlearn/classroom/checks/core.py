@@ -1,7 +1,7 @@
 """How a check runs a student's function, compares, and speaks: the property that broke, an example, expected and got.
 
-A check is a list of cases, smallest first, and a list of known mistakes. Expected values are written out in the cases:
-nothing here computes an answer. A mistake is named when it reproduces the student's output to the digit.
+A check is a table: cases, smallest first, then known mistakes. Expected values are written out in the cases: nothing
+here computes an answer. A mistake is named when it reproduces the student's output to the digit.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from cdlearn.classroom.checks.values import kind, same, show
 
 PRINTED = 200  # characters of a function's own printing that a message repeats
 AGAIN = 20  # calls with the same arguments that must give the same answer
+PROBABILITIES = ("probabilities where log-probabilities belong", "log_softmax", "softmax",
+                 "the two terms: are they probabilities or their logarithms?")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,17 @@ class Part:
     """One part of an assignment: called with the student's function it checks it, on the visible cases or on others.
 
     number: which part of its assignment. reference: THE solution, a plain function of the file that every other place
-    reads (the master's solution cell, the right functions that stand in for wrong ones, the mistakes). mistakes: rows
-    (name, old text, new text, where to look): what the reference becomes when its source says `new` instead of `old`
-    (two tuples: several replacements). earlier: parts whose functions this one may call: if one is wrong, say that.
-    raised: pieces of error messages, or of what is said about chance, and where to look then. sure: answers are so few
-    (0, 1, 2) that a mistake is named only if it gives all of them. note: what is compared instead of what the function
-    returns: note(value, arguments).
+    reads (the master's solution cell, the right functions that stand in for wrong ones, the mistakes). table: cases,
+    then mistakes (name, old text, new text, where to look): what the reference becomes when its source says `new`
+    instead of `old` (two tuples: several replacements). earlier: parts whose functions this one may call: if one is
+    wrong, say that. raised: pieces of error messages, or of what is said about chance, and where to look then. sure:
+    answers are so few (0, 1, 2) that a mistake is named only if it gives all of them. note: what is compared instead of
+    what the function returns: note(value, arguments).
     """
 
     number: int
     reference: Callable
-    cases: Sequence[Case]
-    mistakes: Sequence[tuple] = ()
+    table: Sequence[Case | tuple]
     earlier: Sequence[Part] = ()
     raised: Mapping[str, str] = field(default_factory=dict)
     sure: bool = False
@@ -63,6 +64,14 @@ class Part:
     def name(self) -> str:
         """The name that the student's function has."""
         return self.reference.__name__
+
+    @property
+    def cases(self) -> list[Case]:
+        return [row for row in self.table if isinstance(row, Case)]
+
+    @property
+    def mistakes(self) -> list[tuple]:
+        return [row for row in self.table if isinstance(row, tuple)]
 
     def source_of(self, old: str | tuple[str, ...] = (), new: str | tuple[str, ...] = ()) -> str:
         """The reference's source with texts replaced, each of which it must hold."""
@@ -165,10 +174,8 @@ class Part:
     def _known_mistake(self, calls: Sequence[_Call], first: int) -> tuple[str, Callable, str] | None:
         """The known mistake that gives the student's output where it is first wrong and on most of the other cases.
 
-        A mistake that would have failed where the student was right is none of the student's. Where an answer says
-        little (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several cases. One whole
-        number (a token, a place) of one case says nothing: many mistakes would give it. A mistake that cannot run on a
-        case matches nothing.
+        Where an answer says little (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several
+        cases. One whole number (a token, a place) of one case says nothing: many mistakes would give it.
         """
         value, best, most = calls[first].value, None, 0
         whole = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.numel() == 1

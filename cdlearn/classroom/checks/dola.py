@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, tensor
 
-from cdlearn.classroom.checks.core import Case, Part
+from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
 from cdlearn.classroom.checks.models import Asked, Named
 
 
@@ -54,8 +54,6 @@ def my_dola(model, norm, head, ids, candidates, *, max_new_tokens, alpha=0.1):
 
 
 def _lens(says: str, states: list, logits: list) -> Case:
-    """A case of `my_lens` with a norm and a head that can be followed by hand."""
-
     def norm(state: Tensor) -> Tensor:
         scaled = state / state.abs().amax(dim=-1, keepdim=True)
         return torch.cat([2 * scaled[..., :1], scaled[..., 1:]], dim=-1)
@@ -106,7 +104,6 @@ check_lens = Part(1, my_lens, [
           [[[[2.0, 4.0]], [[4.0, 1.0]]], [[[-2.0, 1.0]], [[0.0, 3.0]]], [[[1.0, 0.5]], [[2.0, 1.0]]]],
           [[[[1.0, 1.0, 2.0]], [[2.0, 0.25, 2.25]]], [[[-2.0, 0.5, -1.5]], [[0.0, 1.0, 1.0]]],
            [[[1.0, 0.5, 1.5]], [[2.0, 1.0, 3.0]]]]),
-], [
     ("the final norm forgotten", "norm(state)", "state",
      "what stands between the last layer and the head in the model: early states have not been through it"),
     ("the last state normed twice", "(last)", "(norm(last))",
@@ -137,7 +134,6 @@ check_jsd = Part(2, my_jsd, [
     Case("rows that share no token are ln 2 apart", (SURE, NEVER), tensor(math.log(2))),
     Case("every row by itself, and one row against many",
          (P + 1, torch.stack([Q, P, Q + 3])), tensor([APART, 0.0, APART])),
-], [
     ("raw logits where log-probabilities belong", "- (entropy_p + entropy_q)",
      "+ ((p * p_logits).sum(-1) + (q * q_logits).sum(-1))",
      "the logarithms: are they of numbers that sum to 1?"),
@@ -165,9 +161,6 @@ check_candidates = Part(3, my_candidates, [
     Case("an odd middle: 10 layers part at 5", (10, "low", True), [2, 4]),
     Case("an odd middle: 10 layers part at 5", (10, "high", True), [6, 8]),
     Case("an odd number of layers is halved downwards", (9, "high", False), [4, 6, 8]),
-], [
-    ("the last layer as a candidate", "layers)\n", "layers + 1)\n",
-     "the end: the last layer would be contrasted with itself"),
     ("odd layers too", "layer % 2 == 0 and ", "", "which layers are offered: every second one"),
     ("layer 0 in spite of tied embeddings", " and not (tied and layer == 0)", "", "what `tied` forbids"),
     ("the middle in both halves", "(middle) if", "(middle + 1) if", "where the lower half ends: before the middle"),
@@ -179,7 +172,7 @@ ODD, NEAR = [0.02, 0.02, 0.95, 0.01], [0.52, 0.41, 0.04, 0.03]
 ONE, TWO = _logs(ODD, FAR, NEAR, LAST), _logs(ODD, NEAR, [0.20, 0.73, 0.04, 0.03], LAST)
 RARE = _logs(ODD, FAR, [0.52, 0.45, 0.03, 1e-9], LAST)
 STEP = _logs(FAR, [0.75, 0.18, 0.04, 0.03], [0.40, 0.53, 0.04, 0.03], LAST)
-BOTH, PLACE = torch.cat([ONE, TWO + 1], dim=1), "torch.tensor(candidates)[distances.argmax(0)]"
+BOTH = torch.cat([ONE, TWO + 1], dim=1)
 WHOM = "whom the candidates are compared with: logits[-1]"
 check_layer = Part(4, my_layer, [
     Case("the candidate that differs most from the last layer", (ONE, [1, 2]), tensor([1])),
@@ -188,17 +181,9 @@ check_layer = Part(4, my_layer, [
     Case("every row of the batch has its own layer", (BOTH, [1, 2]), tensor([1, 2])),
     Case("only candidates are asked", (BOTH, [2]), tensor([2, 2])),
     Case("the Jensen-Shannon divergence: one very rare token does not decide", (RARE, [1, 2]), tensor([1])),
-], [
     ("one layer for the whole batch", "argmax(0)", "mean(1).argmax().expand(logits.shape[1])",
      "the dimension of the argmax: every row asks for itself"),
-    ("the place in the list, not the layer", PLACE, "distances.argmax(0)",
-     "what argmax counts: places in the list of candidates"),
     ("the nearest layer", "argmax", "argmin", "which distance wins: the largest"),
-    ("layers that are no candidates", ("logits[candidates]", PLACE), ("logits", "distances.argmax(0)"),
-     "which rows of `logits` are compared"),
-    ("KL, not Jensen-Shannon", "distances = my_jsd(logits[-1], logits[candidates])",
-     "p, q = logits[-1].softmax(-1), logits[candidates].softmax(-1)\n    distances = (p * (p / q).log()).sum(-1)",
-     "the distance: KL runs away where one row rules a token out"),
     ("compared with the next layer", "logits[-1]", "logits[[layer + 1 for layer in candidates]]", WHOM),
     ("compared with layer 0", "logits[-1]", "logits[0]", WHOM),
 ], earlier=[check_jsd])
@@ -213,12 +198,10 @@ check_scores = Part(5, my_scores, [
     Case("alpha sets the line", (S1, tensor([1])), tensor([[R1[0], *3 * [-math.inf]]]), {"alpha": 0.9}),
     Case("every row of the batch is contrasted with its own layer", (torch.cat([S1, S2], dim=1), tensor([1, 0])),
          tensor([R1, R2])),
-], [
     ("the mask on the premature layer", "last >= last", "early >= early", "who says what is plausible: the last layer"),
     ("the mask is missing", ".masked_fill(~keep, -math.inf)", "", "the score of tokens that the last layer rules out"),
     ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether both rows were normalised first"),
-    ("probabilities where log-probabilities belong", "log_softmax", "softmax",
-     "the two terms: are they probabilities or their logarithms?"),
+    PROBABILITIES,
     ("the layers exchanged", "last.log_softmax(-1) - early", "early.log_softmax(-1) - last",
      "which of the two is subtracted"),
     ("masked tokens get the score 0", "-math.inf", "0.0", "the score of a token that is out: 0 may be the best"),
@@ -239,7 +222,6 @@ check_dola = Part(6, my_dola, [
     _dola("one candidate is the static form", [1, 2], 2, ([3, 3], [1, 1]), [1]),
     _dola("alpha sets the line of the mask", [1, 3], 1, ([0], [1]), alpha=0.9),
     _dola("with max_new_tokens=0 there is nothing to do", [1, 3], 0, ([], [])),
-], [
     ("the final norm forgotten", "norm, head)[", "torch.clone, head)[", "the states: read them through your lens"),
     ("the last layer alone", TOKEN, "logits[-1]", CHOSEN),
     ("the premature layer alone", TOKEN, "logits[layer[0]]", CHOSEN),

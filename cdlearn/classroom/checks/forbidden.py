@@ -1,7 +1,5 @@
 """Read a function's syntax tree for what it may not use, so that importing the answer scores nothing."""
 
-from __future__ import annotations
-
 import ast
 import dis
 import inspect

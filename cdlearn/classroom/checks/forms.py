@@ -5,18 +5,13 @@ import math
 import torch
 from torch import Tensor, tensor
 
-from cdlearn.classroom.checks.core import Case, Part
-from cdlearn.classroom.checks.values import bools
+from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
+from cdlearn.classroom.checks.values import bools, rows
 
 
 def log(*values: float) -> Tensor:
     """Logarithms of a row of numbers; that of 0 is -inf."""
     return tensor(values).log()
-
-
-def rows(*values: Tensor) -> Tensor:
-    """Rows [V] put into one batch [B, V]."""
-    return torch.stack(values)
 
 
 def my_candidates(expert_logits, *, alpha=0.1, top_k=0):
@@ -72,26 +67,18 @@ check_candidates = Part(1, my_candidates, [
     Case("every row has its own best tokens", (rows(SURE, C - 4),), rows(bools(1, 0, 0, 0, 0), bools(1, 1, 1, 0, 0))),
     Case("every row has its own k best", (rows(SURE, C - 4),), rows(bools(1, 1, 0, 0, 0), bools(1, 1, 0, 0, 0)),
          {"alpha": None, "top_k": 2}),
-], [
     ("alpha as a probability", THRESHOLD, "expert_logits.softmax(-1) >= alpha",
      "what alpha is a share of: the best token's probability, not 1"),
     ("alpha subtracted without its logarithm", "+ math.log(alpha)", "- alpha", SUMMAND),
     ("a line above the best token: log alpha subtracted, or alpha times a logarithm", "+ math.log", "- math.log",
      f"the sign of log alpha, and that {SUMMAND}"),
     ("top_k=0 keeps nobody", "n keep", "n keep & (top_k > 0)", "what top_k=0 means: the rule is switched off"),
-    ("one of the two rules is enough", "keep & (", "(keep if alpha else ~keep) | (",
-     "how the two rules are joined: a token must pass both"),
     ("top_k is ignored", "0 < top_k < expert_logits.shape[-1]", "False", "where `top_k` is used"),
     ("alpha is ignored", "log(alpha)", "log(0.1)", "where `alpha` is used"),
     ("the k-th best is left out", ">= expert_logits.topk", "> expert_logits.topk",
      "the comparison with the k-th best: it is one of the k"),
-    ("the first k columns", "expert_logits >= expert_logits.topk(top_k).values[..., -1:]",
-     "torch.arange(expert_logits.shape[-1]) < top_k",
-     "the order of the vocabulary: it says nothing about who is likely"),
     ("one best token for the whole batch", "dim=-1, keepdim=True).values", ")",
      "the dimension of the maximum: one for every row"),
-    ("the k best of the whole batch", "topk(top_k).values[..., -1:]", "flatten().topk(top_k).values[-1]",
-     "the dimension of topk: k for every row"),
 ])
 
 E, A = log(0.5, 0.3, 0.15, 0.04, 0.01), log(0.6, 0.05, 0.05, 0.28, 0.02)
@@ -111,7 +98,6 @@ check_contrast = Part(2, my_contrast, [
     Case("alpha sets the line", (E, A), log(0.5 / 0.6, 6, 0, 0, 0), {"alpha": 0.4}),
     Case("without alpha and top_k everybody has a score", (E, A), log(0.5 / 0.6, 6, 3, 1 / 7, 0.5), {"alpha": None}),
     Case("every row by itself", (rows(E, A), rows(A, A)), rows(BASE, log(1, 0, 0, 1, 0))),
-], [
     ("the mask on the amateur", "my_candidates(expert", "my_candidates(amateur",
      "whose logits the mask reads: plausible is what the expert finds plausible"),
     ("the mask on the scores", "~keep", "~my_candidates(scores, alpha=alpha, top_k=top_k)",
@@ -125,8 +111,7 @@ check_contrast = Part(2, my_contrast, [
     ("the expert is tempered too", "expert_logits.log", "(expert_logits / tau).log",
      "whose temperature tau is: the amateur's alone"),
     ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether each row was normalised"),
-    ("probabilities where log-probabilities belong", "log_softmax", "softmax",
-     "the two terms: are they probabilities or their logarithms?"),
+    PROBABILITIES,
     ("the strength is ignored", "strength * ", "", "where `strength` is used"),
     ("the mask before the softmax", ("_logits.log", "_logits / tau"), (f"{FILLED}.log", f"{FILLED} / tau"), FIRST),
     ("the mask before the softmax", "_logits.log", f"{FILLED}.log", FIRST),
@@ -137,7 +122,6 @@ check_contrast = Part(2, my_contrast, [
 S, K = log(1, 3, 4, 2), bools(1, 1, 0, 1)
 S2, K2, SIXTHS = rows(S, S), rows(K, bools(1, 0, 1, 0)), tensor([1, 3, 0, 2]) / 6
 RAW, RAWER, SOFT = "scores = scores", "raw, scores = scores, scores", "(scores / temperature).softmax(-1)"
-ONE = "two equals at temperature 0: one of them must get everything"
 check_law = Part(3, my_law, [
     Case("who is out has probability 0, the others share 1", (S, K), SIXTHS),
     Case("a constant changes nothing: scores may all be negative", (S - 9, K), SIXTHS),
@@ -149,9 +133,7 @@ check_law = Part(3, my_law, [
     Case("a tiny temperature is no problem for large scores", (tensor([90.0, 91.0, 95.0]), bools(1, 1, 0)),
          tensor([0.0, 1, 0]), {"temperature": 0.01}),
     Case("every row by itself", (S2, K2), rows(SIXTHS, tensor([1, 0, 4, 0]) / 5)),
-    Case("every row by itself, at temperature 0 too", (S2, K2), tensor([[0.0, 1, 0, 0], [0, 0, 1, 0]]),
-         {"temperature": 0.0}),
-], [
+    Case("every row by itself, at temperature 0 too", (S2, K2), torch.eye(4)[1:3], {"temperature": 0.0}),
     ("the mask after the softmax", (RAW, SOFT), (RAWER, "(raw / temperature).softmax(-1) * keep"),
      "the sum of the result: who is out must not take a share away"),
     ("masked tokens get the score 0", "(scores /", "(scores.masked_fill(~keep, 0) /",
@@ -164,31 +146,24 @@ check_law = Part(3, my_law, [
      "the order: divide the scores first, then take the softmax"),
     ("division by temperature zero", "temperature == 0", "False",
      "what temperature 0 means: greedy. It needs a branch of its own"),
-    ("a temperature of nearly zero for zero", ("temperature == 0", "/ temperature"),
-     ("False", "/ max(temperature, 1e-6)"), ONE),
-    ("all that are equal at temperature 0",
-     "torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)",
-     "(scores == scores.max(-1, keepdim=True).values).float()", ONE),
     ("temperature 0 without the mask", (RAW, "scores.argmax"), (RAWER, "raw.argmax"), "who competes at temperature 0"),
     ("exponentials without care", (RAW, SOFT),
      (RAWER, "torch.nn.functional.normalize((raw / temperature).exp() * keep, p=1, dim=-1)"),
      "the size of exp(scores / T): it overflows. softmax takes the maximum away first"),
 ])
 
-N, N_MIXED = tensor([0.5, 0.3, 0.15, 0.05]), tensor([0.15, 0.5, 0.05, 0.3])
+N, N_MIXED, TOP = tensor([[0.5, 0.3, 0.15, 0.05], [0.15, 0.5, 0.05, 0.3], [0.625, 0.375, 0, 0]])
 BEFORE, BACK = "ranked.cumsum(-1) - ranked < p", "torch.zeros_like(inside).scatter(-1, order, inside)"
 CROSSING = "the token with which the sum reaches p: it belongs to the set"
 check_nucleus = Part(4, my_nucleus, [
-    Case("the best tokens until they reach p, then renormalised", (N, 0.75), tensor([0.625, 0.375, 0, 0])),
+    Case("the best tokens until they reach p, then renormalised", (N, 0.75), TOP),
     Case("the token that crosses the line comes in", (N, 0.85), tensor([0.5, 0.3, 0.15, 0]) / 0.95),
     Case("a p below the best token keeps that token", (N, 0.2), tensor([1.0, 0, 0, 0])),
     Case("p = 1 keeps all", (N, 1.0), N),
     Case("as soon as the sum is exactly p, the set is complete", (tensor([0.5, 0.25, 0.125, 0.125]), 0.75),
          tensor([2 / 3, 1 / 3, 0, 0])),
     Case("the result has the order of the vocabulary", (N_MIXED, 0.75), tensor([0, 0.625, 0, 0.375])),
-    Case("every row by itself", (rows(N, tensor([0.1, 0.1, 0.7, 0.1])), 0.65),
-         tensor([[0.625, 0.375, 0, 0], [0, 0, 1, 0]])),
-], [
+    Case("every row by itself", (rows(N, tensor([0.1, 0.1, 0.7, 0.1])), 0.65), rows(TOP, torch.eye(4)[2])),
     ("the crossing token is left out", "- ranked <", "<=", CROSSING),
     ("the crossing token is left out, but for the best", BEFORE,
      "(ranked.cumsum(-1) <= p) | (ranked.cumsum(-1) - ranked < 1e-6)", CROSSING),
@@ -200,8 +175,6 @@ check_nucleus = Part(4, my_nucleus, [
      "which token each place of the sorted row stands for: carry the probabilities back"),
     ("put back with gather", BACK, "inside.gather(-1, order)",
      "the direction: gather reads from the places in `order`, and you want to write to them"),
-    ("one token too many where the sum is exactly p", "< p", "<= p",
-     "the comparison where both sides are equal: the sum must be at least p, not more"),
     ("not renormalised", " / kept.sum(-1, keepdim=True)", "", "the sum of the result"),
     ("the worst tokens first", "descending=True", "descending=False", "the direction of the sort"),
     ("p as a line for one token", BEFORE, "ranked >= 1 - p", "what reaches p: a sum"),
@@ -217,7 +190,6 @@ check_logit_form = Part(5, my_logit_form, [
     Case("beta 1", (RAW_E, RAW_A), tensor([4.0, 6.0, 3.2, OUT]), {"beta": 1.0}),
     Case("alpha sets the line", (RAW_E, RAW_A), tensor([4.5, 5.2, OUT, OUT]), {"alpha": 0.5}),
     Case("every row by itself", (rows(RAW_E, RAW_E - 4), rows(RAW_A, RAW_A)), rows(FORM, FORM - 6)),
-], [
     ("the expert without its factor", "(1 + beta) * ", "", "the factor of the expert: 1 + beta"),
     ("the difference alone", "(1 + beta)", "beta", "where the walk starts: at the expert"),
     ("the amateur is added", "- beta", "+ beta", "the sign of the second term"),
@@ -242,14 +214,12 @@ check_translation = Part(6, my_translation, [
     Case("beta 3", (3.0,), (0.75, 0.25)),
     Case("both are sampled at another temperature", (1.0,), (0.5, 1.0), {"temperature": 2.0}),
     Case("greedy stays greedy", (1.0,), (0.5, 0.0), {"temperature": 0.0}),
-], [
     ("beta taken for the strength", "beta / (1 + beta)", "beta", FACTOR),
     ("the temperature is not translated", "temperature / (1 + beta)", "temperature",
      "the stretch: dividing scores by 1 + beta makes a law flatter"),
     ("beta taken as it is", " / (1 + beta)", "", FACTOR),
     ("the temperature in the wrong direction", "temperature /", "temperature *",
      "which of the two forms is steeper, and what a temperature below 1 does"),
-    ("the expert's share for the amateur's", "return beta", "return 1",
-     "the strength at beta 0: the amateur has no say there"),
+    ("the expert's share for the amateur's", "beta /", "1 /", "the strength at beta 0: the amateur has no say there"),
     ("the temperature is ignored", "temperature /", "1 /", "where `temperature` is used"),
 ])

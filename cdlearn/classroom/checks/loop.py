@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, tensor
+from torch import tensor
 
-from cdlearn.classroom.checks.core import Case, Part
+from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
 from cdlearn.classroom.checks.models import ScriptLM, SumLM, TableLM
-from cdlearn.classroom.checks.values import bools
+from cdlearn.classroom.checks.values import bools, rows
 
 
 def my_scores(expert_logits, amateur_logits, strength=1.0):
@@ -52,13 +52,7 @@ def my_decisions(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):
     return ["sure" if n == 1 else "agree" if s else "overruled" for n, s in zip(plausible.tolist(), same.tolist())]
 
 
-def _two(expert: list[float], amateur: list[float]) -> tuple[Tensor, Tensor]:
-    return tensor([expert]).log(), tensor([amateur]).log()
-
-
 def _loop(says: str, ids: list[int], most: int, expected: tuple, **options: Any) -> Case:
-    """The expert prefers the sum of all ids (modulo 8), then the sum plus 1; the amateur knows only the first of the
-    two, and finds the sum plus 2 absurd. So a contrastive step says the sum plus 1, and token 0 ends the text."""
     models = SumLM(8, {0: 4.0, 1: 3.0}), SumLM(8, {0: 4.0, 2: -6.0, 3: 1.0})
     example = (
         "with s the sum of all ids so far modulo 8, the expert's logits are 4 for s, 3 for s + 1, and 0; the amateur's "
@@ -78,31 +72,26 @@ def _path(says: str, expected: list[str], **options: float) -> Case:
 
 
 # fmt: off
-E, A = tensor([[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]]).log()
-E2, A2 = tensor([[0.1, 0.2, 0.7], [0.25, 0.5, 0.25]]).log()
-SCORES = tensor([-0.4700036, 1.0986123, 0.6931472])
-LOG_E, LOG_A = "expert_logits.log_softmax(-1)", "amateur_logits.log_softmax(-1)"
+E, A, E2, A2 = tensor([[0.5, 0.3, 0.2], [0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.25, 0.5, 0.25]]).log()
+SCORES, HALF, SCORES2 = tensor([[-0.4700036, 1.0986123, 0.6931472], [-0.5815754, -0.0526804, -0.4581454],
+                                [-0.9162907, -0.9162907, 1.0296194]])
+SCORE = "expert_logits.log_softmax(-1) - strength * amateur_logits.log_softmax(-1)"
 check_scores = Part(1, my_scores, [
     Case("the score of a token is its expert's log-probability minus its amateur's", (E, A), SCORES),
     Case("a constant added to all logits of a model changes no probability, so no score", (E + 2, A - 1), SCORES),
-    Case("the strength is a factor of the amateur's log-probability", (E, A),
-         tensor([-0.5815754, -0.0526804, -0.4581454]), {"strength": 0.5}),
+    Case("the strength is a factor of the amateur's log-probability", (E, A), HALF, {"strength": 0.5}),
     Case("with strength 0 the amateur has no say", (E + 2, A), E, {"strength": 0.0}),
-    Case("every row of a batch is scored by itself", (torch.stack([E, E2]), torch.stack([A, A2])),
-         torch.stack([SCORES, tensor([-0.9162907, -0.9162907, 1.0296194])])),
-], [
-    ("probabilities where log-probabilities belong", "log_", "",
-     "the two terms: are they probabilities or their logarithms?"),
-    ("the ratio without its logarithm", f"{LOG_E} - strength * {LOG_A}",
-     "expert_logits.softmax(-1) / amateur_logits.softmax(-1) ** strength",
+    Case("every row of a batch is scored by itself", (rows(E, E2), rows(A, A2)), rows(SCORES, SCORES2)),
+    PROBABILITIES,
+    ("the ratio without its logarithm", SCORE, f"({SCORE}).exp()",
      "the score is a logarithm of this ratio: a difference"),
-    ("expert and amateur exchanged", f"{LOG_E} - strength * {LOG_A}", f"strength * {LOG_A} - {LOG_E}",
+    ("expert and amateur exchanged", SCORE, f"-({SCORE})",
      "which of the two is subtracted: what the amateur likes should cost"),
     ("raw logits where log-probabilities belong", ".log_softmax(-1)", "",
      "whether each row was normalised: logits are log-probabilities only up to a constant"),
     ("the amateur is added", " - ", " + ", "the sign of the second term"),
     ("the strength is ignored", "strength * ", "", "where `strength` is used"),
-    ("the strength multiplies the whole score", f"{LOG_E} - strength * {LOG_A}", f"strength * ({LOG_E} - {LOG_A})",
+    ("the strength multiplies the whole score", "return", "return strength *",
      "what `strength` multiplies: with strength 0 the expert must remain"),
     ("the strength inside the softmax, like a temperature", "strength * amateur_logits", "(strength * amateur_logits)",
      "the order: normalise the amateur's logits first, then weigh them"),
@@ -117,9 +106,8 @@ check_mask = Part(2, my_mask, [
     Case("alpha sets the threshold", (M,), bools(1, 1, 0, 0), {"alpha": 0.3}),
     Case("a constant added to all logits changes nothing", (M + 3,), bools(1, 1, 1, 0)),
     Case("the best token is always kept, and so is a tie", (tensor([2.0, 2.0, 1.0]),), bools(1, 1, 0), {"alpha": 1.0}),
-    Case("every row of a batch has its own best token", (torch.stack([M + 3, M2]),),
-         torch.stack([bools(1, 0, 0, 0), bools(1, 1, 1, 1)]), {"alpha": 0.6}),
-], [
+    Case("every row of a batch has its own best token", (rows(M + 3, M2),),
+         rows(bools(1, 0, 0, 0), bools(1, 1, 1, 1)), {"alpha": 0.6}),
     ("alpha as a probability", " >= best + math.log(alpha)", ".softmax(-1) >= alpha",
      "what alpha is a share of: the best token's probability, not 1"),
     ("a line above the best token: log alpha subtracted, or alpha times a logarithm", "+", "-",
@@ -137,23 +125,23 @@ check_mask = Part(2, my_mask, [
      ".softmax(-1) >= alpha * expert_logits.softmax(-1).max()", ROW),
 ])
 
-ZEBRA = _two([0.60, 0.30, 0.08, 0.0199, 0.0001], [0.80, 0.03, 0.03, 0.139, 1e-6])
-SURE = _two([0.970, 0.020, 0.005, 0.004, 0.001], [0.99, 0.001, 0.004, 0.004, 0.001])
-EVEN = _two([0.24, 0.02, 0.26, 0.25, 0.23], [0.20, 0.20, 0.20, 0.20, 0.20])
+ZEBRA, SURE, EVEN, RATIO, ROW_OF_4 = (tuple(tensor(pair).log()[:, None]) for pair in (  # (1, V) each
+    [[0.60, 0.30, 0.08, 0.0199, 0.0001], [0.80, 0.03, 0.03, 0.139, 1e-6]],
+    [[0.970, 0.020, 0.005, 0.004, 0.001], [0.99, 0.001, 0.004, 0.004, 0.001]],
+    [[0.24, 0.02, 0.26, 0.25, 0.23], [0.20, 0.20, 0.20, 0.20, 0.20]],
+    [[0.52, 0.40, 0.08], [0.22, 0.15, 0.63]], [[0.01, 0.30, 0.60, 0.09], [0.01, 0.05, 0.90, 0.04]],
+))
 MASKED, FILLED = "my_mask(expert_logits, alpha)", "scores.masked_fill(~my_mask(expert_logits, alpha), -math.inf)"
 check_step = Part(3, my_step, [
     Case("the plausible token with the best score wins", ZEBRA, tensor([1])),
     Case("where one token is plausible, the amateur changes nothing", SURE, tensor([0])),
-    Case("a ratio decides, not a difference of probabilities",
-         _two([0.52, 0.40, 0.08], [0.22, 0.15, 0.63]), tensor([1])),
-    Case("a token's number is its place in the whole row, also after a token that is out",
-         _two([0.01, 0.30, 0.60, 0.09], [0.01, 0.05, 0.90, 0.04]), tensor([1])),
+    Case("a ratio decides, not a difference of probabilities", RATIO, tensor([1])),
+    Case("a token's number is its place in the whole row, also after a token that is out", ROW_OF_4, tensor([1])),
     Case("with strength 0 the expert's best token wins", ZEBRA, tensor([0]), {"strength": 0.0}),
     Case("who is out stays out, however low the scores of all others are", EVEN, tensor([2]), {"strength": 0.0}),
     Case("alpha sets the threshold", ZEBRA, tensor([0]), {"alpha": 0.6}),
-    Case("every row of a batch decides by itself", tuple(torch.cat([ZEBRA[k], SURE[k] + 4]) for k in (0, 1)),
-         tensor([1, 0])),
-], [
+    Case("every row of a batch decides by itself",
+         tuple(torch.cat([one, two + 4]) for one, two in zip(ZEBRA, SURE)), tensor([1, 0])),
     ("the mask is missing, or reads the scores", FILLED, "scores",
      "what may win: only tokens that the expert finds plausible. The best score passes any mask of scores"),
     ("the mask upside down", "~", "",
@@ -170,8 +158,7 @@ check_step = Part(3, my_step, [
      "whose logits the mask reads: plausible is what the expert finds plausible"),
     ("masked tokens get the score 0", "-math.inf", "0.0",
      "the score of a token that is out: 0 is not low, scores may be negative"),
-    ("masked tokens get the score -1", "-math.inf", "-1.0",
-     "the score of a token that is out: it must be below any other"),
+    ("masked tokens get the score -1", "math.inf", "1", "the score of a token that is out: it must be below any other"),
     ("the expert alone", FILLED, "expert_logits", "where the amateur's logits are used"),
     ("probabilities where log-probabilities belong", "my_scores(expert_logits, amateur_logits, strength)",
      "expert_logits.softmax(-1) - strength * amateur_logits.softmax(-1)",
@@ -190,7 +177,6 @@ check_loop = Part(4, my_loop, [
     _loop("with max_new_tokens=0 there is nothing to do", [3, 5], 0, ([], "length")),
     _loop("with strength 0 it is greedy decoding of the expert", [3, 6], 3, ([1, 2, 4], "length"), strength=0.0),
     _loop("alpha sets the threshold: 0.01 lets s + 2 in, e^-4 of the best", [3, 5], 1, ([2], "length"), alpha=0.01),
-], [
     ("the expert alone", "alpha, strength)\n", "alpha, 0.0)\n", "where the amateur's logits are used"),
     ("expert and amateur exchanged", "expert(ids).logits[:, -1], amateur", "amateur(ids).logits[:, -1], expert",
      "the order of the arguments in each call"),
@@ -209,14 +195,11 @@ check_loop = Part(4, my_loop, [
     ("the end-of-text token in the result", 'new, "eos"', '[*new, eos_id], "eos"',
      "the order: test for the end, then append"),
     ("no stop at the end of the text", "token.item() == eos_id", "False", "what happens when the token is eos_id"),
-    ("the prompt counted as new tokens", "tokens)", "tokens - ids.shape[1])",
-     "what max_new_tokens counts: new tokens, not the row's length"),
     ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
     ("one token too few", "tokens)", "tokens - 1)", "how often the loop runs"),
 ], [check_scores, check_mask, check_step],
     {"converted to Scalar": "the column: `.logits` is [1, T, V], and one position of it is the next token's"})
 
-TURN, LONGER = "return k\n", "range(max(len(a), len(b)))"
 check_first_difference = Part(5, first_difference, [
     Case("the position of the first token that differs, from 0", ([3, 1, 4], [3, 1, 5]), 2),
     Case("they may part at once", ([7, 1, 4], [3, 1, 4]), 0),
@@ -224,24 +207,17 @@ check_first_difference = Part(5, first_difference, [
     Case("a text that goes on differs where the other one ends", ([3, 1], [3, 1, 4]), 2),
     Case("equal texts differ nowhere: None", ([3, 1, 4], [3, 1, 4]), None),
     Case("two empty texts differ nowhere", ([], []), None),
-], [
-    ("counted from 1", (TURN, "max"), ("return k + 1\n", "min"), "where counting starts: the first position is 0"),
-    ("the last difference", LONGER, "reversed(range(min(len(a), len(b))))", "when to stop looking"),
+    ("counted from 1", (" k\n", "max"), (" k + 1\n", "min"), "where counting starts: the first position is 0"),
+    ("the last difference", "range(max(len(a), len(b)))", "range(min(len(a), len(b)))[::-1]", "when to stop looking"),
     ("the shorter text hides the rest", "max", "min", "zip: it ends with the shorter of the two"),
     ("a length where nothing differs", "return None", "return len(a)", "what equal texts should give"),
-    ("the token, not its position", TURN, "return a[k]\n", "what is returned"),
-    ("how many differ", (f"{LONGER}:\n        if a[k : k + 1] != b[k : k + 1]", TURN),
-     ("[0]:\n        if True", "return sum(x != y for x, y in zip(a, b))\n"),
-     "what is returned: a place, not a number of places"),
+    ("the token, not its position", "return k\n", "return a[k]\n", "what is returned"),
 ])
 
-ROWS_E = tensor([
-    [0.40, 0.30, 0.20, 0.10],  # position 0: nobody asked
-    [0.97, 0.01, 0.01, 0.01],  # after the prompt: the expert is sure
-    [0.60, 0.30, 0.09, 0.01],  # three plausible, the amateur knows neither of the first two
-    [0.60, 0.30, 0.05, 0.05],  # two plausible, the amateur knows the first
-    [0.10, 0.10, 0.10, 0.70],  # after the last token: nothing follows
-]).log()
+# nobody asks after position 0 and after the last token; between them the expert is sure, then three are plausible and
+# the amateur knows neither of the first two, then two are plausible and the amateur knows the first
+ROWS_E = tensor([[0.40, 0.30, 0.20, 0.10], [0.97, 0.01, 0.01, 0.01], [0.60, 0.30, 0.09, 0.01],
+                 [0.60, 0.30, 0.05, 0.05], [0.10, 0.10, 0.10, 0.70]]).log()
 ROWS_A = tensor([[0.10, 0.10, 0.70, 0.10], [0.90, 0.04, 0.03, 0.03], [0.20, 0.20, 0.599, 0.001],
                  [0.90, 0.04, 0.03, 0.03], [0.25, 0.25, 0.25, 0.25]]).log()
 STEP, THREE = "my_step(e, a, alpha, strength)", ["sure", "agree", "overruled"]
@@ -254,7 +230,6 @@ check_decisions = Part(6, my_decisions, [
          "if the ids so far sum to 0 modulo 3, p_expert is [.97 .01 .01 .01] and p_amateur [.90 .04 .03 .03]; if to 1, "
          "[.60 .30 .09 .01] and [.2 .2 .599 .001]; if to 2, [.60 .30 .05 .05] and [.90 .04 .03 .03]. "
          "my_decisions(expert, amateur, [[1, 2]], [1, 1, 2])"),
-], [
     ("one position too late", ("shape[1] - 1", "start:-1"), ("shape[1]", "start:"),
      "the columns: the logits after position t are about the token at t + 1"),
     ("one position too early", ("shape[1] - 1", "start:-1"), ("shape[1] - 2", "start:-2"),
@@ -265,6 +240,5 @@ check_decisions = Part(6, my_decisions, [
     ("the text's token for the contrast's", STEP, "torch.tensor(new_ids)", "what the contrast would choose here"),
     ("its own text instead of the given one", "whole = torch.cat([ids, torch.tensor([new_ids])], dim=1)",
      "whole = ids\n    for _ in new_ids:\n        e, a = (model(whole).logits[:, -1] for model in (expert, amateur))\n"
-     f"        whole = torch.cat([whole, {STEP}[:, None]], dim=1)",
-     "what the models read: `new_ids`, not what was chosen"),
+     f"        whole = torch.cat([whole, {STEP}[:, None]], 1)", "what the models read: `new_ids`, not what was chosen"),
 ], [check_scores, check_mask, check_step])

@@ -1,7 +1,5 @@
 """Stand-ins for causal language models whose every logit can be worked out by hand: `model(ids).logits`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -80,16 +78,9 @@ class PositionLM(Asked):
         self.config = GPT2Config(n_layer=1, n_head=1, n_embd=1, vocab_size=vocab_size, **no_ends)
 
     def __call__(
-        self,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        use_cache: bool = True,
-        logits_to_keep: int = 0,
+        self, input_ids, *, attention_mask=None, position_ids=None, past_key_values=None, use_cache=1, logits_to_keep=0
     ) -> SimpleNamespace:
-        """input_ids: [B, n] int. Returns an object with `.logits` [B, n, V] and `.past_key_values`."""
+        """input_ids: [B, n] int. Returns an object with `.logits` [B, n, V] and `.past_key_values`, a DynamicCache."""
         B, n = input_ids.shape
         if n == 0:
             raise ValueError("input_ids has no columns: there is nothing to read, so there are no new logits")

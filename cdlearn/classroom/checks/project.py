@@ -1,7 +1,5 @@
 """Checks of assignment 06, the project: a source keeps its promises, and an evaluation counts what it says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,8 +8,6 @@ from torch import Tensor
 
 from cdlearn.classroom.checks.core import Result
 from cdlearn.classroom.checks.values import show
-
-__all__ = ["check_evaluate", "check_source"]
 
 PROMPTS = ([5, 9, 12, 7], [8, 6])  # any two rows of different lengths
 TOLERANCE = 1e-3
@@ -54,18 +50,16 @@ def _promises(make_source: Callable, pair: Any, prompts: list[list[int]]) -> Ite
         got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         yield "scores are float, [B, n, V]", call, show(wanted), show(got), "what `scores` returns"
     if scores.isnan().any() or not scores.isfinite().any(-1).all():
-        look = "0 * inf, inf - inf, or a mask that keeps nothing"
-        yield "no nan, and every row lets some token win", call, "numbers or -inf", "a nan, or a row of -inf", look
+        why = "0 * inf, inf - inf, or a mask that keeps nothing"
+        yield "no nan, and every row lets some token win", call, "numbers or -inf", "a nan, or a row of -inf", why
     short = make_source(pair)(long[:, :-1], n=T - 1)
     if _apart(scores[:, :-1], short):
-        look = (
-            "statistics over columns (a mean, a maximum over dimension 1): each column may use only what is before it"
-        )
-        yield "a column does not know what follows it", f"{call}, without its last token", *_rows(short, scores), look
+        why = "statistics over columns (a mean, a maximum over dimension 1): each column may use only what is before it"
+        yield "a column does not know what follows it", f"{call}, without its last token", *_rows(short, scores), why
     again, _ = source(long, n=T), source(torch.tensor([prompts[-1]]), n=1)
     if _apart(again, scores) or _apart(source(long, n=T), scores):
-        look = "what the source keeps between calls: counters, random numbers, the last text"
-        yield "the same text gives the same scores, whatever was asked before", call, "the same", "others", look
+        why = "what the source keeps between calls: counters, random numbers, the last text"
+        yield "the same text gives the same scores, whatever was asked before", call, "the same", "others", why
     rows = [torch.tensor([row]) for row in prompts]
     padded = torch.stack([torch.nn.functional.pad(row[0], (T - row.shape[1], 0)) for row in rows])
     mask = torch.stack([torch.arange(T) >= T - row.shape[1] for row in rows]).long()
@@ -73,8 +67,8 @@ def _promises(make_source: Callable, pair: Any, prompts: list[list[int]]) -> Ite
     for k, row in enumerate(rows):
         alone = make_source(pair)(row, n=1)
         if _apart(batch[k : k + 1], alone):
-            look = "whether every inner source gets the mask, and whether rows are mixed (a mean over dimension 0)"
-            yield "in a padded batch each row has its own scores", show(row), *_rows(alone, batch[k : k + 1]), look
+            why = "whether every inner source gets the mask, and whether rows are mixed (a mean over dimension 0)"
+            yield "in a padded batch each row has its own scores", show(row), *_rows(alone, batch[k : k + 1]), why
     if not _apart(scores.log_softmax(-1), pair.expert(long).logits.log_softmax(-1)):
         yield "it is a source of its own", call, "not the expert's law", "the expert's law", "where your idea acts"
 
@@ -94,12 +88,12 @@ def _counts(evaluate: Callable, example: str, expected: list[dict]) -> Iterator[
         yield "a list with one dict per source", *told, ""
     if any({"source", "hits", "of"} - row.keys() for row in got):
         yield "every row has source, hits and of", *told, ""
+    several = "what is counted: one item can have several answers to count, and some have none"
+    texts = "the texts: new tokens only, the task's max_new_tokens, greedy; then TASKS[task].grade"
     for row, right in zip(got, expected):
         if row["source"] != right["source"]:
             yield "the rows stand in the order of the sources", *told, ""
         if row["of"] != right["of"]:
-            look = "what is counted: one item can have several answers to count, and some have none"
-            yield "of: what there was to get right", *told, look
+            yield "of: what there was to get right", *told, several
         if row["hits"] != right["hits"]:
-            look = "the texts: new tokens only, the task's max_new_tokens, greedy; then TASKS[task].grade"
-            yield "hits: what was right", *told, look
+            yield "hits: what was right", *told, texts

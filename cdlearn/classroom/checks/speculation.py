@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, tensor
 
-from cdlearn.classroom.checks.core import Case, Part
+from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
 from cdlearn.classroom.checks.models import SumLM
+from cdlearn.classroom.checks.values import rows
 
 
 def draw(law, u):
@@ -72,10 +73,6 @@ def my_laws(expert_logits, amateur_logits, alpha, strength, temperature):
     return p, q
 
 
-def _two(a: Tensor, b: Tensor) -> Tensor:
-    return torch.stack([a, b])
-
-
 def _draft(says: str, ids: list[int], temperature: float, uniforms: list[float], tokens: list, *laws: Tensor) -> Case:
     args = (SumLM(4, {0: 2.0, 1: 1.0}), tensor([ids]), len(uniforms), temperature, uniforms)
     call = f"my_draft(model, [{ids}], {len(uniforms)}, {temperature}, {uniforms})"
@@ -103,14 +100,10 @@ check_rule = Part(1, my_rule, [
     Case("min(1, p / q), and max(p - q, 0) scaled to sum 1", (P, Q), (CHANCE, REST)),
     Case("where q is 0 nothing is drafted, and the chance is 1", (P2, Q2), (CHANCE2, REST2)),
     Case("two equal laws: everything stands, and what is left is p", (P, P), (torch.ones(3), P)),
-    Case("every row by itself", (_two(P, P2), _two(Q, Q2)), (_two(CHANCE, CHANCE2), _two(REST, REST2))),
-    Case("in a batch, too, p is what is left in the rows where both laws are equal", (_two(P, P), _two(Q, P)),
-         (_two(CHANCE, torch.ones(3)), _two(REST, P))),
-], [
-    ("p = q decided for the whole batch", SCALED, "p if torch.equal(p, q) else rest / total",
-     "rows of a batch: in one of them nothing is left, in another one something is"),
-    ("p and q exchanged", "chance =", "p, q = q, p\n    chance =",
-     "which law is whose: p is the target's, q the draft's"),
+    Case("every row by itself", (rows(P, P2), rows(Q, Q2)), (rows(CHANCE, CHANCE2), rows(REST, REST2))),
+    Case("in a batch, too, p is what is left in the rows where both laws are equal", (rows(P, P), rows(Q, P)),
+         (rows(CHANCE, torch.ones(3)), rows(REST, P))),
+    ("p and q exchanged", "(p, q)", "(q, p)", "which law is whose: p is the target's, q the draft's"),
     ("the residual is not renormalised", "rest / total", "rest", SUM),
     ("the residual is not renormalised", SCALED, "rest", SUM),
     ("the absolute difference", ".clamp(min=0)", ".abs()",
@@ -139,7 +132,6 @@ check_draft = Part(2, my_draft, [
     _draft("the law after the temperature", [1, 3], 0.5, [0.9], [1], COLD),
     _draft("temperature 0: the best token, and a law that knows only it", [1, 2], 0.0, [0.5, 0.1], [3, 2],
            HOT[3], HOT[2]),
-], [
     (OTHER, ("draw(law, u)", "torch.nn.functional.one_hot(logits.argmax(), len(logits)).float()"),
      ("int(logits.argmax())", "logits.softmax(-1)"), DRAWN),
     (OTHER, KEPT, "laws.append((logits / (temperature or 1)).softmax(-1))", DRAWN),
@@ -165,7 +157,6 @@ check_verify = Part(3, my_verify, [
     _round("everything behind the first rejection is dropped", [0, 1], [0.7, 0.1, 0.4], [1]),
     _round("the residual is that of the rejected place", [1, 0], [0.5, 0.3, 0.9], [1, 1]),
     _round("the bonus comes from the law behind the last draft", [0, 1], [0.1, 0.9, 0.5], [0, 1, 2]),
-], [
     ("the bonus token forgotten", "[*new, draw(p[-1], uniforms[-1])]", "new",
      "what follows when every draft stands: p has one row more"),
     ("continuing after the first rejection", f"return [*new, {REDRAWN}]", f"token = {REDRAWN}",
@@ -179,8 +170,7 @@ check_verify = Part(3, my_verify, [
     ("p again after a rejection", "rest[k]", "p[k]", "the law after a rejection: the residual of part 1"),
     ("the number of the rejected draft used again", REDRAWN, "draw(rest[k], uniforms[k])",
      "which number draws the new token: the last one, which nobody has looked at"),
-    ("the absolute difference", "rest[k]", "(p[k] - q[k]).abs() / (p[k] - q[k]).abs().sum()",
-     "the law after a rejection"),
+    ("the absolute difference", "rest[k]", "(x := (p[k] - q[k]).abs()) / x.sum()", "the law after a rejection"),
     ("the residual is not renormalised", "rest[k]", "(p[k] - q[k]).clamp(min=0)",
      "the law after a rejection: it should sum to 1"),
     ("kept where it should be rejected", ">=", "<", "the comparison of the number with the chance"),
@@ -197,7 +187,6 @@ check_length = Part(4, my_length, [
     Case("a bad place early is worse than a bad place late", ([0.2, 0.9, 0.9], 0.1, 1.0), 3),
     Case("of equal speeds the shortest: 1.5 / 1.5", ([0.5], 0.5, 1.0), 0),
     Case("a longer draft may pay where a shorter one does not: 1.5 / 1.6, 2 / 1.7", ([0.5, 1.0], 0.1, 1.5), 2),
-], [
     ("stops at the first decline", "wide))", "wide))\n        if speeds[-1] <= speeds[-2] + 1e-9:\n            break",
      "when to stop looking: the speed may fall and then rise above its old best"),
     ("the wide pass paid for every column", "+ wide", "+ (n + 1) * wide",
@@ -209,8 +198,7 @@ check_length = Part(4, my_length, [
     ("the bonus token forgotten", "[1.0], 1.0", "[1.0], 0.0", "the tokens of a round: 1 follows in any case"),
     ("the rates are added", "+= reach", "+= rate", "how often the second draft counts: the first must stand too"),
     ("one mean rate for all places", "*= rate", "*= sum(rates) / len(rates)", "the rates: every place has its own"),
-    ("only rounds in which all stand", "+= reach", "= 1 + n * reach",
-     "rounds in which some drafts stand: they give tokens too"),
+    ("only rounds in which all stand", "+=", "= 1 + n *", "rounds in which some drafts stand: they give tokens too"),
     ("the cost of the drafts is missing", "n * cost + ", "", "what a round costs: drafts that are dropped too"),
     ("the wide pass costs 1", "+ wide", "+ 1", "what the target's pass over many columns costs"),
     ("the target's pass is missing", " + wide", "", "what a round costs: drafts and one pass"),
@@ -227,7 +215,6 @@ check_rewind = Part(5, my_rewind, [
     _rewind("all stand: the draft has not read its own last token", [5, 6, 7], 3, (0, 0, [7, 8])),
     _rewind("a draft of one token, rejected", [5], 0, (1, 0, [8])),
     _rewind("a draft of one token that stands", [5], 1, (0, 0, [5, 8])),
-], [
     ("off by one: the draft's cache like the target's", "max(0, gone - 1)", "gone", OFF),
     ("off by one: the target's cache like the draft's", "return gone", "return max(0, gone - 1)", OFF),
     ("off by one: one token too many dropped", "gone, max(0, gone - 1)", "gone + 1, gone", OFF),
@@ -235,9 +222,6 @@ check_rewind = Part(5, my_rewind, [
     ("a negative number of tokens dropped", "max(0, gone - 1)", "gone - 1", "the draft's cache when all stand"),
     ("what stands is dropped", "gone, max(0, gone - 1), reads", "accepted, max(0, accepted - 1), [next_token]",
      "which tokens leave the caches: those that do not stand"),
-    ("everything is dropped", "gone, max(0, gone - 1), reads",
-     "len(drafted), len(drafted) - 1, [*drafted[:accepted], next_token]",
-     "drafts that stand: their entries in the caches are right"),
 ])
 
 E, A, E2, A2 = tensor([[0.60, 0.35, 0.05], [0.80, 0.05, 0.15], [0.20, 0.20, 0.60], [0.05, 0.25, 0.70]]).log()
@@ -254,8 +238,7 @@ check_laws = Part(6, my_laws, [
     Case("the strength weighs the amateur in p, never in q", (E, A, 0.1, 0.5, 1.0), (tensor([0.3, 0.7, 0.0]), LAW_Q)),
     Case("alpha sets the line", (E, A, 0.9, 1.0, 1.0), (tensor([1.0, 0.0, 0.0]), LAW_Q)),
     Case("temperature 0: both laws know one token", (E, A, 0.1, 1.0, 0.0), (torch.eye(3)[1], torch.eye(3)[0])),
-    Case("every row by itself", (_two(E, E2), _two(A, A2), 0.1, 1.0, 1.0), (_two(LAW_P, LAW_P2), _two(LAW_Q, LAW_Q2))),
-], [
+    Case("every row by itself", (rows(E, E2), rows(A, A2), 0.1, 1.0, 1.0), (rows(LAW_P, LAW_P2), rows(LAW_Q, LAW_Q2))),
     ("q and p in the wrong order", "p, q\n", "q, p\n", "the order of the two results: the target's law p comes first"),
     ("the expert's law as the target", " - strength * amateur_logits.log_softmax(-1)", "",
      "p: the target is the contrast, not the expert"),
@@ -267,8 +250,7 @@ check_laws = Part(6, my_laws, [
     ("the strength is ignored", "strength * ", "", "where `strength` is used"),
     ("expert and amateur exchanged", (MASK, "expert_logits.log_softmax(-1) - strength * amateur"),
      (OF_AMATEUR, "amateur_logits.log_softmax(-1) - strength * expert"), "which of the two is subtracted"),
-    ("probabilities where log-probabilities belong", "log_softmax", "softmax",
-     "the two terms: are they probabilities or their logarithms?"),
+    PROBABILITIES,
     ("the mask on tempered logits", "math.log(alpha)", "math.log(alpha) * (temperature or 1)",
      "what the mask reads: the expert's logits before any temperature"),
     ("q without the temperature", OF_BOTH, "(both[0] / temperature).softmax(-1), both[1].softmax(-1)",
