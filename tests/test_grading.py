@@ -188,7 +188,7 @@ SQUARED = ("squared", "2 * x", "x * x", "the power")
 def told(function, *cases, mistakes=(), **options):
     """What a check of these cases says; mistakes are (name, expression) or whole rows of a table."""
     rows = [row if len(row) == 4 else (row[0], "2 * x", row[1], "") for row in mistakes]
-    return Part(1, double, cases or [TWICE], rows, **options)(function)
+    return Part(1, double, [*(cases or [TWICE]), *rows], **options)(function)
 
 
 def test_a_message_shows_property_example_expected_got_and_the_mistake():
@@ -415,6 +415,10 @@ def test_a_reference_in_the_place_of_an_answer_scores_nothing(monkeypatch):
         "def close(my_scores):\n    def my(e, a, strength=1.0):\n        return my_scores(e, a, strength)\n"
         "    return my\n"
         "my_scores = close(checks.check_scores.own_copy())",
+        "one = checks.check_scores.reference\nother = type(one)(one.__code__, {**globals()}, 'other')\n"
+        "def my_scores(e, a, strength=1.0):\n    return other(e, a, strength)",
+        "class Mine:\n    def scores(self, e, a, strength=1.0):\n        return right(e, a, strength=strength)\n"
+        "right = checks.check_scores.own_copy()\nmy_scores = Mine().scores",
     ]
     for source in attacks:
         failed = failures(with_solution(master("01_loop_and_score"), "scores", source), monkeypatch)

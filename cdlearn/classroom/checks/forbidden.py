@@ -63,10 +63,11 @@ def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if " " not in node.value and node.value.split(".")[0] in names:
                 yield repr(node.value)
+    # a stand-in is called by its own name in the notebook
     known = function.__globals__ | inspect.getclosurevars(function).nonlocals
     for name in _globals(function):
         value = known.get(name)
-        own = name == getattr(value, "__name__", "") and value is function.__globals__.get(name)  # or a stand-in
+        own = value is function.__globals__.get(name) and inspect.isfunction(value) and name == value.__code__.co_name
         if name in names or name in _BACK_DOORS or _origin(value) in names or (_home(value) in names and not own):
             yield name
         elif inspect.isfunction(value) and value.__globals__ is function.__globals__ and id(value) not in seen:
