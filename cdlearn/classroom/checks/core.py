@@ -62,7 +62,6 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The name that the student's function has."""
         return self.reference.__name__
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, tensor
 
 from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
-from cdlearn.classroom.checks.models import Asked, Named
+from cdlearn.classroom.checks.models import Model, Named
 
 
 def my_lens(hidden_states, norm, head):
@@ -71,10 +71,7 @@ def _logs(*layers: list[float]) -> Tensor:
 
 def _layers(ids: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
     """Every layer looks at the sum s of all ids: token (s + k) % 4 has the k-th number of its row for even or odd s.
-
-    Returns `.logits` [B, T, 4], and `.hidden_states`, 4 tensors [B, T, 4]: early ones are log-probabilities with the
-    other sign, for the norm changes it.
-    """
+    Early states are log-probabilities with the other sign, for the norm changes it."""
     sums = ids.cumsum(1)[..., None]  # (B, T, 1)
     turned = (torch.arange(4) - sums) % 4  # (B, T, 4): the k of every token
     *early, last = (torch.where(sums % 2 == 0, even[turned], odd[turned]) for even, odd in zip(S_EVEN, S_ODD))
@@ -83,7 +80,6 @@ def _layers(ids: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
 
 
 def _dola(says: str, ids: list[int], most: int, expected: tuple, offered: Sequence[int] = (1, 2), **alpha) -> Case:
-    """A case of `my_dola` on the model above. most: its max_new_tokens. alpha: that keyword, unless it is 0.1."""
     words = (
         "with s the sum of all ids modulo 4, the last layer says s with .52, s + 1 with .40. Layer 1 says .90 .08 for "
         "even s, .40 .47 for odd s; layer 2 says .40 .55 and .05 .87; layer 0 is far always. The norm changes the sign "
@@ -91,7 +87,7 @@ def _dola(says: str, ids: list[int], most: int, expected: tuple, offered: Sequen
         f"my_dola(model, norm, head, [{ids}], {list(offered)}, max_new_tokens={most}"
     )
     words += "".join(f", {name}={value}" for name, value in alpha.items()) + ")"
-    model, norm, head = Asked("a LayersLM", _layers), Named("norm", torch.neg), Named("head", torch.clone)
+    model, norm, head = Model("a LayersLM", _layers), Named("norm", torch.neg), Named("head", torch.clone)
     options = {"max_new_tokens": most, "alpha": 0.1} | alpha
     return Case(says, (model, norm, head, tensor([ids]), list(offered)), expected, options, words)
 
@@ -183,7 +179,11 @@ check_layer = Part(4, my_layer, [
     Case("the Jensen-Shannon divergence: one very rare token does not decide", (RARE, [1, 2]), tensor([1])),
     ("one layer for the whole batch", "argmax(0)", "mean(1).argmax().expand(logits.shape[1])",
      "the dimension of the argmax: every row asks for itself"),
+    ("the place in the list, not the layer", "torch.tensor(candidates)[distances.argmax(0)]", "distances.argmax(0)",
+     "what argmax counts: places in the list of candidates"),
     ("the nearest layer", "argmax", "argmin", "which distance wins: the largest"),
+    ("layers that are no candidates", ("logits[candidates]", "torch.tensor(candidates)"),
+     ("logits", "torch.arange(len(logits))"), "which rows of `logits` are compared"),
     ("compared with the next layer", "logits[-1]", "logits[[layer + 1 for layer in candidates]]", WHOM),
     ("compared with layer 0", "logits[-1]", "logits[0]", WHOM),
 ], earlier=[check_jsd])

@@ -55,7 +55,6 @@ def my_translation(beta, temperature=1.0):
 # fmt: off
 C, SURE, MIXED = log(0.48, 0.30, 0.17, 0.045, 0.005), log(0.95, 0.03, 0.012, 0.007, 0.001), log(0.1, 0.3, 0.2, 0.4)
 SUMMAND = "a factor of a probability is a summand of its logarithm"
-THRESHOLD = "expert_logits >= expert_logits.max(dim=-1, keepdim=True).values + math.log(alpha)"
 check_candidates = Part(1, my_candidates, [
     Case("alpha alone: at least alpha times as likely as the best token", (C,), bools(1, 1, 1, 0, 0)),
     Case("top_k alone: the k best tokens", (C,), bools(1, 1, 0, 0, 0), {"alpha": None, "top_k": 2}),
@@ -67,8 +66,8 @@ check_candidates = Part(1, my_candidates, [
     Case("every row has its own best tokens", (rows(SURE, C - 4),), rows(bools(1, 0, 0, 0, 0), bools(1, 1, 1, 0, 0))),
     Case("every row has its own k best", (rows(SURE, C - 4),), rows(bools(1, 1, 0, 0, 0), bools(1, 1, 0, 0, 0)),
          {"alpha": None, "top_k": 2}),
-    ("alpha as a probability", THRESHOLD, "expert_logits.softmax(-1) >= alpha",
-     "what alpha is a share of: the best token's probability, not 1"),
+    ("alpha as a probability", " >= expert_logits.max(dim=-1, keepdim=True).values + math.log(alpha)",
+     ".softmax(-1) >= alpha", "what alpha is a share of: the best token's probability, not 1"),
     ("alpha subtracted without its logarithm", "+ math.log(alpha)", "- alpha", SUMMAND),
     ("a line above the best token: log alpha subtracted, or alpha times a logarithm", "+ math.log", "- math.log",
      f"the sign of log alpha, and that {SUMMAND}"),
@@ -82,9 +81,8 @@ check_candidates = Part(1, my_candidates, [
 ])
 
 E, A = log(0.5, 0.3, 0.15, 0.04, 0.01), log(0.6, 0.05, 0.05, 0.28, 0.02)
-BASE = log(0.5 / 0.6, 0.3 / 0.05, 0.15 / 0.05, 0, 0)
+BASE, HALF = log(0.5 / 0.6, 0.3 / 0.05, 0.15 / 0.05, 0, 0), log(0.5 / 0.6**0.5, 0.3 / 0.05**0.5, 0.15 / 0.05**0.5, 0, 0)
 TEMPERED = log(0.5 / 0.36, 0.3 / 0.0025, 0.15 / 0.0025, 0, 0) + math.log(0.4438)  # 0.4438: the sum of the squares
-HALF = log(0.5 / 0.6**0.5, 0.3 / 0.05**0.5, 0.15 / 0.05**0.5, 0, 0)
 FILLED = "_logits.masked_fill(~keep, -math.inf)"
 FIRST = "the order: log p is that of the whole vocabulary, so normalise before anybody is left out"
 PROBABLE = "masked_fill(~keep, -math.inf)\n    keep = my_candidates(scores, alpha=None, top_k=top_k)"

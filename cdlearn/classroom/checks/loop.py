@@ -195,6 +195,8 @@ check_loop = Part(4, my_loop, [
     ("the end-of-text token in the result", 'new, "eos"', '[*new, eos_id], "eos"',
      "the order: test for the end, then append"),
     ("no stop at the end of the text", "token.item() == eos_id", "False", "what happens when the token is eos_id"),
+    ("the prompt counted as new tokens", "tokens)", "tokens - ids.shape[1])",
+     "what max_new_tokens counts: new tokens, not the row's length"),
     ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
     ("one token too few", "tokens)", "tokens - 1)", "how often the loop runs"),
 ], [check_scores, check_mask, check_step],

@@ -17,14 +17,14 @@ class Named:
     def __init__(self, name: str, gives: Callable) -> None:
         self.name, self.gives = name, gives
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self.gives(*args, **options)
+    def __call__(self, state: Tensor) -> Tensor:
+        return self.gives(state)
 
     def __repr__(self) -> str:
         return self.name
 
 
-class Asked(Named):
+class Model(Named):
     """A model that counts how often it is asked, and ends a loop that would not end."""
 
     asked = 0
@@ -48,25 +48,25 @@ def _after(sums: Tensor, vocab_size: int, steps: dict[int, float]) -> Tensor:
     return row[(torch.arange(vocab_size) - sums[..., None]) % vocab_size]
 
 
-def SumLM(vocab_size: int, steps: dict[int, float]) -> Asked:
+def SumLM(vocab_size: int, steps: dict[int, float]) -> Model:
     """Looks at the sum of all ids so far: the logit of token `(sum + k) % V` is `steps[k]`, or 0."""
     name = f"SumLM({vocab_size}, {steps})"
-    return Asked(name, lambda ids: SimpleNamespace(logits=_after(ids.cumsum(dim=1), vocab_size, steps)))
+    return Model(name, lambda ids: SimpleNamespace(logits=_after(ids.cumsum(dim=1), vocab_size, steps)))
 
 
-def ScriptLM(rows: Tensor) -> Asked:
+def ScriptLM(rows: Tensor) -> Model:
     """Says the same at a position whatever the ids are: `rows[t]` are the logits after position t."""
     name = f"a ScriptLM of {len(rows)} positions"
-    return Asked(name, lambda ids: SimpleNamespace(logits=rows[: ids.shape[1]].repeat(ids.shape[0], 1, 1)))
+    return Model(name, lambda ids: SimpleNamespace(logits=rows[: ids.shape[1]].repeat(ids.shape[0], 1, 1)))
 
 
-def TableLM(rows: list[list[float]]) -> Asked:
+def TableLM(rows: list[list[float]]) -> Model:
     """Looks at the sum of all ids so far: the logits are `rows[sum % len(rows)]`."""
     name = f"TableLM({rows})"
-    return Asked(name, lambda ids: SimpleNamespace(logits=torch.tensor(rows)[ids.cumsum(dim=1) % len(rows)]))
+    return Model(name, lambda ids: SimpleNamespace(logits=torch.tensor(rows)[ids.cumsum(dim=1) % len(rows)]))
 
 
-class PositionLM(Asked):
+class PositionLM(Model):
     """Looks at the sum of token * (position + 1) over the columns it may see: token `(sum + k) % V` gets `steps[k]`.
 
     Keeps its columns in a DynamicCache and takes the arguments of a transformers model. `fed` notes what it was given.

@@ -10,7 +10,6 @@ from cdlearn.classroom.checks.core import Result
 from cdlearn.classroom.checks.values import show
 
 PROMPTS = ([5, 9, 12, 7], [8, 6])  # any two rows of different lengths
-TOLERANCE = 1e-3
 
 
 def check_source(make_source: Callable, pair: Any, *, prompts: Sequence[Sequence[int]] = PROMPTS) -> Result:
@@ -74,7 +73,7 @@ def _promises(make_source: Callable, pair: Any, prompts: list[list[int]]) -> Ite
 
 
 def _apart(a: Tensor, b: Tensor) -> bool:
-    return a.shape != b.shape or not torch.allclose(a, b, rtol=0.0, atol=TOLERANCE)
+    return a.shape != b.shape or not torch.allclose(a, b, rtol=0.0, atol=1e-3)
 
 
 def _rows(expected: Tensor, got: Tensor) -> tuple[str, str]:
