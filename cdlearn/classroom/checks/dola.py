@@ -95,7 +95,7 @@ def _dola(says: str, ids: list[int], most: int, expected: tuple, offered: Sequen
 # fmt: off
 check_lens = Part(1, my_lens, [
     _lens("an early state goes through norm and head, the last one is normed already",
-              [[[[2.0, 4.0]]], [[[1.0, 0.5]]]], [[[[1.0, 1.0, 2.0]]], [[[1.0, 0.5, 1.5]]]]),
+          [[[[2.0, 4.0]]], [[[1.0, 0.5]]]], [[[[1.0, 1.0, 2.0]]], [[[1.0, 0.5, 1.5]]]]),
     _lens("every layer, every row of the batch: [1 + L, B, T, V]",
           [[[[2.0, 4.0]], [[4.0, 1.0]]], [[[-2.0, 1.0]], [[0.0, 3.0]]], [[[1.0, 0.5]], [[2.0, 1.0]]]],
           [[[[1.0, 1.0, 2.0]], [[2.0, 0.25, 2.25]]], [[[-2.0, 0.5, -1.5]], [[0.0, 1.0, 1.0]]],
