@@ -18,8 +18,7 @@ _BACK_DOORS = ("eval", "exec", "compile", "__import__", "importlib")
 
 def forbid(function: Callable, *names: str) -> None:
     """Raise AssertionError if the function uses one of the names: packages, functions or methods."""
-    found = forbidden_uses(function, names)
-    if found:
+    if found := forbidden_uses(function, names):
         raise AssertionError(f"may not use {', '.join(names)}, but uses {', '.join(found)}")
 
 
@@ -63,10 +62,10 @@ def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if " " not in node.value and node.value.split(".")[0] in names:
                 yield repr(node.value)
-    # a stand-in is called by its own name in the notebook
     known = function.__globals__ | inspect.getclosurevars(function).nonlocals
     for name in _globals(function):
         value = known.get(name)
+        # what stands in for the student's is called by its own name
         own = value is function.__globals__.get(name) and inspect.isfunction(value) and name == value.__code__.co_name
         if name in names or name in _BACK_DOORS or _origin(value) in names or (_home(value) in names and not own):
             yield name
