@@ -114,11 +114,9 @@ check_lens = Part(1, my_lens, [
      "what is asked for: logits, as they come from the head"),
 ])
 
-P, Q = tensor([0.5, 0.3, 0.2]).log(), tensor([0.8, 0.1, 0.1]).log()
+P, Q, APART = tensor([0.5, 0.3, 0.2]).log(), tensor([0.8, 0.1, 0.1]).log(), 0.0521220  # P and Q are so far apart
 EVEN, SURE, NEVER = tensor([0.0, 0.0]), tensor([0.0, -math.inf]), tensor([-math.inf, 0.0])
-APART = 0.0521220  # the divergence of P and Q
 JSD = "return entropy_m - (entropy_p + entropy_q) / 2"
-SCALED = "return (entropy_m - (entropy_p + entropy_q) / 2)"
 KL = "kl = lambda a, b: torch.where(a > 0, a * (a.log() - b.log()), 0.0).sum(-1)\n    return "
 ORDER = "the order: what is the first argument of KL, and whose probabilities weigh the logarithms?"
 check_jsd = Part(2, my_jsd, [
@@ -140,9 +138,9 @@ check_jsd = Part(2, my_jsd, [
     ("one half of the sum is missing", JSD, KL + "kl(p, m)", "what happens when p and q trade places"),
     ("the mean of both KL without m", JSD, KL + "(kl(p, q) + kl(q, p)) / 2", "whom both are compared with: m"),
     ("twice too much", JSD, KL + "kl(p, m) + kl(q, m)", "the factor before each KL"),
-    ("bits where nats belong", JSD, SCALED + " / math.log(2)", "the base of the logarithm: the natural one"),
+    ("bits where nats belong", ".sum(-1)", ".sum(-1) / math.log(2)", "the base of the logarithm: the natural one"),
     ("the square root of the divergence", JSD, KL + "((kl(p, m) + kl(q, m)) / 2).sqrt()", "the last operation"),
-    ("the mean over the vocabulary", JSD, SCALED + " / p.shape[-1]", "what is done over the vocabulary: a sum"),
+    ("the mean over the vocabulary", ".sum(-1)", ".mean(-1)", "what is done over the vocabulary: a sum"),
     ("the mean of the logits", ("(p + q) / 2", JSD),
      ("((p_logits + q_logits) / 2).softmax(-1)", KL + "(kl(p, m) + kl(q, m)) / 2"),
      "what m is the mean of: probabilities"),

@@ -62,8 +62,7 @@ def ScriptLM(rows: Tensor) -> Model:
 
 def TableLM(rows: list[list[float]]) -> Model:
     """Looks at the sum of all ids so far: the logits are `rows[sum % len(rows)]`."""
-    name = f"TableLM({rows})"
-    return Model(name, lambda ids: SimpleNamespace(logits=torch.tensor(rows)[ids.cumsum(dim=1) % len(rows)]))
+    return Model(f"TableLM({rows})", lambda ids: SimpleNamespace(logits=torch.tensor(rows)[ids.cumsum(1) % len(rows)]))
 
 
 class PositionLM(Model):
