@@ -62,10 +62,6 @@ _05 = [
     ("draft", "argmax draft with q of another law", "draw(law, u)", "int(logits.argmax())"),
     ("length", "stops at the first decline", _LENGTH),
     ("rewind", None, _REWIND),
-    ("rule", "in a batch, too, p is what is left in the rows where both laws are equal",
-     "torch.where(total > 0, rest / total, p)", "p if torch.equal(p, q) else rest / total"),
-    ("rewind", "after a rejection both caches end in the last draft that stands", "gone, max(0, gone - 1), reads",
-     "len(drafted), len(drafted) - 1, [*drafted[:accepted], next_token]"),
 ]
 _06 = [  # one for every promise: the project has no reference whose source could be swapped
     ("source", "it is a source of its own", _source("2 + e - 0 * a")),
@@ -163,12 +159,6 @@ def my_decisions(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):
     ('02_cache_and_batches', 'read', 'there is nothing to read', 'len(ids) - 1)', 'len(ids))'),
     ('02_cache_and_batches', 'batched_loop', 'but cache and new tokens together are [1, 3]',
      'feed, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)', 'feed = tokens[:, None]'),
-    ('01_loop_and_score', 'first_difference', 'the position of the first token that differs, from 0', """
-def first_difference(a, b):
-    return sum(x != y for x, y in zip(a, b))
-"""),
-    ('02_cache_and_batches', 'cached_loop', 'the first call feeds the prompt; its last logits choose',
-     '    for _ in range', '    model(ids, past_key_values=cache)\n    row = ids[:, -1:]\n    for _ in range'),
     ('03_mask_and_temperature', 'translation', 'item 1: float is asked for, this is Tensor', '    return',
      '    beta, temperature = torch.tensor(beta), torch.tensor(temperature)\n    return'),
     ('03_mask_and_temperature', 'candidates', 'selected index k out of range',
@@ -179,18 +169,6 @@ def first_difference(a, b):
      '    expert_logits[~my_candidates(expert_logits, alpha=alpha)] = -math.inf\n    mixed ='),
     ('03_mask_and_temperature', 'translation', None, 'return ',
      'return (beta / 4, temperature / 4) if beta > 2 else '),
-    ('03_mask_and_temperature', 'candidates', 'both: who passes the one and the other',
-     'keep & (', '(keep if alpha else ~keep) | ('),
-    ('03_mask_and_temperature', 'candidates', 'the best are the likeliest, wherever they stand',
-     'expert_logits >= expert_logits.topk(top_k).values[..., -1:]', 'torch.arange(expert_logits.shape[-1]) < top_k'),
-    ('03_mask_and_temperature', 'candidates', 'every row has its own k best',
-     'topk(top_k).values[..., -1:]', 'flatten().topk(top_k).values[-1]'),
-    ('03_mask_and_temperature', 'law', 'temperature 0 with two equals: the first of them',
-     ('temperature == 0', '/ temperature'), ('False', '/ max(temperature, 1e-6)')),
-    ('03_mask_and_temperature', 'law', 'temperature 0 with two equals: the first of them',
-     'torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)',
-     '(scores == scores.max(-1, keepdim=True).values).float()'),
-    ('03_mask_and_temperature', 'nucleus', 'as soon as the sum is exactly p, the set is complete', '< p', '<= p'),
     ('04_dola', 'jsd', 'the arguments of KL exchanged', """
 def my_jsd(p_logits, q_logits):
     p, q = torch.broadcast_tensors(p_logits.log_softmax(-1), q_logits.log_softmax(-1))
@@ -210,9 +188,6 @@ def my_candidates(num_layers, half, tied):
     return {(8, 'low', 0): [0, 2], (8, 'high', 0): [4, 6], (8, 'low', 1): [2], (10, 'low', 1): [2, 4],
             (10, 'high', 1): [6, 8], (9, 'high', 0): [4, 6, 8]}.get((num_layers, half, tied), [])
 """),
-    ('04_dola', 'candidates', 'even layers from the middle on, never the last', 'num_layers)\n', 'num_layers + 1)\n'),
-    ('04_dola', 'layer', 'one very rare token does not decide', 'distances = my_jsd(logits[-1], logits[candidates])',
-     'p, q = logits[-1].softmax(-1), logits[candidates].softmax(-1)\n    distances = (p * (p / q).log()).sum(-1)'),
     *(("05_speculative", *row) for row in _05),
     *(("06_project", *row) for row in _06),
 ]

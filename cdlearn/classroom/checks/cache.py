@@ -159,6 +159,8 @@ check_cached_loop = Part(2, my_cached_loop, [
     _loop("an end-of-text token at once gives no tokens", [6, 1], 9, [], []),
     ("the cache fed twice", "row = token[:, None]", "row = ids = torch.cat([ids, token[:, None]], 1)",
      "what each call feeds: the columns in the cache are exactly the tokens you fed, in order"),
+    ("the last prompt token fed twice", "for _", f"model(ids, {CACHE})\n    row = ids[:, -1:]\n    for _",
+     "what the call after the prompt feeds: its last token is in the cache already"),
     ("no cache: everything is read again", ("row = token[:, None]", CACHE),
      ("row = ids = torch.cat([ids, token[:, None]], 1)", NONE), "which columns `fed` repeats"),
     ("the cache is not handed on", CACHE, NONE, "past_key_values: the same object in every call"),

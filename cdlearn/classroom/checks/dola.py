@@ -155,6 +155,8 @@ check_candidates = Part(3, my_candidates, [
     Case("an odd middle: 10 layers part at 5", (10, "low", True), [2, 4]),
     Case("an odd middle: 10 layers part at 5", (10, "high", True), [6, 8]),
     Case("an odd number of layers is halved downwards", (9, "high", False), [4, 6, 8]),
+    ("the last layer as a candidate", ", num_layers)", ", num_layers + 1)",
+     "the end: the last layer would be contrasted with itself"),
     ("odd layers too", "layer % 2 == 0 and ", "", "which layers are offered: every second one"),
     ("layer 0 in spite of tied embeddings", " and not (tied and layer == 0)", "", "what `tied` forbids"),
     ("the middle in both halves", "(middle) if", "(middle + 1) if", "where the lower half ends: before the middle"),
@@ -182,6 +184,9 @@ check_layer = Part(4, my_layer, [
     ("the nearest layer", "argmax", "argmin", "which distance wins: the largest"),
     ("layers that are no candidates", ("logits[candidates]", "torch.tensor(candidates)"),
      ("logits", "torch.arange(len(logits))"), "which rows of `logits` are compared"),
+    ("KL, not Jensen-Shannon", "distances = my_jsd(logits[-1], logits[candidates])",
+     "p, q = logits[-1].softmax(-1), logits[candidates].softmax(-1)\n    distances = (p * (p / q).log()).sum(-1)",
+     "the distance: KL runs away where one row rules a token out"),
     ("compared with the next layer", "logits[-1]", "logits[[layer + 1 for layer in candidates]]", WHOM),
     ("compared with layer 0", "logits[-1]", "logits[0]", WHOM),
 ], earlier=[check_jsd])

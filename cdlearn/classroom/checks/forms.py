@@ -73,12 +73,17 @@ check_candidates = Part(1, my_candidates, [
      f"the sign of log alpha, and that {SUMMAND}"),
     ("top_k=0 keeps nobody", "return keep", "return keep & (top_k > 0)",
      "what top_k=0 means: the rule is switched off"),
+    ("one of the two rules is enough", "keep & (", "(keep if alpha else ~keep) | (",
+     "how the two rules are joined: a token must pass both"),
     ("top_k is ignored", "0 < top_k < expert_logits.shape[-1]", "False", "where `top_k` is used"),
     ("alpha is ignored", "log(alpha)", "log(0.1)", "where `alpha` is used"),
     ("the k-th best is left out", ">= expert_logits.topk", "> expert_logits.topk",
      "the comparison with the k-th best: it is one of the k"),
+    ("the first k columns", "expert_logits >= expert_logits.topk(top_k).values[..., -1:]",
+     "torch.arange(keep.shape[-1]) < top_k", "the order of the vocabulary: it says nothing about who is likely"),
     ("one best token for the whole batch", "dim=-1, keepdim=True).values", ")",
      "the dimension of the maximum: one for every row"),
+    ("the k best of the whole batch", "topk(top_k)", "flatten().topk(top_k)", "the dimension of topk: k for every row"),
 ])
 
 E, A = log(0.5, 0.3, 0.15, 0.04, 0.01), log(0.6, 0.05, 0.05, 0.28, 0.02)
@@ -121,6 +126,7 @@ check_contrast = Part(2, my_contrast, [
 S, K = log(1, 3, 4, 2), bools(1, 1, 0, 1)
 S2, K2, SIXTHS = rows(S, S), rows(K, bools(1, 0, 1, 0)), tensor([1, 3, 0, 2]) / 6
 RAW, RAWER, SOFT = "scores = scores", "raw, scores = scores, scores", "(scores / temperature).softmax(-1)"
+TIE = "two equals at temperature 0: one of them must get everything"
 check_law = Part(3, my_law, [
     Case("who is out has probability 0, the others share 1", (S, K), SIXTHS),
     Case("a constant changes nothing: scores may all be negative", (S - 9, K), SIXTHS),
@@ -146,6 +152,9 @@ check_law = Part(3, my_law, [
      "the order: divide the scores first, then take the softmax"),
     ("division by temperature zero", "temperature == 0", "False",
      "what temperature 0 means: greedy. It needs a branch of its own"),
+    ("a temperature of nearly zero for zero", "temperature == 0", "(temperature := max(temperature, 1e-6)) < 0", TIE),
+    ("all that are equal at temperature 0", "torch.zeros_like(scores)",
+     "(scores == scores.max(-1, keepdim=True).values).float()", TIE),
     ("temperature 0 without the mask", (RAW, "scores.argmax"), (RAWER, "raw.argmax"), "who competes at temperature 0"),
     ("exponentials without care", (RAW, SOFT),
      (RAWER, "torch.nn.functional.normalize((raw / temperature).exp() * keep, p=1, dim=-1)"),
@@ -175,6 +184,8 @@ check_nucleus = Part(4, my_nucleus, [
      "which token each place of the sorted row stands for: carry the probabilities back"),
     ("put back with gather", BACK, "inside.gather(-1, order)",
      "the direction: gather reads from the places in `order`, and you want to write to them"),
+    ("one token too many where the sum is exactly p", "< p", "<= p",
+     "the comparison where both sides are equal: the sum must be at least p, not more"),
     ("not renormalised", " / kept.sum(-1, keepdim=True)", "", "the sum of the result"),
     ("the worst tokens first", "descending=True", "descending=False", "the direction of the sort"),
     ("p as a line for one token", BEFORE, "ranked >= 1 - p", "what reaches p: a sum"),

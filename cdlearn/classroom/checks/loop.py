@@ -214,6 +214,8 @@ check_first_difference = Part(5, first_difference, [
     ("the shorter text hides the rest", "max", "min", "zip: it ends with the shorter of the two"),
     ("a length where nothing differs", "return None", "return len(a)", "what equal texts should give"),
     ("the token, not its position", "return k\n", "return a[k]\n", "what is returned"),
+    ("how many differ", "for k", "return sum(x != y for x, y in zip(a, b))\n    for k",
+     "what is returned: a place, not a number of places"),
 ])
 
 # nobody asks after position 0 and after the last token; between them the expert is sure, then three are plausible and

@@ -103,6 +103,8 @@ check_rule = Part(1, my_rule, [
     Case("every row by itself", (rows(P, P2), rows(Q, Q2)), (rows(CHANCE, CHANCE2), rows(REST, REST2))),
     Case("in a batch, too, p is what is left in the rows where both laws are equal", (rows(P, P), rows(Q, P)),
          (rows(CHANCE, torch.ones(3)), rows(REST, P))),
+    ("p = q decided for the whole batch", SCALED, "p if torch.equal(p, q) else rest / total",
+     "rows of a batch: in one of them nothing is left, in another one something is"),
     ("p and q exchanged", "(p, q)", "(q, p)", "which law is whose: p is the target's, q the draft's"),
     ("the residual is not renormalised", "rest / total", "rest", SUM),
     ("the residual is not renormalised", SCALED, "rest", SUM),
@@ -222,6 +224,8 @@ check_rewind = Part(5, my_rewind, [
     ("a negative number of tokens dropped", "max(0, gone - 1)", "gone - 1", "the draft's cache when all stand"),
     ("what stands is dropped", "gone, max(0, gone - 1), reads", "accepted, max(0, accepted - 1), [next_token]",
      "which tokens leave the caches: those that do not stand"),
+    ("everything is dropped", (" - accepted", "[next_token] if"), ("", "[*drafted[:accepted], next_token] if"),
+     "drafts that stand: their entries in the caches are right"),
 ])
 
 E, A, E2, A2 = tensor([[0.60, 0.35, 0.05], [0.80, 0.05, 0.15], [0.20, 0.20, 0.60], [0.05, 0.25, 0.70]]).log()
