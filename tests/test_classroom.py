@@ -25,15 +25,7 @@ from cdlearn.classroom.grader import build, find_masters
 from cdlearn.classroom.grader.build import SETUP, course_api
 from cdlearn.classroom.grader.page import page, to_html
 from cdlearn.classroom.grader.results import Gradebook, Row, hint_of, published, rows_of, status_of, summary
-from cdlearn.classroom.grader.submissions import (
-    Submission,
-    choose,
-    doubts,
-    find_submissions,
-    parts_of,
-    restore,
-    slug,
-)
+from cdlearn.classroom.grader.submissions import Submission, choose, doubts, find_submissions, parts_of, restore, slug
 from cdlearn.classroom.grader.worker import SHORT, Recording
 from cdlearn.cli import classroom as commands
 from cdlearn.cli.main import main
@@ -217,14 +209,8 @@ def test_a_hint_is_one_line_from_the_fields_of_the_check_or_from_the_error():
 
 def test_what_a_cell_published_is_its_last_failed_check_and_all_that_was_replaced():
     junk = [{"output_type": "stream", "text": "x"}, shows(None), shows([]), shows({"replaced": "my_f"}), shows({})]
-    outputs = [
-        shows(FAILED | {"broke": "x"}),
-        *junk,
-        shows({"replaced": ["f"]}),
-        shows(FAILED),
-        shows({"replaced": ["g", "f"]}),
-    ]
-    failed, replaced = published(outputs)
+    replaced = [shows({"replaced": names}) for names in (["f"], ["g", "f"])]
+    failed, replaced = published([shows(FAILED | {"broke": "x"}), *junk, replaced[0], shows(FAILED), replaced[1]])
     assert failed["broke"] == "a tie stays" and replaced == ["f", "g"]
     assert published(junk) == ({}, [])
 
@@ -495,16 +481,10 @@ def class_of_students(release, folder):
             if role(cell, "grade"):
                 cell.source, cell.metadata["nbgrader"]["points"] = "pass", 100
 
-    hand_in(
-        "tampered",
-        FIRST,
-        {"scores": "def my_scores(expert_logits, amateur_logits, strength=1.0):\n    return 0"},
-        drop={"part2_mask"},
-        edit=tamper,
-    )
-    noisy = reference(FIRST)["scores"].replace(
-        "### BEGIN", 'import sys; print("a warning", file=sys.stderr)\n    ### BEGIN'
-    )
+    zero = {"scores": "def my_scores(expert_logits, amateur_logits, strength=1.0):\n    return 0"}
+    hand_in("tampered", FIRST, zero, drop={"part2_mask"}, edit=tamper)
+    warns = 'import sys; print("a warning", file=sys.stderr)'
+    noisy = reference(FIRST)["scores"].replace("### BEGIN", f"{warns}\n    ### BEGIN")
     for name, source in HOSTILE.items():  # what they print on stderr before costs nothing
         hand_in(name, FIRST, reference(FIRST) | {"loop": source, "scores": noisy})
     (folder / f"broken_{FIRST}.ipynb").write_text("{", encoding="utf-8")
@@ -514,18 +494,7 @@ def class_of_students(release, folder):
 @pytest.mark.slow
 def test_round_trip(release, tmp_path, capsys, record_property):
     made = class_of_students(release, tmp_path / "in")
-    options = [
-        "--out",
-        str(tmp_path / "out"),
-        "--seed",
-        "7",
-        "--cell-timeout",
-        "15",
-        "--timeout",
-        "240",
-        "--memory",
-        "2.5",
-    ]
+    options = ["--out", str(tmp_path / "out"), *"--seed 7 --cell-timeout 15 --timeout 240 --memory 2.5".split()]
     assert main(["grade", str(tmp_path / "in"), *options]) == 0
     record_property("table", capsys.readouterr().out)
     rows = {}
@@ -553,8 +522,6 @@ def test_round_trip(release, tmp_path, capsys, record_property):
         parts = {row["part"]: row for row in rows[student]}
         assert parts["part4_loop"]["status"] == status and parts["part4_loop"]["points"] == "0", student
         assert all(parts[part]["points"] == "3" for part in ("part1_scores", "part2_mask", "part3_step")), student
-    assert {row["part"]: row for row in rows["hangs"]}["part4_loop"]["hint"].split()[
-        :5
-    ] == "it ran longer than 15".split()
+    assert {row["part"]: row for row in rows["hangs"]}["part4_loop"]["hint"].startswith("it ran longer than 15 ")
     assert any("graded with a right my_" in row["hint"] for name in made for row in rows[name] if row["status"] == "ok")
     assert float(rows["hangs"][4]["seconds"]) < 15 < float(rows["hangs"][3]["seconds"])

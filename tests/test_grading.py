@@ -6,7 +6,7 @@ import pytest
 import torch
 from masters import MASTERS, Session, checked, master, parts, planted, reference, role, with_solution
 
-from cdlearn.classroom.checks import Case, Mistake, cache, dola, forbid, loop, run_check, same, speculation, step
+from cdlearn.classroom.checks import Case, Part, cache, dola, forbid, loop, same, speculation
 from cdlearn.classroom.checks.forbidden import forbidden_uses
 from cdlearn.classroom.checks.result import MIME
 
@@ -176,12 +176,23 @@ def test_most_of_the_planted_mistakes_have_a_name():
 
 # ---- the core
 
-DOUBLE = [Case("twice the number", (torch.tensor([1.0, 2.0]),), torch.tensor([2.0, 4.0]))]
+
+def double(x):
+    return 2 * x
+
+
+TWICE = Case("twice the number", (torch.tensor([1.0, 2.0]),), torch.tensor([2.0, 4.0]))
+SQUARED = ("squared", "2 * x", "x * x", "the power")
+
+
+def told(function, *cases, mistakes=(), **options):
+    """What a check of these cases says; mistakes are (name, expression) or whole rows of a table."""
+    rows = [row if len(row) == 4 else (row[0], "2 * x", row[1], "") for row in mistakes]
+    return Part(1, double, [*(cases or [TWICE]), *rows], **options)(function)
 
 
 def test_a_message_shows_property_example_expected_got_and_the_mistake():
-    mistakes = [Mistake("squared", lambda x: x * x, "the power")]
-    result = run_check("double", lambda x: x * x, DOUBLE, mistakes)
+    result = told(lambda x: x * x, mistakes=[SQUARED])
     assert not result and result.mistake == "squared" and result.look == "the power"
     for text in ("twice the number", "double([1.000, 2.000])", "[2.000, 4.000]", "[1.000, 4.000]", "squared"):
         assert text in str(result) and text in result._repr_html_()
@@ -190,22 +201,19 @@ def test_a_message_shows_property_example_expected_got_and_the_mistake():
 
 
 def test_a_right_function_is_a_tick_and_require_says_nothing():
-    result = run_check("double", lambda x: 2 * x, DOUBLE)
+    result = told(lambda x: 2 * x)
     assert result and "✓" in str(result) and result.require() is None
 
 
 def test_of_two_mistakes_that_fit_the_one_that_fits_everywhere_is_named():
-    cases = [*DOUBLE, Case("twice again", (torch.tensor([3.0]),), torch.tensor([6.0]))]
-    mistakes = [
-        Mistake("always the same", lambda x: torch.tensor([1.0, 4.0]), ""),
-        Mistake("squared", lambda x: x * x, ""),
-    ]
-    assert run_check("double", lambda x: x * x, cases, mistakes).mistake == "squared"
+    cases = [TWICE, Case("twice again", (torch.tensor([3.0]),), torch.tensor([6.0]))]
+    mistakes = [("always the same", "torch.tensor([1.0, 4.0])"), SQUARED]
+    assert told(lambda x: x * x, *cases, mistakes=mistakes).mistake == "squared"
 
 
 def test_a_mistake_that_would_fail_earlier_is_not_named():
     cases = [Case("zero stays", (0.0,), 0.0), Case("twice", (3.0,), 6.0)]
-    assert run_check("double", lambda x: x * x, cases, [Mistake("plus six", lambda x: x + 6, "")]).mistake == ""
+    assert told(lambda x: x * x, *cases, mistakes=[("plus six", "x + 6")]).mistake == ""
 
 
 def test_whatever_a_function_does_is_an_answer(capsys):
@@ -219,23 +227,23 @@ def test_whatever_a_function_does_is_an_answer(capsys):
     def breaks(x):
         return x.missing
 
-    assert len(run_check("double", shouts, DOUBLE).printed) == 200 and capsys.readouterr().out == ""
-    assert "not written yet" in str(run_check("double", unwritten, DOUBLE))
-    assert "AttributeError" in str(run_check("double", breaks, DOUBLE))
-    assert "no function yet" in str(run_check("double", None, DOUBLE))
-    assert "gives None" in str(run_check("double", lambda x: None, DOUBLE))
-    assert "[2] is asked for, this is [1, 2]" in str(run_check("double", lambda x: 2 * x[None], DOUBLE))
+    assert len(told(shouts).printed) == 200 and capsys.readouterr().out == ""
+    assert "not written yet" in str(told(unwritten))
+    assert "AttributeError" in str(told(breaks))
+    assert "no function yet" in str(told(None))
+    assert "gives None" in str(told(lambda x: None))
+    assert "[2] is asked for, this is [1, 2]" in str(told(lambda x: 2 * x[None]))
 
 
 def test_the_message_is_escaped():
-    assert "<script>" not in run_check("double", lambda x: "<script>", DOUBLE)._repr_html_()
+    assert "<script>" not in told(lambda x: "<script>")._repr_html_()
 
 
 def test_an_argument_changed_in_place_is_found_even_if_the_answer_is_right():
     def in_place(x):
         return x.mul_(2)
 
-    result = run_check("double", in_place, DOUBLE)
+    result = told(in_place)
     assert result.mistake == "an in-place edit of the arguments"
     assert "before the call: [[1.000, 2.000]]" in result.expected and "after the call: [[2.000, 4.000]]" in result.got
 
@@ -245,14 +253,12 @@ def test_an_edit_is_shown_where_it_can_be_seen():
         x /= x.sum()
         return 2 * x
 
-    cases = [Case("a law", (torch.tensor([0.1, 0.9]),), torch.tensor([0.2, 1.8])), *DOUBLE]
-    result = run_check("double", normalised, cases)
+    result = told(normalised, Case("a law", (torch.tensor([0.1, 0.9]),), torch.tensor([0.2, 1.8])), TWICE)
     assert result.mistake == "an in-place edit of the arguments" and "[[1.000, 2.000]]" in result.expected
 
 
 def test_chance_is_told_from_a_mistake():
-    result = run_check("double", lambda x: torch.rand(2), DOUBLE)
-    assert result.mistake == "the same call gives another answer every time"
+    assert told(lambda x: torch.rand(2)).mistake == "the same call gives another answer every time"
 
 
 @pytest.mark.parametrize(
@@ -265,35 +271,28 @@ def test_chance_is_told_from_a_mistake():
     ],
 )
 def test_a_wrong_kind_inside_a_tuple_is_told(got, says):
-    cases = [Case("a pair", (), ([1], torch.tensor([[0.5, 0.5]])))]
-    result = run_check("pair", lambda: got, cases)
+    result = told(lambda: got, Case("a pair", (), ([1], torch.tensor([[0.5, 0.5]]))))
     assert not result and (says in result.look if says else result.look == "")
 
 
 def test_a_mask_that_keeps_nobody_proves_no_mistake():
     cases = [Case("two", (3,), torch.tensor([True, True])), Case("one", (1,), torch.tensor([True, False]))]
-    nobody = Mistake("never", lambda n: torch.tensor([False, False]), "")
-    once = Mistake("not for three", lambda n: torch.tensor([n < 3, False]), "")
-    assert run_check("keep", lambda n: torch.tensor([False, False]), cases, [once]).mistake == ""
-    assert "not even the best" in run_check("keep", lambda n: torch.tensor([False, False]), cases, [once]).look
-    assert run_check("keep", lambda n: torch.tensor([False, False]), cases, [once, nobody]).mistake == "never"
+    once, never = ("not for three", "torch.tensor([x < 3, False])"), ("never", "torch.tensor([False, False])")
+    result = told(lambda n: torch.tensor([False, False]), *cases, mistakes=[once])
+    assert result.mistake == "" and "not even the best" in result.look
+    assert told(lambda n: torch.tensor([False, False]), *cases, mistakes=[once, never]).mistake == "never"
 
 
 def test_where_answers_are_few_a_mistake_must_give_all_of_them():
-    cases = [Case("none", (0,), 0), Case("one", (1,), 1), Case("two", (2,), 2)]
-    zero = Mistake("always 0", lambda n: 0, "")
-    assert run_check("count", lambda n: 0, cases, [zero], sure=True).mistake == "always 0"
-    assert (
-        run_check("count", lambda n: n % 2, cases, [Mistake("squared", lambda n: 0 if n else 0, "")], sure=True).mistake
-        == ""
-    )
+    cases, zero = [Case("none", (0,), 0), Case("one", (1,), 1), Case("two", (2,), 2)], [("always 0", "0")]
+    assert told(lambda n: 0, *cases, mistakes=zero, sure=True).mistake == "always 0"
+    assert told(lambda n: n % 2, *cases, mistakes=zero, sure=True).mistake == ""
 
 
 def test_one_number_of_one_case_proves_no_mistake():
-    zero = Mistake("always 0", lambda n: torch.tensor([0]), "")
-    cases = [Case("the number", (n,), torch.tensor([n])) for n in (1, 2)]
-    assert run_check("same", lambda n: torch.tensor([0]), cases, [zero]).mistake == "always 0"
-    assert run_check("same", lambda n: torch.tensor([0]), cases[:1], [zero]).mistake == ""
+    cases, zero = [Case("the number", (n,), torch.tensor([n])) for n in (1, 2)], [("always 0", "torch.tensor([0])")]
+    assert told(lambda n: torch.tensor([0]), *cases, mistakes=zero).mistake == "always 0"
+    assert told(lambda n: torch.tensor([0]), *cases[:1], mistakes=zero).mistake == ""
 
 
 def test_a_loop_that_does_not_end_is_told_so():
@@ -388,7 +387,7 @@ def test_a_result_reaches_the_grader_as_data_and_nobody_else(monkeypatch):
 
     shown = []
     monkeypatch.setattr(display, "publish_display_data", shown.append)
-    result = run_check("double", lambda x: x * x, DOUBLE, [Mistake("squared", lambda x: x * x, "the power")])
+    result = told(lambda x: x * x, mistakes=[SQUARED])
     with pytest.raises(AssertionError, match="squared"):
         result.require()
     assert shown == []
@@ -398,8 +397,8 @@ def test_a_result_reaches_the_grader_as_data_and_nobody_else(monkeypatch):
     (data,) = [message[MIME] for message in shown]
     assert data["mistake"] == "squared" and data["look"] == "the power" and data["part"] == "double"
     shown.clear()
-    names = {"my_mask": lambda logits, alpha: logits > 0, "my_step": step.my_step}
-    step.check_step.stand_in(names)
+    names = {"my_mask": lambda logits, alpha: logits > 0, "my_step": loop.my_step}
+    loop.check_step.stand_in(names)
     assert shown[0][MIME] == {"replaced": ["my_scores", "my_mask"]}
     exec("def caller(e):\n    return my_scores(e, e), my_mask(e)", names)
     assert forbidden_uses(names["caller"], ["cdlearn"]) == [] and names["my_mask"].__module__ == "__main__"
@@ -416,6 +415,10 @@ def test_a_reference_in_the_place_of_an_answer_scores_nothing(monkeypatch):
         "def close(my_scores):\n    def my(e, a, strength=1.0):\n        return my_scores(e, a, strength)\n"
         "    return my\n"
         "my_scores = close(checks.check_scores.own_copy())",
+        "one = checks.check_scores.reference\nother = type(one)(one.__code__, {**globals()}, 'other')\n"
+        "def my_scores(e, a, strength=1.0):\n    return other(e, a, strength)",
+        "class Mine:\n    def scores(self, e, a, strength=1.0):\n        return right(e, a, strength=strength)\n"
+        "right = checks.check_scores.own_copy()\nmy_scores = Mine().scores",
     ]
     for source in attacks:
         failed = failures(with_solution(master("01_loop_and_score"), "scores", source), monkeypatch)

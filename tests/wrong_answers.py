@@ -1,10 +1,78 @@
-"""Wrong answers to assignments 01 and 02 that the checks' own tables of mistakes do not hold.
+"""Wrong answers that the checks' own tables of mistakes do not hold.
 
 WRONG: (assignment, the solution's grade_id, words that the hint must carry, and the cell, or the old and new text of a
 swap on the reference's source). Words None: right on every example of the visible check, so the hidden tests must catch
 it.
 """
 
+_LENGTH = """
+def my_length(rates, cost, wide):
+    best, speed, tokens, reach = 0, 1.0, 1.0, 1.0
+    for n, rate in enumerate(rates, start=1):
+        reach *= rate
+        tokens += reach
+        if tokens / (n * cost + wide) <= speed + 1e-9:
+            return best
+        best, speed = n, tokens / (n * cost + wide)
+    return best
+"""
+_REWIND = """
+def my_rewind(drafted, accepted, next_token):
+    return {(3, 0): (3, 2, [8]), (3, 1): (2, 1, [8]), (3, 2): (1, 0, [8]), (3, 3): (0, 0, [7, 8]),
+            (1, 0): (1, 0, [8]), (1, 1): (0, 0, [5, 8])}.get((len(drafted), accepted))
+"""
+_SOURCE = """
+class Mine(cdlearn.Source):
+    def __init__(self, pair):
+        super().__init__()
+        self.expert, self.amateur = cdlearn.CachedLM(pair.expert), cdlearn.CachedLM(pair.amateur)
+        self.vocab_size, self.eos_token_ids, self.calls = self.expert.vocab_size, self.expert.eos_token_ids, 0
+
+    def scores(self, ids, mask, n):
+        self.calls += 1
+        e, a = (source(ids, mask, n).log_softmax(-1) for source in (self.expert, self.amateur))
+        return {scores}
+
+
+def make_source(pair):
+    return Mine(pair)
+"""
+_EVALUATE = """
+def evaluate(sources, task, items, metric):
+    options = {{"tokenizer": pair.tokenizer, "max_new_tokens": {most}}}
+    rows = []
+    for name, source in sources.items():
+        made = cdlearn.generate(source, [item.prompt for item in items], trace=False, progress=False, **options)
+        grades = [TASKS[task].grade(item, one.text)[metric] for item, one in zip(items, made)]
+        hits, of = sum(int(h) for h, _ in grades), sum(int({of}) for h, of in grades)
+        rows.append({{"source": name, "hits": hits, "of": of}})
+    return rows
+"""
+
+
+def _source(scores):
+    return _SOURCE.format(scores=scores)
+
+
+# fmt: off
+_05 = [
+    ("draft", "draw(law, uniforms[k])", "draw(law, u)", "int(torch.multinomial(law, 1))"),
+    ("draft", "item 2: a tensor is asked for, this is list", "torch.stack(laws)", "laws"),
+    ("draft", "which position is about the next token", "[0, -1]", "[0]"),
+    ("draft", "argmax draft with q of another law", "draw(law, u)", "int(logits.argmax())"),
+    ("length", "stops at the first decline", _LENGTH),
+    ("rewind", None, _REWIND),
+]
+_06 = [  # one for every promise: the project has no reference whose source could be swapped
+    ("source", "it is a source of its own", _source("2 + e - 0 * a")),
+    ("source", "a column does not know what follows it", _source("e - a + e.mean(1, True)")),
+    ("source", "whatever was asked before", _source("e - a / self.calls")),
+    ("source", "every row lets some token win", _source("(e - a).masked_fill(e < 1, -math.inf)")),
+    ("source", "in a padded batch each row has its own scores", _source("e - self.amateur(ids, None, n)")),
+    ("source", "scores are float, [B, n, V]", _source("(e - a)[:, -1]")),
+    ("evaluate", "hits: what was right", _EVALUATE.format(most=2, of="of")),
+    ("evaluate", "of: what there was to get right", _EVALUATE.format(most="TASKS[task].max_new_tokens", of="h")),
+]
 WRONG = [
     ('01_loop_and_score', 'mask', 'gives None', """
 def my_mask(expert_logits, alpha=0.1):
@@ -91,4 +159,35 @@ def my_decisions(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):
     ('02_cache_and_batches', 'read', 'there is nothing to read', 'len(ids) - 1)', 'len(ids))'),
     ('02_cache_and_batches', 'batched_loop', 'but cache and new tokens together are [1, 3]',
      'feed, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)', 'feed = tokens[:, None]'),
-]  # fmt: skip
+    ('03_mask_and_temperature', 'translation', 'item 1: float is asked for, this is Tensor', '    return',
+     '    beta, temperature = torch.tensor(beta), torch.tensor(temperature)\n    return'),
+    ('03_mask_and_temperature', 'candidates', 'selected index k out of range',
+     '0 < top_k < expert_logits.shape[-1]', 'top_k'),
+    ('03_mask_and_temperature', 'contrast', 'an in-place edit of the arguments', '    return',
+     '    amateur_logits /= tau * 2\n    return'),
+    ('03_mask_and_temperature', 'logit_form', 'an in-place edit of the arguments', '    mixed =',
+     '    expert_logits[~my_candidates(expert_logits, alpha=alpha)] = -math.inf\n    mixed ='),
+    ('03_mask_and_temperature', 'translation', None, 'return ',
+     'return (beta / 4, temperature / 4) if beta > 2 else '),
+    ('04_dola', 'jsd', 'the arguments of KL exchanged', """
+def my_jsd(p_logits, q_logits):
+    p, q = torch.broadcast_tensors(p_logits.log_softmax(-1), q_logits.log_softmax(-1))
+    m = (p.exp() + q.exp()) / 2
+    kl = torch.nn.functional.kl_div
+    return (kl(p, m, reduction='none') + kl(q, m, reduction='none')).sum(-1) / 2
+"""),
+    ('04_dola', 'jsd', '0 times the logarithm of 0', """
+def my_jsd(p_logits, q_logits):
+    p, q = p_logits.softmax(-1), q_logits.softmax(-1)
+    m = (p + q) / 2
+    return ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
+"""),
+    ('04_dola', 'scores', None, 'logits[layers, torch.arange(len(layers))]', 'logits[layers]'),
+    ('04_dola', 'candidates', None, """
+def my_candidates(num_layers, half, tied):
+    return {(8, 'low', 0): [0, 2], (8, 'high', 0): [4, 6], (8, 'low', 1): [2], (10, 'low', 1): [2, 4],
+            (10, 'high', 1): [6, 8], (9, 'high', 0): [4, 6, 8]}.get((num_layers, half, tied), [])
+"""),
+    *(("05_speculative", *row) for row in _05),
+    *(("06_project", *row) for row in _06),
+]

@@ -1,31 +1,47 @@
-"""Checks of assignment 02: several endings, left padding, the batched loop (a cache by hand is in `columns.py`)."""
+"""Checks of assignment 02: attention over cached columns, the cached loop, taking tokens back, endings, padding."""
 
-from __future__ import annotations
-
+import math
 from typing import Any
 
 import torch
 from torch import tensor
 from transformers import DynamicCache
 
-from cdlearn.classroom.checks.columns import check_cached_loop, check_head, check_read
 from cdlearn.classroom.checks.core import Case, Part
-from cdlearn.classroom.checks.models import TOY, TOY_WORDS, PositionLM
+from cdlearn.classroom.checks.models import TOY, TOY_WORDS, filled
 
-__all__ = [
-    "Case",
-    "PositionLM",
-    "check_batched_loop",
-    "check_cached_loop",
-    "check_endings",
-    "check_head",
-    "check_pad",
-    "check_read",
-]
+
+def my_head(x, cache, W_q, W_k, W_v):
+    q, k, v = x @ W_q, x @ W_k, x @ W_v
+    if cache is not None:
+        k, v = torch.cat([cache[0], k]), torch.cat([cache[1], v])
+    n, T = len(q), len(k)
+    allowed = torch.ones(n, T).tril(T - n).bool()
+    weights = (q @ k.T / math.sqrt(q.shape[1])).masked_fill(~allowed, -math.inf).softmax(-1)
+    return weights @ v, (k, v)
+
+
+def my_cached_loop(model, ids, *, eos_id, max_new_tokens):
+    cache, row, new = DynamicCache(config=model.config), ids, []
+    for _ in range(max_new_tokens):
+        token = model(row, past_key_values=cache).logits[:, -1].argmax(-1)
+        if token.item() == eos_id:
+            break
+        new.append(token.item())
+        row = token[:, None]
+    return new
+
+
+def my_read(model, cache, seen, ids):
+    keep = 0
+    while keep < min(len(seen), len(ids) - 1) and seen[keep] == ids[keep]:
+        keep += 1
+    if keep < len(seen):
+        cache.crop(keep - len(seen))
+    return model(torch.tensor([ids[keep:]]), past_key_values=cache).logits[0, -1].argmax().item()
 
 
 def my_endings(model, prompt, endings):
-    """prompt: [1, T] int. endings: a list of [1, n] int. Returns a list of floats, one score per ending."""
     cache = DynamicCache(config=model.config)
     last = model(prompt, past_key_values=cache).logits[:, -1:]  # (1, 1, V)
     scores = []
@@ -37,96 +53,14 @@ def my_endings(model, prompt, endings):
     return scores
 
 
-def _endings_note(value: Any, args: tuple) -> dict:
-    model, prompt, endings = args
-    enough, fed = prompt.shape[1] + sum(e.shape[1] for e in endings), sum(len(call[0]) for call in model.fed)
-    return {"scores": value, "positions fed": f"at most {enough}" if fed <= enough else f"{fed}"}
-
-
-def _endings(says: str, endings: list[list[int]], scores: list[float]) -> Case:
-    enough = 2 + sum(len(ending) for ending in endings)
-    words = f"{TOY_WORDS}log p is -0.391 for it, -1.391 for the next token, -4.391 for all others. "
-    example = f"{words}my_endings(model, [3, 5], {endings})"
-    args = (TOY, tensor([[3, 5]]), [tensor([ending]) for ending in endings])
-    return Case(says, args, {"scores": scores, "positions fed": f"at most {enough}"}, {}, example)
-
-
-# fmt: off
-_1ST, _2ND, _REST = -0.390536, -1.390536, -4.390536
-_JOIN, _CROP = "torch.cat([last, logits[:, :-1]], dim=1)", "cache.crop(-ending.shape[1])"
-_PICK = "log_p.gather(-1, ending[..., None])"
-_SHIFTED = "how many columns the cache holds when the next ending is fed"
-_LOOP = "    for ending in endings:\n"
-
-check_endings = Part(4, my_endings, [
-    _endings("the prompt's last logits give the first token's log-probability", [[6]], [_2ND]),
-    _endings("an ending's score is the sum over its tokens", [[5, 5]], [_1ST + _2ND]),
-    _endings("every ending follows the prompt, not the ending before it", [[5], [6]], [_1ST, _2ND]),
-    _endings("the cache is taken back to the prompt after every ending", [[5, 4], [3, 1], [5, 5, 5]],
-             [_1ST + _1ST, _REST + _REST, _1ST + _2ND + _REST]),
-], [
-    ("one column too late", _JOIN, "logits",
-     "the columns: the logits after token i are about token i + 1; who is about the first?"),
-    ("the first token is left out", _PICK, f"{_PICK}[:, 1:]", "who predicts an ending's first token: the prompt"),
-    ("the cache is not taken back", _CROP, "pass", "what the cache holds when the next ending is fed"),
-    ("off by one after rewinding: a column too few is cropped", f"        {_CROP}",
-     "        if ending.shape[1] > 1:\n            cache.crop(1 - ending.shape[1])", _SHIFTED),
-    ("off by one after rewinding: a column too many is cropped", _CROP,
-     "cache.crop(-min(ending.shape[1] + 1, cache.get_seq_length()))", _SHIFTED),
-    ("the prompt is fed for every ending", (_LOOP, _CROP),
-     (_LOOP + "        cache = DynamicCache(config=model.config)\n"
-      + "        model(prompt, past_key_values=cache)\n", "pass"),
-     "which columns all endings share"),
-    ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether the logits were normalised"),
-    ("probabilities added up", ".log_softmax(-1)", ".softmax(-1)", "what is added: logarithms"),
-    ("the mean over the tokens", ".sum()", ".mean()", "sum or mean: the log-probability of a whole text"),
-], note=_endings_note)
-# fmt: on
-
-
 def my_pad(rows, pad_id):
-    """rows: B lists of token ids, none empty. Returns (ids, mask, position_ids), each [B, T] int."""
     T = max(len(row) for row in rows)
     ids = torch.tensor([[pad_id] * (T - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
     return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _tensors(*tables: list[list[int]]) -> tuple:
-    return tuple(tensor(table) for table in tables)
-
-
-# fmt: off
-_PLACES = "(mask.cumsum(-1) - 1).clamp(min=0)"
-
-check_pad = Part(5, my_pad, [
-    Case("one row needs no padding", ([[5, 6]], 7), _tensors([[5, 6]], [[1, 1]], [[0, 1]])),
-    Case("short rows are filled up on the left; position 0 is the first real token", ([[5, 6, 4], [3, 2]], 7),
-         _tensors([[5, 6, 4], [7, 3, 2]], [[1, 1, 1], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]])),
-    Case("padding has the position 0, never a negative one", ([[3], [5, 6, 4]], 7),
-         _tensors([[7, 7, 3], [5, 6, 4]], [[0, 0, 1], [1, 1, 1]], [[0, 0, 0], [0, 1, 2]])),
-    Case("a real token may have the padding's id", ([[7, 6, 7], [7, 7]], 7),
-         _tensors([[7, 6, 7], [7, 7, 7]], [[1, 1, 1], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]])),
-], [
-    ("padding on the right", ("[pad_id] * (T - len(row)) + row", "[0] * (T - len(row)) + [1] * len(row)"),
-     ("row + [pad_id] * (T - len(row))", "[1] * len(row) + [0] * (T - len(row))"),
-     "the side: a loop reads and appends at the last column"),
-    ("the mask from the ids", "torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])",
-     "(ids != pad_id).long()",
-     "a token that happens to have the padding's id: lengths tell what is real, ids do not"),
-    ("the mask upside down", "[0] * (T - len(row)) + [1] * len(row)", "[1] * (T - len(row)) + [0] * len(row)",
-     "what 1 means in the mask: a real token"),
-    ("columns as positions", _PLACES, "torch.arange(T).expand_as(mask)",
-     "where a row starts to count: at its first real token, not at its first column"),
-    ("positions from 1", _PLACES, "mask.cumsum(-1)", "the position of the first real token"),
-    ("negative positions", _PLACES, "mask.cumsum(-1) - 1",
-     "the padding's positions: a table of position vectors has no row -1"),
-])
-# fmt: on
-
-
 def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
-    """ids, mask: [B, T] int, padded on the left. Returns B lists of new token ids."""
     cache, feed = DynamicCache(config=model.config), ids
     new, live = [[] for _ in ids], [True] * len(ids)
     for _ in range(max_new_tokens):
@@ -143,49 +77,190 @@ def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
     return new
 
 
-def _batch_note(value: Any, args: tuple) -> dict:
-    widths = [len(call[0]) for call in args[0].fed]
-    return {"new": value, "columns of the first call": widths[:1], "of later calls": sorted(set(widths[1:]))}
+# The weights let a token look at itself and the one before: both get the score 1 before the softmax, all others 0.
+EYE, SHIFT = torch.eye(4), torch.eye(4) + torch.diag(torch.ones(3), 1)
+WHOLE = tensor([[10.0, 0, 0, 0], [5, 5, 0, 0], [1.5536, 4.2232, 4.2232, 0]])
 
 
-def _batch(says: str, ids: list, mask: list, most: int, new: list, later: int = 1) -> Case:
+def _head(says: str, old: int, new: int) -> Case:
+    example = (
+        f"x = rows {old} to {old + new - 1} of eye(4), the cache holds k and v of {old} rows. W_q = 2 eye(4), "
+        "W_k = eye(4) with ones right of the diagonal, W_v = 10 eye(4): out is 10 x the attention weights"
+    )
+    held, grown = ((SHIFT[:n].clone(), 10 * EYE[:n]) for n in (old, old + new))
+    args = (EYE[old : old + new], held if old else None, 2 * EYE, SHIFT, 10 * EYE)
+    return Case(says, args, (WHOLE[old : old + new], grown), {}, example)
+
+
+def _loop(says: str, ids: list[int], most: int, new: list[int], fed: list[list[int]]) -> Case:
+    example = f"{TOY_WORDS}my_cached_loop(model, [{ids}], eos_id=0, max_new_tokens={most})"
+    options = {"eos_id": 0, "max_new_tokens": most}
+    return Case(says, (TOY, tensor([ids])), {"new": new, "fed": [ids, *fed]}, options, example)
+
+
+def _read(says: str, seen: list[int], ids: list[int], token: int, keep: int) -> Case:
+    example = f"{TOY_WORDS}The cache holds {seen}. my_read(model, cache, {seen}, {ids})"
+    return Case(says, (TOY, filled(seen), seen, ids), {"token": token, "fed": [ids[keep:]], "cache": ids}, {}, example)
+
+
+def _read_note(value: Any, args: tuple) -> dict:
+    model, cache = args[:2]
+    columns = cache.layers[0].keys[0, 0, :, 0].long().tolist() if cache.get_seq_length() else []
+    return {"token": value, "fed": [call[0] for call in model.fed], "cache": columns}
+
+
+def _endings(says: str, endings: list[list[int]], scores: list[float]) -> Case:
+    enough = 2 + sum(len(ending) for ending in endings)
+    words = f"{TOY_WORDS}log p is -0.391 for it, -1.391 for the next token, -4.391 for all others. "
+    args = (TOY, tensor([[3, 5]]), [tensor([ending]) for ending in endings])
+    expected = {"scores": scores, "positions fed": f"at most {enough}"}
+    return Case(says, args, expected, {}, f"{words}my_endings(model, [3, 5], {endings})")
+
+
+def _endings_note(value: Any, args: tuple) -> dict:
+    model, prompt, endings = args
+    enough, fed = prompt.shape[1] + sum(e.shape[1] for e in endings), sum(len(call[0]) for call in model.fed)
+    return {"scores": value, "positions fed": f"at most {enough}" if fed <= enough else f"{fed}"}
+
+
+def _batch(says: str, ids: list, most: int, new: list, later: int = 1) -> Case:
+    mask = [[1, 1], [0, 1]][: len(ids)]
     expected = {"new": new, "columns of the first call": [len(ids[0])], "of later calls": [1] * later}
     example = f"{TOY_WORDS}my_batched_loop(model, {ids}, {mask}, eos_id=2, max_new_tokens={most})"
     return Case(says, (TOY, tensor(ids), tensor(mask)), expected, {"eos_id": 2, "max_new_tokens": most}, example)
 
 
-# fmt: off
-_TWO = [[1, 1], [0, 1]]
-_FEED = "feed, mask = tokens[:, None], "
-_ENDS = "            live[row] = live[row] and token != eos_id\n"
-_TAKES = "            if live[row]:\n                new[row].append(token)\n"
+def _batch_note(value: Any, args: tuple) -> dict:
+    widths = [len(call[0]) for call in args[0].fed]
+    return {"new": value, "columns of the first call": widths[:1], "of later calls": sorted(set(widths[1:]))}
 
+
+# fmt: off
+check_head = Part(1, my_head, [
+    _head("without a cache a position sees itself and those before it, none after it", 0, 2),
+    _head("without a cache, three positions", 0, 3),
+    _head("one new position asks with its query and sees all cached columns and itself", 2, 1),
+    _head("of two new positions, the first sees the cache and itself, not the second", 1, 2),
+    ("no causal mask", ".tril(T - n)", "", "which columns a position may see when several are new"),
+    ("the causal mask forgets the cached columns", "T - n", "",
+     "the diagonal: new row i is column (cached + i), not column i"),
+    ("the scale is missing", "/ math.sqrt(q.shape[1])", "", "what q @ k.T is divided by: the square root of the width"),
+    ("the cache does not grow", "@ v, (k", "@ v, cache or (k", "what you return: the next call needs the new rows too"),
+    ("the cache is not read", "cache is not None", "False", "whose keys and values the new query meets"),
+])
+
+CACHE, NONE = "past_key_values=cache", "past_key_values=None"
+check_cached_loop = Part(2, my_cached_loop, [
+    _loop("the first call feeds the prompt; its last logits choose the first token", [3, 5], 1, [5], []),
+    _loop("the second call feeds the new token alone: the cache holds the prompt", [3, 5], 2, [5, 4], [[5]]),
+    _loop("every column is fed once, so N tokens need T + N - 1", [3, 5], 3, [5, 4, 4], [[5], [4]]),
+    _loop("the end-of-text token ends the loop and stays out", [3, 5], 9, [5, 4, 4], [[5], [4], [4]]),
+    _loop("a prompt of one token", [2], 9, [2, 6], [[2], [6]]),
+    _loop("an end-of-text token at once gives no tokens", [6, 1], 9, [], []),
+    ("the cache fed twice", "row = token[:, None]", "row = ids = torch.cat([ids, token[:, None]], 1)",
+     "what each call feeds: the columns in the cache are exactly the tokens you fed, in order"),
+    ("the last prompt token fed twice", "for _", f"model(ids, {CACHE})\n    row = ids[:, -1:]\n    for _",
+     "what the call after the prompt feeds: its last token is in the cache already"),
+    ("no cache: everything is read again", ("row = token[:, None]", CACHE),
+     ("row = ids = torch.cat([ids, token[:, None]], 1)", NONE), "which columns `fed` repeats"),
+    ("the cache is not handed on", CACHE, NONE, "past_key_values: the same object in every call"),
+    ("logits of the first position", "[:, -1]", "[:, 0]", "the column of [1, n, V]: which one has read it all"),
+    ("the end-of-text token in the result", "break", "return [*new, eos_id]",
+     "the order: test for the end, then append"),
+    ("no stop at the end of the text", "token.item() == eos_id", "False", "what happens when the token is eos_id"),
+    ("one pass too many", ("break", "\n    return new"), ("return new", f"\n    model(row, {CACHE})\n    return new"),
+     "the last new token: does anybody ask what follows it?"),
+], note=lambda value, args: {"new": value, "fed": [call[0] for call in args[0].fed]})
+
+CROP, COUNT = "    if keep < len(seen):\n        cache.crop(keep - len(seen))\n", " and seen[keep] == ids[keep]"
+BEYOND = "how many columns the cache holds after crop: every later position is shifted by one"
+STAY, LACKS = "how many columns could have stayed", "what is fed: only what the cache lacks"
+check_read = Part(3, my_read, [
+    _read("what the cache has not seen is fed, and nothing else", [3, 5], [3, 5, 5], 4, 2),
+    _read("columns that are not in ids any more are taken out first", [3, 5, 7, 7], [3, 5, 5], 4, 2),
+    _read("contents decide, not lengths", [3, 5, 7], [3, 5, 5], 4, 2),
+    _read("a column counts only if all before it agree", [3, 1, 5], [3, 5, 5], 4, 1),
+    _read("without a new column the last one is fed again, for its logits", [3, 5, 5], [3, 5], 5, 1),
+    _read("the same row once more", [3, 5], [3, 5], 5, 1),
+    _read("nothing agrees: everything goes", [1, 2], [3, 5], 5, 0),
+    ("the rejected tokens stay in the cache", CROP, "",
+     "the cache before you feed: it must hold what agrees, and nothing else"),
+    ("compared by length", COUNT, "", "which columns agree: compare the tokens, one by one"),
+    ("tokens that agree after a difference are kept", ("while keep", "keep += 1"),
+     ("if True or keep", "keep = min(sum(a == b for a, b in zip(seen, ids)), len(ids) - 1)"),
+     "when to stop comparing: a column depends on all before it"),
+    ("off by one after rewinding: a column too few is cropped", ("keep < len(seen)", "keep -"),
+     ("keep + 1 < len(seen)", "keep + 1 -"), BEYOND),
+    ("off by one after rewinding: a column too many is cropped", "keep -", "max(keep - 1, 0) -", BEYOND),
+    ("the cache fed twice", (CROP, "ids[keep:]"), ("", "ids"), LACKS),
+    ("the whole row fed behind what agrees", "ids[keep:]", "ids", LACKS),
+    ("everything is read again", "keep += 1", "break", STAY),
+    ("a column that agrees is fed again", CROP, f"    keep = max(0, keep - 1)\n{CROP}", STAY),
+], note=_read_note)
+
+FOR, TAKEN = "    for ending in endings:\n", "cache.crop(-ending.shape[1])"
+SHIFTED = "how many columns the cache holds when the next ending is fed"
+check_endings = Part(4, my_endings, [
+    _endings("the prompt's last logits give the first token's log-probability", [[6]], [-1.390536]),
+    _endings("an ending's score is the sum over its tokens", [[5, 5]], [-1.781072]),
+    _endings("every ending follows the prompt, not the ending before it", [[5], [6]], [-0.390536, -1.390536]),
+    _endings("the cache is taken back to the prompt after every ending", [[5, 4], [3, 1], [5, 5, 5]],
+             [-0.781072, -8.781072, -6.171608]),
+    ("one column too late", "torch.cat([last, logits[:, :-1]], dim=1)", "logits",
+     "the columns: the logits after token i are about token i + 1; who is about the first?"),
+    ("the first token is left out", "None])", "None])[:, 1:]", "who predicts an ending's first token: the prompt"),
+    ("the cache is not taken back", TAKEN, "pass", "what the cache holds when the next ending is fed"),
+    ("off by one after rewinding: a column too few is cropped", TAKEN,
+     "if ending.shape[1] > 1:\n            cache.crop(1 - ending.shape[1])", SHIFTED),
+    ("off by one after rewinding: a column too many is cropped", TAKEN,
+     "cache.crop(-min(ending.shape[1] + 1, cache.get_seq_length()))", SHIFTED),
+    ("the prompt is fed for every ending", FOR, f"{FOR}        cache = DynamicCache(config=model.config)\n"
+     "        model(prompt, past_key_values=cache)\n", "which columns all endings share"),
+    ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether the logits were normalised"),
+    ("probabilities added up", "log_softmax", "softmax", "what is added: logarithms"),
+    ("the mean over the tokens", "sum", "mean", "sum or mean: the log-probability of a whole text"),
+], note=_endings_note)
+
+PLACES, FILL = "(mask.cumsum(-1) - 1).clamp(min=0)", "[pad_id] * (T - len(row))"
+REAL = "[0] * (T - len(row)) + [1] * len(row)"
+check_pad = Part(5, my_pad, [
+    Case("one row needs no padding", ([[5, 6]], 7), (tensor([[5, 6]]), tensor([[1, 1]]), tensor([[0, 1]]))),
+    Case("short rows are filled up on the left; position 0 is the first real token", ([[5, 6, 4], [3, 2]], 7),
+         tuple(tensor([[[5, 6, 4], [7, 3, 2]], [[1, 1, 1], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]]]))),
+    Case("padding has the position 0, never a negative one", ([[3], [5, 6, 4]], 7),
+         tuple(tensor([[[7, 7, 3], [5, 6, 4]], [[0, 0, 1], [1, 1, 1]], [[0, 0, 0], [0, 1, 2]]]))),
+    Case("a real token may have the padding's id", ([[7, 6, 7], [7, 7]], 7),
+         tuple(tensor([[[7, 6, 7], [7, 7, 7]], [[1, 1, 1], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]]]))),
+    ("padding on the right", (f"{FILL} + row", REAL), (f"row + {FILL}", "[1] * len(row) + [0] * (T - len(row))"),
+     "the side: a loop reads and appends at the last column"),
+    ("the mask from the ids", f"torch.tensor([{REAL} for row in rows])", "(ids != pad_id).long()",
+     "a token that happens to have the padding's id: lengths tell what is real, ids do not"),
+    ("the mask upside down", REAL, "[1] * (T - len(row)) + [0] * len(row)", "what 1 means in the mask: a real token"),
+    ("columns as positions", PLACES, "torch.arange(T).expand_as(mask)",
+     "where a row starts to count: at its first real token, not at its first column"),
+    ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of the first real token"),
+    ("negative positions", ".clamp(min=0)", "", "the padding's positions: a table of position vectors has no row -1"),
+])
+
+ENDS = "            live[row] = live[row] and token != eos_id\n"
+TAKES = "            if live[row]:\n                new[row].append(token)\n"
 check_batched_loop = Part(6, my_batched_loop, [
-    _batch("a batch of one row is the cached loop", [[3, 5]], [[1, 1]], 2, [[5, 4]]),
-    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], _TWO, 1,
-           [[5], [6]], 0),
-    _batch("a new token is seen, at the position after its row's last", [[3, 5], [7, 1]], _TWO, 3,
-           [[5, 4, 4], [1, 3, 4]]),
-    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], _TWO, 3, [[5, 4, 4], [6]]),
-    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], _TWO, 3, [[], []], 0),
-], [
+    _batch("a batch of one row is the cached loop", [[3, 5]], 2, [[5, 4]]),
+    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], 1, [[5], [6]], 0),
+    _batch("a new token is seen, at the position after its row's last", [[3, 5], [7, 1]], 3, [[5, 4, 4], [1, 3, 4]]),
+    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], 3, [[5, 4, 4], [6]]),
+    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], 3, [[], []], 0),
     ("no position ids", "position_ids=positions, ", "", "position_ids: without them columns count, padding too"),
-    ("positions from 1", "(mask.cumsum(-1) - 1).clamp(min=0)", "mask.cumsum(-1)",
-     "the position of a row's first real token"),
-    ("positions stand still", ("new, live =", "        out = model"),
-     ("start = mask.sum(-1, keepdim=True)\n    new, live =",
-      "        positions = positions if feed is ids else start\n        out = model"),
+    ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of a row's first real token"),
+    ("positions stand still", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",
+     "        positions = positions if feed is ids else start\n        out"),
      "the position of the second and third new token"),
     ("no attention mask", "attention_mask=mask, ", "", "attention_mask: without it padding is read as text"),
     ("new columns are masked out", "new_ones", "new_zeros", "what the mask says of the new column: it is a real token"),
-    ("the batch ends with its first row", "not any(live)", "not all(live)",
-     "when the loop may stop: all rows must have ended"),
-    ("a finished row goes on", ("            break\n", "        feed, mask"),
-     ("            break\n        live = [True] * len(ids)\n", "        feed, mask"),
+    ("the batch ends with its first row", "any(live)", "all(live)", "when the loop may stop: all rows must have ended"),
+    ("a finished row goes on", "break\n", "break\n        live = [True] * len(ids)\n",
      "what happens to a row after its end-of-text token"),
-    ("the end-of-text token in the result", _ENDS + _TAKES, _TAKES + _ENDS, "the order: test for the end, then append"),
-    ("no cache: everything is read again", (_FEED, "past_key_values=cache"),
-     ("feed = ids = torch.cat([ids, tokens[:, None]], 1)\n        mask = ", "past_key_values=None"),
-     "what later calls feed"),
+    ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "the order: test for the end, then append"),
+    ("no cache: everything is read again", ("feed, mask = tokens[:, None],", CACHE),
+     ("feed = ids = torch.cat([ids, tokens[:, None]], 1)\n        mask =", NONE), "what later calls feed"),
 ], note=_batch_note)
-# fmt: on

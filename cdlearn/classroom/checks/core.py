@@ -1,7 +1,7 @@
 """How a check runs a student's function, compares, and speaks: the property that broke, an example, expected and got.
 
-A check is a list of cases, smallest first, and a list of known mistakes. Expected values are written out in the cases:
-nothing here computes an answer. A mistake is named when it reproduces the student's output to the digit.
+A check is a table: cases, smallest first, then known mistakes. Expected values are written out in the cases: nothing
+here computes an answer. A mistake is named when it reproduces the student's output to the digit.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from cdlearn.classroom.checks.values import kind, same, show
 
 PRINTED = 200  # characters of a function's own printing that a message repeats
 AGAIN = 20  # calls with the same arguments that must give the same answer
+PROBABILITIES = ("probabilities where log-probabilities belong", "log_softmax", "softmax",
+                 "the two terms: are they probabilities or their logarithms?")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,66 +40,152 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """A usual mistake: its name, the wrong function (called with the case's arguments), and what to look at."""
-
-    name: str
-    gives: Callable
-    look: str
-
-
-@dataclass(frozen=True)
 class Part:
     """One part of an assignment: called with the student's function it checks it, on the visible cases or on others.
 
     number: which part of its assignment. reference: THE solution, a plain function of the file that every other place
-    reads (the master's solution cell, the right functions that stand in for wrong ones, the mistakes). mistakes: rows
-    (name, old text, new text, where to look): what the reference becomes when its source says `new` instead of `old`
-    (two tuples: several replacements). others: mistakes that no edit of the reference gives. earlier: parts whose
-    functions this one may call. raised, sure: see `run_check`. note: what is compared instead of what the function
-    returns: note(value, arguments).
+    reads (the master's solution cell, the right functions that stand in for wrong ones, the mistakes). table: cases,
+    then mistakes (name, old text, new text, where to look): what the reference becomes when its source says `new`
+    instead of `old` (two tuples: several replacements). earlier: parts whose functions this one may call: if one is
+    wrong, say that. raised: pieces of error messages, or of what is said about chance, and where to look then. sure:
+    answers are so few (0, 1, 2) that a mistake is named only if it gives all of them. note: what is compared instead of
+    what the function returns: note(value, arguments).
     """
 
     number: int
     reference: Callable
-    cases: Sequence[Case]
-    mistakes: Sequence[tuple] = ()
-    others: Sequence[Mistake] = ()
+    table: Sequence[Case | tuple]
     earlier: Sequence[Part] = ()
     raised: Mapping[str, str] = field(default_factory=dict)
     sure: bool = False
-    note: Callable[[Any, tuple], Any] | None = None
+    note: Callable[[Any, tuple], Any] = lambda value, _: value
 
     @property
     def name(self) -> str:
-        """The name that the student's function has."""
         return self.reference.__name__
+
+    @property
+    def cases(self) -> list[Case]:
+        return [row for row in self.table if isinstance(row, Case)]
+
+    @property
+    def mistakes(self) -> list[tuple]:
+        return [row for row in self.table if isinstance(row, tuple)]
 
     def source_of(self, old: str | tuple[str, ...] = (), new: str | tuple[str, ...] = ()) -> str:
         """The reference's source with texts replaced, each of which it must hold."""
         source = inspect.getsource(self.reference)
-        pairs = [(old, new)] if isinstance(old, str) else zip(old, new, strict=True)
-        for before, after in pairs:
+        for before, after in [(old, new)] if isinstance(old, str) else zip(old, new, strict=True):
             assert before in source, f"{self.name} has no {before!r}"
             source = source.replace(before, after)
         return source
 
     @cached_property
-    def known(self) -> list[Mistake]:
-        """Every mistake as a function, in the order in which they are tried."""
+    def known(self) -> list[tuple[str, Callable, str]]:
+        """Every mistake as (name, function, where to look), in the order in which they are tried."""
         made = []
         for name, old, new, look in self.mistakes:
             names = dict(self.reference.__globals__)
             exec(self.source_of(old, new), names)
-            made.append(Mistake(name, names[self.name], look))
-        return [*made, *self.others]
+            made.append((name, names[self.name], look))
+        return made
 
     def __call__(self, function: Callable, *, cases: Sequence[Case] | None = None) -> Result:
-        """Check the student's function: the first property that breaks, or a truthy Result."""
-        cases = self.cases if cases is None else cases
-        earlier = {part.name: (part.number, part) for part in self.earlier}
-        more = {"raised": self.raised, "sure": self.sure, "note": self.note}
-        return run_check(self.name, function, cases, self.known, earlier=earlier, **more)
+        """Call the student's function on every case: the first thing that breaks, or a truthy Result.
+
+        It may not use this package. The arguments are copies; a function that changes them is told so. Never raises
+        for anything the function does, and prints nothing.
+        """
+        if not callable(function):
+            told = {"broke": "there is no function yet", "got": show(function), "look": "the cell that defines it"}
+            return Result(self.name, **told)
+        if uses := forbidden_uses(function, ["cdlearn"]):
+            look = "write this part yourself, with torch and plain Python"
+            return Result(self.name, broke=f"{self.name} may not use cdlearn", got=", ".join(uses), look=look)
+        calls = [_Call(function, case, self.note) for case in (self.cases if cases is None else cases)]
+        first = next((k for k, call in enumerate(calls) if not call.right), None)
+        if first is None:
+            return Result(self.name, cases=len(calls))
+        if (culprit := self._culprit(function)) is not None:  # a result with a message is falsy
+            return culprit
+        call, found = self._explained(function, calls, first)
+        case = call.case
+        typed = [show(value) for value in case.args] + [f"{name}={show(value)}" for name, value in case.options.items()]
+        told = {"broke": case.says, "example": case.example or f"{self.name}({', '.join(typed)})"}
+        told |= {"expected": show(case.expected), "got": show(call.value), "printed": call.printed}
+        return Result(self.name, **told | found)
+
+    def _culprit(self, function: Callable) -> Result | None:
+        """The message about the first function of an earlier part that this one calls and that is wrong itself."""
+        used, there = names_used(function), getattr(inspect.unwrap(function), "__globals__", {})
+        for part in self.earlier:
+            if part.name not in used:
+                continue
+            if part.name not in there:
+                broke = f"{self.name} calls {part.name}, and there is no {part.name} yet"
+                return Result(self.name, broke=broke, look=f"part {part.number}: run the cell that defines it first")
+            if getattr(there[part.name], "__code__", None) is part.reference.__code__:
+                continue  # it stands in for the student's
+            if not (found := part(there[part.name])):
+                broke = f"{part.name} of part {part.number}, which {self.name} calls: {found.broke}"
+                return replace(found, part=self.name, broke=broke)
+        return None
+
+    def _explained(self, function: Callable, calls: Sequence[_Call], first: int) -> tuple[_Call, dict[str, str]]:
+        """An error, an edit, chance, a known mistake, a wrong kind: the call to show, and what to say of it."""
+        call = calls[first]
+        if call.error is not None:
+            return call, self._of_error(call.error)
+        if call.edit:  # of several the first that can be seen in three decimals
+            call = next((one for one in calls if one.edit and one.edit[0] != one.edit[1] and not one.error), call)
+            return call, {
+                "broke": "the arguments are left as they were",
+                "expected": f"the arguments as before the call: {call.edit[0]}",
+                "got": f"after the call: {call.edit[1]}",
+                "mistake": "an in-place edit of the arguments",
+                "look": "operations that end in _ or assign to a slice: make a new tensor instead",
+            }
+        if not all(call.is_given_by(function) for _ in range(AGAIN)):
+            name = "the same call gives another answer every time"
+            look = "random numbers that the function draws itself, or something that it keeps between two calls"
+            return call, {"mistake": name, "look": self._look(name, look)}
+        if mistake := self._known_mistake(calls, first):
+            return call, {"mistake": mistake[0], "look": mistake[2]}
+        look = kind(call.value, call.case.expected)
+        if not look and _keeps_nobody(call.value) and not _keeps_nobody(call.case.expected):
+            look = "the line: nobody passes it, not even the best token"
+        return call, {"look": look}
+
+    def _of_error(self, error: Exception) -> dict[str, str]:
+        """What the student's code raised, and where."""
+        if isinstance(error, NotImplementedError):
+            look = "the line `raise NotImplementedError()`: replace it"
+            return {"got": "nothing: it is not written yet", "look": look}
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        cells = [frame for frame in frames if "ipykernel" in frame.filename or "<" in frame.filename]
+        where = next((f"line {frame.lineno}: {frame.line}" for frame in cells[-1:] or frames[:1] if frame.line), "")
+        text = " ".join(str(error).split())[:300]
+        return {"got": f"{type(error).__name__}: {text}", "look": self._look(text, where)}
+
+    def _look(self, text: str, otherwise: str) -> str:
+        return next((look for piece, look in self.raised.items() if piece in text), otherwise)
+
+    def _known_mistake(self, calls: Sequence[_Call], first: int) -> tuple[str, Callable, str] | None:
+        """The known mistake that gives the student's output where it is first wrong and on most of the other cases.
+
+        Where an answer says little (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several
+        cases. One whole number (a token, a place) of one case says nothing: many mistakes would give it.
+        """
+        value, best, most = calls[first].value, None, 0
+        whole = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.numel() == 1
+        sure = self.sure or _keeps_nobody(value)
+        if len(calls) == 1 and (sure or whole or isinstance(value, int)):
+            return None
+        for mistake in self.known:
+            hits = [call.is_given_by(mistake[1]) for call in calls]
+            if all(hits if sure else hits[: first + 1]) and sum(hits) > most:
+                best, most = mistake, sum(hits)
+        return best
 
     def stand_in(self, names: dict[str, Any]) -> None:
         """Before this part is graded: a mistake in an earlier part costs that part's points only.
@@ -124,57 +212,16 @@ class Part:
         return names[self.name]
 
 
-def run_check(
-    part: str,
-    function: Callable,
-    cases: Sequence[Case],
-    mistakes: Sequence[Mistake] = (),
-    *,
-    earlier: Mapping[str, tuple[int, Callable]] | None = None,
-    raised: Mapping[str, str] | None = None,
-    sure: bool = False,
-    note: Callable[[Any, tuple], Any] | None = None,
-) -> Result:
-    """Call `function` on every case and return the first thing that breaks, or a truthy Result.
-
-    The student's own code may not use this package. The arguments are copies; a function that changes them is told so.
-    Never raises for anything the function does, and prints nothing.
-
-    earlier: functions of earlier parts that this one may call, `name: (part, its check)`: if one is wrong, say that.
-    raised: pieces of error messages, or of what is said about chance, and where to look then. sure: answers are so few
-    (0, 1, 2) that a mistake is named only if it gives all of them. note: see Part.
-    """
-    if not callable(function):
-        return Result(part, broke="there is no function yet", got=show(function), look="the cell that defines it")
-    uses = forbidden_uses(function, ["cdlearn"])
-    if uses:
-        look = "write this part yourself, with torch and plain Python"
-        return Result(part, broke=f"{part} may not use cdlearn", got=", ".join(uses), look=look)
-    calls = [_Call(function, case, note) for case in cases]
-    first = next((k for k, call in enumerate(calls) if not call.right), None)
-    if first is None:
-        return Result(part, cases=len(cases))
-    culprit = _earlier_part(part, function, earlier or {})
-    if culprit is not None:  # a result with a message is falsy
-        return culprit
-    call, found = _explained(function, calls, first, mistakes, raised or {}, sure)
-    case = call.case
-    typed = [show(value) for value in case.args] + [f"{name}={show(value)}" for name, value in case.options.items()]
-    told = {"broke": case.says, "example": case.example or f"{part}({', '.join(typed)})", "printed": call.printed}
-    return Result(part, **told | {"expected": show(case.expected), "got": show(call.value)} | found)
-
-
 class _Call:
     """One call of a function on a case, and what it did. edit: the arguments before and after, if it changed them."""
 
-    def __init__(self, function: Callable, case: Case, note: Callable | None) -> None:
+    def __init__(self, function: Callable, case: Case, note: Callable) -> None:
         args, options = copy.deepcopy((case.args, case.options))
         self.case, self.note, sink = case, note, _Sink()
         self.value = self.error = self.edit = None
         try:
             with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-                value = function(*args, **options)
-                self.value = note(value, args) if note else value
+                self.value = note(function(*args, **options), args)
         except Exception as error:  # whatever the student's code does is an answer
             self.error = error
         self.printed = sink.text
@@ -196,94 +243,6 @@ class _Sink(io.TextIOBase):
     def write(self, piece: str) -> int:
         self.text += piece[: PRINTED - len(self.text)]
         return len(piece)
-
-
-def _earlier_part(part: str, function: Callable, earlier: Mapping[str, tuple[int, Callable]]) -> Result | None:
-    """The message about the first function of an earlier part that this one calls and that is wrong itself."""
-    names = names_used(function)
-    known = getattr(inspect.unwrap(function), "__globals__", {})
-    for name, (number, check) in earlier.items():
-        if name not in names:
-            continue
-        if name not in known:
-            broke = f"{part} calls {name}, and there is no {name} yet"
-            return Result(part, broke=broke, look=f"part {number}: run the cell that defines it first")
-        reference = getattr(check, "reference", None)
-        if reference is not None and getattr(known[name], "__code__", None) is reference.__code__:
-            continue  # it stands in for the student's
-        found = check(known[name])
-        if not found:
-            return replace(found, part=part, broke=f"{name} of part {number}, which {part} calls: {found.broke}")
-    return None
-
-
-def _explained(
-    function: Callable,
-    calls: Sequence[_Call],
-    first: int,
-    mistakes: Sequence[Mistake],
-    raised: Mapping[str, str],
-    sure: bool,
-) -> tuple[_Call, dict[str, str]]:
-    """What is wrong: an error, an edit, chance, a known mistake, a kind. Returns the call to show and what to say."""
-    call = calls[first]
-    if call.error is not None:
-        return call, _of_error(call.error, raised)
-    if call.edit:  # of several the first that can be seen in three decimals
-        call = next((one for one in calls if one.edit and one.edit[0] != one.edit[1] and not one.error), call)
-        return call, {
-            "broke": "the arguments are left as they were",
-            "expected": f"the arguments as before the call: {call.edit[0]}",
-            "got": f"after the call: {call.edit[1]}",
-            "mistake": "an in-place edit of the arguments",
-            "look": "operations that end in _ or assign to a slice: make a new tensor instead",
-        }
-    if not all(call.is_given_by(function) for _ in range(AGAIN)):
-        name = "the same call gives another answer every time"
-        look = "random numbers that the function draws itself, or something that it keeps between two calls"
-        return call, {"mistake": name, "look": _look(name, raised) or look}
-    mistake = _known_mistake(calls, first, mistakes, sure)
-    if mistake:
-        return call, {"mistake": mistake.name, "look": mistake.look}
-    look = kind(call.value, call.case.expected)
-    if not look and _keeps_nobody(call.value) and not _keeps_nobody(call.case.expected):
-        look = "the line: nobody passes it, not even the best token"
-    return call, {"look": look}
-
-
-def _of_error(error: Exception, raised: Mapping[str, str]) -> dict[str, str]:
-    """What the student's code raised, and where."""
-    if isinstance(error, NotImplementedError):
-        return {"got": "nothing: it is not written yet", "look": "the line `raise NotImplementedError()`: replace it"}
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    cells = [frame for frame in frames if "ipykernel" in frame.filename or "<" in frame.filename]
-    where = (cells[-1:] or frames[:1] or [None])[0]
-    text = " ".join(str(error).split())[:300]
-    look = _look(text, raised) or (f"line {where.lineno}: {where.line}" if where and where.line else "")
-    return {"got": f"{type(error).__name__}: {text}", "look": look}
-
-
-def _look(text: str, raised: Mapping[str, str]) -> str:
-    return next((look for piece, look in raised.items() if piece in text), "")
-
-
-def _known_mistake(calls: Sequence[_Call], first: int, mistakes: Sequence[Mistake], sure: bool) -> Mistake | None:
-    """The known mistake that gives the student's output where it is first wrong and on most of the other cases.
-
-    A mistake that would have failed where the student was right is none of the student's. Where an answer says little
-    (`sure`, or a mask that keeps nobody), it must give all of the outputs, of several cases. One whole number (a token,
-    a place) of one case says nothing: many mistakes would give it. A mistake that cannot run on a case matches nothing.
-    """
-    value, best, most = calls[first].value, None, 0
-    whole = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.numel() == 1
-    sure = sure or _keeps_nobody(value)
-    if len(calls) == 1 and (sure or whole or isinstance(value, int)):
-        return None
-    for mistake in mistakes:
-        hits = [call.is_given_by(mistake.gives) for call in calls]
-        if all(hits if sure else hits[: first + 1]) and sum(hits) > most:
-            best, most = mistake, sum(hits)
-    return best
 
 
 def _keeps_nobody(value: Any) -> bool:

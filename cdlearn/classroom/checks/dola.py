@@ -1,24 +1,22 @@
 """Checks of assignment 04: the logit lens, the distance of two rows, candidate layers, DoLa's scores and its loop."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, tensor
 
-from cdlearn.classroom.checks.core import Case, Part
-from cdlearn.classroom.checks.models import Asked
+from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
+from cdlearn.classroom.checks.models import Model, Named
 
 
 def my_lens(hidden_states, norm, head):
-    """hidden_states: 1 + L tensors [B, T, width]. norm, head: functions of a tensor. Returns [1 + L, B, T, V]."""
     *early, last = hidden_states
     return torch.stack([*(head(norm(state)) for state in early), head(last)])
 
 
 def my_jsd(p_logits, q_logits):
-    """p_logits, q_logits: [..., V] float, leading dimensions broadcast. Returns [...] in nats."""
     p, q = p_logits.softmax(-1), q_logits.softmax(-1)
     m = (p + q) / 2
     entropy_p, entropy_q, entropy_m = (torch.special.entr(x).sum(-1) for x in (p, q, m))
@@ -26,27 +24,23 @@ def my_jsd(p_logits, q_logits):
 
 
 def my_candidates(num_layers, half, tied):
-    """num_layers: int. half: "low" or "high". tied: bool. Returns a list of layers, smallest first."""
     middle = num_layers // 2
     layers = range(middle) if half == "low" else range(middle, num_layers)
     return [layer for layer in layers if layer % 2 == 0 and not (tied and layer == 0)]
 
 
 def my_layer(logits, candidates):
-    """logits: [1 + L, B, V] float, all layers of one position. candidates: a list of layers. Returns [B] int."""
     distances = my_jsd(logits[-1], logits[candidates])  # (C, B)
     return torch.tensor(candidates)[distances.argmax(0)]
 
 
 def my_scores(logits, layers, alpha=0.1):
-    """logits: [1 + L, B, V] float. layers: [B] int, one for each row. Returns [B, V], -inf outside the mask."""
     last, early = logits[-1], logits[layers, torch.arange(len(layers))]  # (B, V) each
     keep = last >= last.max(-1, keepdim=True).values + math.log(alpha)
     return (last.log_softmax(-1) - early.log_softmax(-1)).masked_fill(~keep, -math.inf)
 
 
 def my_dola(model, norm, head, ids, candidates, *, max_new_tokens, alpha=0.1):
-    """ids: [1, T] int. Returns (new, layers): lists of max_new_tokens token ids and premature layers."""
     new, layers = [], []
     for _ in range(max_new_tokens):
         states = model(ids, output_hidden_states=True).hidden_states
@@ -59,80 +53,83 @@ def my_dola(model, norm, head, ids, candidates, *, max_new_tokens, alpha=0.1):
     return new, layers
 
 
-class Named:
-    """A norm or a head that messages show by its name."""
+def _lens(says: str, states: list, logits: list) -> Case:
+    def norm(state: Tensor) -> Tensor:
+        scaled = state / state.abs().amax(dim=-1, keepdim=True)
+        return torch.cat([2 * scaled[..., :1], scaled[..., 1:]], dim=-1)
 
-    def __init__(self, name: str, gives: Callable) -> None:
-        self.name, self.gives = name, gives
-
-    def __call__(self, state: Tensor) -> Tensor:
-        return self.gives(state)
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def top_norm(state: Tensor) -> Tensor:
-    """Divide by the largest size of an entry, then double entry 0."""
-    scaled = state / state.abs().amax(dim=-1, keepdim=True)
-    return torch.cat([2 * scaled[..., :1], scaled[..., 1:]], dim=-1)
-
-
-def lens_case(says: str, states: list, logits: list) -> Case:
-    """A case of `my_lens` with a norm and a head that can be followed by hand."""
     head = Named("head", lambda state: torch.cat([state, state.sum(-1, keepdim=True)], dim=-1))
     words = "norm divides by the largest size, then doubles entry 0; head gives both entries and their sum. "
-    args = tuple(torch.tensor(state) for state in states), Named("norm", top_norm), head
-    return Case(says, args, torch.tensor(logits), {}, f"{words}my_lens({states}, norm, head)")
+    args = tuple(map(tensor, states)), Named("norm", norm), head
+    return Case(says, args, tensor(logits), {}, f"{words}my_lens({states}, norm, head)")
 
 
-def logs(*layers: list[float]) -> Tensor:
+def _logs(*layers: list[float]) -> Tensor:
     """Layers of one row of a batch, given as probabilities: log-probabilities, [1 + L, 1, V]."""
-    return torch.tensor(layers).log()[:, None]
+    return tensor(layers).log()[:, None]
+
+
+def _layers(ids: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
+    """Every layer looks at the sum s of all ids: token (s + k) % 4 has the k-th number of its row for even or odd s.
+    Early states are log-probabilities with the other sign, for the norm changes it."""
+    sums = ids.cumsum(1)[..., None]  # (B, T, 1)
+    turned = (torch.arange(4) - sums) % 4  # (B, T, 4): the k of every token
+    *early, last = (torch.where(sums % 2 == 0, even[turned], odd[turned]) for even, odd in zip(S_EVEN, S_ODD))
+    states = (*(-state for state in early), last)
+    return SimpleNamespace(logits=last, hidden_states=states if output_hidden_states else None)
+
+
+def _dola(says: str, ids: list[int], most: int, expected: tuple, offered: Sequence[int] = (1, 2), **alpha) -> Case:
+    words = (
+        "with s the sum of all ids modulo 4, the last layer says s with .52, s + 1 with .40. Layer 1 says .90 .08 for "
+        "even s, .40 .47 for odd s; layer 2 says .40 .55 and .05 .87; layer 0 is far always. The norm changes the sign "
+        "of an early state, the head changes nothing. "
+        f"my_dola(model, norm, head, [{ids}], {list(offered)}, max_new_tokens={most}"
+    )
+    words += "".join(f", {name}={value}" for name, value in alpha.items()) + ")"
+    model, norm, head = Model("a LayersLM", _layers), Named("norm", torch.neg), Named("head", torch.clone)
+    options = {"max_new_tokens": most, "alpha": 0.1} | alpha
+    return Case(says, (model, norm, head, tensor([ids]), list(offered)), expected, options, words)
 
 
 # fmt: off
 check_lens = Part(1, my_lens, [
-    lens_case("an early state goes through norm and head, the last one is normed already",
-              [[[[2.0, 4.0]]], [[[1.0, 0.5]]]], [[[[1.0, 1.0, 2.0]]], [[[1.0, 0.5, 1.5]]]]),
-    lens_case("every layer, every row of the batch: [1 + L, B, T, V]",
-              [[[[2.0, 4.0]], [[4.0, 1.0]]], [[[-2.0, 1.0]], [[0.0, 3.0]]], [[[1.0, 0.5]], [[2.0, 1.0]]]],
-              [[[[1.0, 1.0, 2.0]], [[2.0, 0.25, 2.25]]], [[[-2.0, 0.5, -1.5]], [[0.0, 1.0, 1.0]]],
-               [[[1.0, 0.5, 1.5]], [[2.0, 1.0, 3.0]]]]),
-], [
+    _lens("an early state goes through norm and head, the last one is normed already",
+          [[[[2.0, 4.0]]], [[[1.0, 0.5]]]], [[[[1.0, 1.0, 2.0]]], [[[1.0, 0.5, 1.5]]]]),
+    _lens("every layer, every row of the batch: [1 + L, B, T, V]",
+          [[[[2.0, 4.0]], [[4.0, 1.0]]], [[[-2.0, 1.0]], [[0.0, 3.0]]], [[[1.0, 0.5]], [[2.0, 1.0]]]],
+          [[[[1.0, 1.0, 2.0]], [[2.0, 0.25, 2.25]]], [[[-2.0, 0.5, -1.5]], [[0.0, 1.0, 1.0]]],
+           [[[1.0, 0.5, 1.5]], [[2.0, 1.0, 3.0]]]]),
     ("the final norm forgotten", "norm(state)", "state",
      "what stands between the last layer and the head in the model: early states have not been through it"),
-    ("the last state normed twice", "head(last)", "head(norm(last))",
+    ("the last state normed twice", "(last)", "(norm(last))",
      "hidden_states[-1]: transformers has put it through the norm already"),
-    ("the norm behind the head", "head(norm(state))", "norm(head(state))",
+    ("the norm behind the head", "head(norm(", "norm(head(",
      "the order: the norm works on states, the head makes logits of what it gives"),
     ("the norm on the last state only", ("norm(state)", "head(last)"), ("state", "head(norm(last))"),
      "which of the states is normed already: it is one alone, and not an early one"),
     ("layer 0 left out", "in early", "in early[1:]", "state 0, the embedding: it belongs to the answer, 1 + L rows"),
     ("the last layer left out", ", head(last)", "", "the last state: it needs no norm, but it needs the head"),
-    ("probabilities where logits belong", "head(last)])", "head(last)]).softmax(-1)",
+    ("probabilities where logits belong", ")])", ")]).softmax(-1)",
      "what is asked for: logits, as they come from the head"),
 ])
 
-P, Q = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.8, 0.1, 0.1]).log()
-EVEN, SURE, NEVER = torch.tensor([0.0, 0.0]), torch.tensor([0.0, -math.inf]), torch.tensor([-math.inf, 0.0])
-APART = 0.0521220  # the divergence of P and Q
+P, Q, APART = tensor([0.5, 0.3, 0.2]).log(), tensor([0.8, 0.1, 0.1]).log(), 0.0521220  # P and Q are so far apart
+EVEN, SURE, NEVER = tensor([0.0, 0.0]), tensor([0.0, -math.inf]), tensor([-math.inf, 0.0])
 JSD = "return entropy_m - (entropy_p + entropy_q) / 2"
-SCALED = "return (entropy_m - (entropy_p + entropy_q) / 2)"
 KL = "kl = lambda a, b: torch.where(a > 0, a * (a.log() - b.log()), 0.0).sum(-1)\n    return "
 ORDER = "the order: what is the first argument of KL, and whose probabilities weigh the logarithms?"
 check_jsd = Part(2, my_jsd, [
-    Case("half of KL(p || m) and half of KL(q || m), where m is the mean", (P, Q), torch.tensor(APART)),
-    Case("it is symmetric", (Q, P), torch.tensor(APART)),
-    Case("a constant added to all logits changes no probability", (P + 2, Q - 1), torch.tensor(APART)),
-    Case("equal rows are 0 apart", (P, P + 1), torch.tensor(0.0)),
-    Case("a token of probability 0 adds nothing, and is no nan", (EVEN, SURE), torch.tensor(0.2157616)),
-    Case("rows that share no token are ln 2 apart", (SURE, NEVER), torch.tensor(math.log(2))),
-    Case("every row by itself, and one row against many", (P + 1, torch.stack([Q, P, Q + 3])),
-         torch.tensor([APART, 0.0, APART])),
-], [
-    ("raw logits where log-probabilities belong", JSD,
-     "return entropy_m + ((p * p_logits).sum(-1) + (q * q_logits).sum(-1)) / 2",
+    Case("half of KL(p || m) and half of KL(q || m), where m is the mean", (P, Q), tensor(APART)),
+    Case("it is symmetric", (Q, P), tensor(APART)),
+    Case("a constant added to all logits changes no probability", (P + 2, Q - 1), tensor(APART)),
+    Case("equal rows are 0 apart", (P, P + 1), tensor(0.0)),
+    Case("a token of probability 0 adds nothing, and is no nan", (EVEN, SURE), tensor(0.2157616)),
+    Case("rows that share no token are ln 2 apart", (SURE, NEVER), tensor(math.log(2))),
+    Case("every row by itself, and one row against many",
+         (P + 1, torch.stack([Q, P, Q + 3])), tensor([APART, 0.0, APART])),
+    ("raw logits where log-probabilities belong", "- (entropy_p + entropy_q)",
+     "+ ((p * p_logits).sum(-1) + (q * q_logits).sum(-1))",
      "the logarithms: are they of numbers that sum to 1?"),
     ("the arguments of KL exchanged", JSD, KL + "(kl(m, p) + kl(m, q)) / 2", ORDER),
     ("exchanged and averaged over the vocabulary, as in DoLa's official code", JSD,
@@ -141,9 +138,9 @@ check_jsd = Part(2, my_jsd, [
     ("one half of the sum is missing", JSD, KL + "kl(p, m)", "what happens when p and q trade places"),
     ("the mean of both KL without m", JSD, KL + "(kl(p, q) + kl(q, p)) / 2", "whom both are compared with: m"),
     ("twice too much", JSD, KL + "kl(p, m) + kl(q, m)", "the factor before each KL"),
-    ("bits where nats belong", JSD, SCALED + " / math.log(2)", "the base of the logarithm: the natural one"),
+    ("bits where nats belong", ".sum(-1)", ".sum(-1) / math.log(2)", "the base of the logarithm: the natural one"),
     ("the square root of the divergence", JSD, KL + "((kl(p, m) + kl(q, m)) / 2).sqrt()", "the last operation"),
-    ("the mean over the vocabulary", JSD, SCALED + " / p.shape[-1]", "what is done over the vocabulary: a sum"),
+    ("the mean over the vocabulary", ".sum(-1)", ".mean(-1)", "what is done over the vocabulary: a sum"),
     ("the mean of the logits", ("(p + q) / 2", JSD),
      ("((p_logits + q_logits) / 2).softmax(-1)", KL + "(kl(p, m) + kl(q, m)) / 2"),
      "what m is the mean of: probabilities"),
@@ -158,128 +155,85 @@ check_candidates = Part(3, my_candidates, [
     Case("an odd middle: 10 layers part at 5", (10, "low", True), [2, 4]),
     Case("an odd middle: 10 layers part at 5", (10, "high", True), [6, 8]),
     Case("an odd number of layers is halved downwards", (9, "high", False), [4, 6, 8]),
-], [
-    ("the last layer as a candidate", "range(middle, num_layers)", "range(middle, num_layers + 1)",
+    ("the last layer as a candidate", ", num_layers)", ", num_layers + 1)",
      "the end: the last layer would be contrasted with itself"),
     ("odd layers too", "layer % 2 == 0 and ", "", "which layers are offered: every second one"),
     ("layer 0 in spite of tied embeddings", " and not (tied and layer == 0)", "", "what `tied` forbids"),
-    ("the middle in both halves", "range(middle) if", "range(middle + 1) if",
-     "where the lower half ends: before the middle"),
-    ("the halves exchanged", 'half == "low"', 'half == "high"', "which half is low: layers are counted from the input"),
+    ("the middle in both halves", "(middle) if", "(middle + 1) if", "where the lower half ends: before the middle"),
+    ("the halves exchanged", '"low"', '"high"', "which half is low: layers are counted from the input"),
 ])
 
-LAST, ODD, NEAR = [0.50, 0.43, 0.04, 0.03], [0.02, 0.02, 0.95, 0.01], [0.52, 0.41, 0.04, 0.03]
-ONE = logs(ODD, [0.80, 0.13, 0.04, 0.03], NEAR, LAST)
-TWO = logs(ODD, NEAR, [0.20, 0.73, 0.04, 0.03], LAST)
-RARE = logs(ODD, [0.80, 0.13, 0.04, 0.03], [0.52, 0.45, 0.03, 1e-9], LAST)
-STEP = logs([0.80, 0.13, 0.04, 0.03], [0.75, 0.18, 0.04, 0.03], [0.40, 0.53, 0.04, 0.03], LAST)
+LAST, FAR = [0.50, 0.43, 0.04, 0.03], [0.80, 0.13, 0.04, 0.03]
+ODD, NEAR = [0.02, 0.02, 0.95, 0.01], [0.52, 0.41, 0.04, 0.03]
+ONE, TWO = _logs(ODD, FAR, NEAR, LAST), _logs(ODD, NEAR, [0.20, 0.73, 0.04, 0.03], LAST)
+RARE = _logs(ODD, FAR, [0.52, 0.45, 0.03, 1e-9], LAST)
+STEP = _logs(FAR, [0.75, 0.18, 0.04, 0.03], [0.40, 0.53, 0.04, 0.03], LAST)
 BOTH = torch.cat([ONE, TWO + 1], dim=1)
-CHOICE = "torch.tensor(candidates)[distances.argmax(0)]"
+WHOM = "whom the candidates are compared with: logits[-1]"
 check_layer = Part(4, my_layer, [
-    Case("the candidate that differs most from the last layer", (ONE, [1, 2]), torch.tensor([1])),
-    Case("the layer's number, not its place in the list", (TWO, [1, 2]), torch.tensor([2])),
-    Case("compared with the last layer, not with the next one", (STEP, [1, 2]), torch.tensor([1])),
-    Case("every row of the batch has its own layer", (BOTH, [1, 2]), torch.tensor([1, 2])),
-    Case("only candidates are asked", (BOTH, [2]), torch.tensor([2, 2])),
-    Case("the Jensen-Shannon divergence: one very rare token does not decide", (RARE, [1, 2]), torch.tensor([1])),
-], [
-    ("one layer for the whole batch", "distances.argmax(0)", "distances.mean(1).argmax().expand(logits.shape[1])",
+    Case("the candidate that differs most from the last layer", (ONE, [1, 2]), tensor([1])),
+    Case("the layer's number, not its place in the list", (TWO, [1, 2]), tensor([2])),
+    Case("compared with the last layer, not with the next one", (STEP, [1, 2]), tensor([1])),
+    Case("every row of the batch has its own layer", (BOTH, [1, 2]), tensor([1, 2])),
+    Case("only candidates are asked", (BOTH, [2]), tensor([2, 2])),
+    Case("the Jensen-Shannon divergence: one very rare token does not decide", (RARE, [1, 2]), tensor([1])),
+    ("one layer for the whole batch", "argmax(0)", "mean(1).argmax().expand(logits.shape[1])",
      "the dimension of the argmax: every row asks for itself"),
-    ("the place in the list, not the layer", CHOICE, "distances.argmax(0)",
+    ("the place in the list, not the layer", "torch.tensor(candidates)[distances.argmax(0)]", "distances.argmax(0)",
      "what argmax counts: places in the list of candidates"),
     ("the nearest layer", "argmax", "argmin", "which distance wins: the largest"),
-    ("layers that are no candidates", ("logits[candidates]", CHOICE), ("logits", "distances.argmax(0)"),
-     "which rows of `logits` are compared"),
+    ("layers that are no candidates", ("logits[candidates]", "torch.tensor(candidates)"),
+     ("logits", "torch.arange(len(logits))"), "which rows of `logits` are compared"),
     ("KL, not Jensen-Shannon", "distances = my_jsd(logits[-1], logits[candidates])",
      "p, q = logits[-1].softmax(-1), logits[candidates].softmax(-1)\n    distances = (p * (p / q).log()).sum(-1)",
      "the distance: KL runs away where one row rules a token out"),
-    ("compared with the next layer", "logits[-1]", "logits[[layer + 1 for layer in candidates]]",
-     "whom the candidates are compared with: logits[-1]"),
-    ("compared with layer 0", "logits[-1]", "logits[0]", "whom the candidates are compared with: logits[-1]"),
+    ("compared with the next layer", "logits[-1]", "logits[[layer + 1 for layer in candidates]]", WHOM),
+    ("compared with layer 0", "logits[-1]", "logits[0]", WHOM),
 ], earlier=[check_jsd])
 
-S1 = logs([0.25, 0.25, 0.25, 0.25], [0.30, 0.02, 0.60, 0.08], [0.50, 0.44, 0.04, 0.02])
-S2 = logs([0.10, 0.20, 0.30, 0.40], [0.40, 0.30, 0.20, 0.10], [0.10, 0.60, 0.20, 0.10])
+S1 = _logs([0.25, 0.25, 0.25, 0.25], [0.30, 0.02, 0.60, 0.08], [0.50, 0.44, 0.04, 0.02])
+S2 = _logs([0.10, 0.20, 0.30, 0.40], [0.40, 0.30, 0.20, 0.10], [0.10, 0.60, 0.20, 0.10])
 R1, R2 = [0.5108256, 3.0910425, -math.inf, -math.inf], [0.0, 1.0986123, -0.4054651, -1.3862944]
 check_scores = Part(5, my_scores, [
-    Case("log p_final - log p_premature where the last layer finds it plausible", (S1, torch.tensor([1])),
-         torch.tensor([R1])),
+    Case("log p_final - log p_premature where the last layer finds it plausible", (S1, tensor([1])), tensor([R1])),
     Case("a constant added to a layer's logits changes nothing",
-         (S2 + torch.tensor([1.0, 2.0, -1.0])[:, None, None], torch.tensor([0])), torch.tensor([R2])),
-    Case("alpha sets the line", (S1, torch.tensor([1])), torch.tensor([[R1[0], *3 * [-math.inf]]]), {"alpha": 0.9}),
-    Case("every row of the batch is contrasted with its own layer", (torch.cat([S1, S2], dim=1), torch.tensor([1, 0])),
-         torch.tensor([R1, R2])),
-], [
-    ("the mask on the premature layer", "last >= last", "early >= early",
-     "who says what is plausible: the last layer"),
-    ("the mask is missing", "~keep", "torch.tensor(False)", "the score of tokens that the last layer rules out"),
+         (S2 + tensor([1.0, 2.0, -1.0])[:, None, None], tensor([0])), tensor([R2])),
+    Case("alpha sets the line", (S1, tensor([1])), tensor([[R1[0], *3 * [-math.inf]]]), {"alpha": 0.9}),
+    Case("every row of the batch is contrasted with its own layer", (torch.cat([S1, S2], dim=1), tensor([1, 0])),
+         tensor([R1, R2])),
+    ("the mask on the premature layer", "last >= last", "early >= early", "who says what is plausible: the last layer"),
+    ("the mask is missing", ".masked_fill(~keep, -math.inf)", "", "the score of tokens that the last layer rules out"),
     ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether both rows were normalised first"),
-    ("probabilities where log-probabilities belong", "log_softmax", "softmax",
-     "the two terms: are they probabilities or their logarithms?"),
-    ("the layers exchanged", "(last.log_softmax(-1) - early.log_softmax(-1))",
-     "(early.log_softmax(-1) - last.log_softmax(-1))", "which of the two is subtracted"),
+    PROBABILITIES,
+    ("the layers exchanged", "last.log_softmax(-1) - early", "early.log_softmax(-1) - last",
+     "which of the two is subtracted"),
     ("masked tokens get the score 0", "-math.inf", "0.0", "the score of a token that is out: 0 may be the best"),
     ("alpha is ignored", "log(alpha)", "log(0.1)", "where `alpha` is used"),
-    ("the layer of the first row for all rows", "logits[layers,", "logits[layers[0],",
-     "which layer each row is contrasted with"),
-    ("the layer below the last for all rows", "logits[layers,", "logits[-2,", "where `layers` is used"),
+    ("the layer of the first row for all rows", "[layers,", "[layers[0],", "which layer each row is contrasted with"),
+    ("the layer below the last for all rows", "[layers,", "[-2,", "where `layers` is used"),
 ])
 
-
-class LayersLM(Asked):
-    """Every layer looks at the sum s of all ids: token (s + k) % 4 has the k-th number of its row for even or odd s.
-
-    Early states are log-probabilities with the other sign, for the norm changes it.
-    """
-
-    even = logs([0.01, 0.01, 0.01, 0.97], [0.90, 0.08, 0.0002, 0.0198], [0.40, 0.55, 0.03, 0.02],
-                [0.52, 0.40, 0.04, 0.04])[:, 0]
-    odd = logs([0.01, 0.01, 0.01, 0.97], [0.40, 0.47, 0.07, 0.06], [0.05, 0.87, 0.0600, 0.0200],
-               [0.52, 0.40, 0.04, 0.04])[:, 0]
-
-    def __call__(self, ids: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
-        """ids: [B, T] int. Returns `.logits` [B, T, 4], and `.hidden_states`, 4 tensors [B, T, 4]."""
-        self.count()
-        sums = ids.cumsum(1)[..., None]  # (B, T, 1)
-        turned = (torch.arange(4) - sums) % 4  # (B, T, 4): the k of every token
-        layers = [torch.where(sums % 2 == 0, self.even[k][turned], self.odd[k][turned]) for k in range(4)]
-        states = (*(-state for state in layers[:-1]), layers[-1])
-        return SimpleNamespace(logits=layers[-1], hidden_states=states if output_hidden_states else None)
-
-
-def loop_case(says: str, ids: list[int], most: int, expected: tuple, offered: Sequence[int] = (1, 2), **alpha) -> Case:
-    """A case of `my_dola` on the model above. most: its max_new_tokens. alpha: that keyword, unless it is 0.1."""
-    words = (
-        "with s the sum of all ids modulo 4, the last layer says s with .52, s + 1 with .40. Layer 1 says .90 .08 for "
-        "even s, .40 .47 for odd s; layer 2 says .40 .55 and .05 .87; layer 0 is far always. The norm changes the sign "
-        "of an early state, the head changes nothing. "
-    )
-    words += f"my_dola(model, norm, head, [{ids}], {list(offered)}, max_new_tokens={most}"
-    words += "".join(f", {name}={value}" for name, value in alpha.items()) + ")"
-    args = LayersLM(), Named("norm", torch.neg), Named("head", torch.clone), torch.tensor([ids]), list(offered)
-    return Case(says, args, expected, {"max_new_tokens": most, "alpha": 0.1} | alpha, words)
-
+ENDS = [0.01, 0.01, 0.01, 0.97], [0.52, 0.40, 0.04, 0.04]
+S_EVEN = _logs(ENDS[0], [0.90, 0.08, 0.0002, 0.0198], [0.40, 0.55, 0.03, 0.02], ENDS[1])[:, 0]
+S_ODD = _logs(ENDS[0], [0.40, 0.47, 0.07, 0.06], [0.05, 0.87, 0.06, 0.02], ENDS[1])[:, 0]
+TOKEN, CHOSEN = "my_scores(logits, layer, alpha)", "what chooses the token: the scores of part 5"
 check_dola = Part(6, my_dola, [
-    loop_case("one step: the far layer is subtracted", [1, 3], 1, ([1], [1])),
-    loop_case("the layer is chosen anew at every step", [1, 3], 2, ([1, 1], [1, 2])),
-    loop_case("every step reads the whole prefix", [1, 3], 4, ([1, 1, 3, 1], [1, 2, 1, 2])),
-    loop_case("one candidate is the static form", [1, 3], 3, ([0, 0, 0], [2, 2, 2]), [2]),
-    loop_case("one candidate is the static form", [1, 2], 2, ([3, 3], [1, 1]), [1]),
-    loop_case("alpha sets the line of the mask", [1, 3], 1, ([0], [1]), alpha=0.9),
-    loop_case("with max_new_tokens=0 there is nothing to do", [1, 3], 0, ([], [])),
-], [
+    _dola("one step: the far layer is subtracted", [1, 3], 1, ([1], [1])),
+    _dola("the layer is chosen anew at every step", [1, 3], 2, ([1, 1], [1, 2])),
+    _dola("every step reads the whole prefix", [1, 3], 4, ([1, 1, 3, 1], [1, 2, 1, 2])),
+    _dola("one candidate is the static form", [1, 3], 3, ([0, 0, 0], [2, 2, 2]), [2]),
+    _dola("one candidate is the static form", [1, 2], 2, ([3, 3], [1, 1]), [1]),
+    _dola("alpha sets the line of the mask", [1, 3], 1, ([0], [1]), alpha=0.9),
+    _dola("with max_new_tokens=0 there is nothing to do", [1, 3], 0, ([], [])),
     ("the final norm forgotten", "norm, head)[", "torch.clone, head)[", "the states: read them through your lens"),
-    ("the last layer alone", "my_scores(logits, layer, alpha)", "logits[-1]",
-     "what chooses the token: the scores of part 5"),
-    ("the premature layer alone", "my_scores(logits, layer, alpha)", "logits[layer[0]]",
-     "what chooses the token: the scores of part 5"),
+    ("the last layer alone", TOKEN, "logits[-1]", CHOSEN),
+    ("the premature layer alone", TOKEN, "logits[layer[0]]", CHOSEN),
     ("the layer is chosen once", "layer = ", "layer = torch.tensor(layers[:1]) if layers else ",
      "where the layer is chosen: inside the loop"),
     ("the mask is missing", "layer, alpha", "layer, 1e-30", "what may win: only what the last layer finds plausible"),
     ("alpha is ignored", "layer, alpha", "layer", "whether `alpha` reaches the scores"),
-    ("layers that are no candidates", "logits, candidates", "logits, list(range(len(logits)))",
-     "where `candidates` is used"),
+    ("layers that are no candidates", ", candidates)\n", ", list(range(len(logits))))\n", "where `candidates` is used"),
     ("logits of the first position", "[:, -1:]", "[:, :1]", "the column: which one has read it all"),
     ("only the last token is fed", "model(ids,", "model(ids[:, -1:],", "what the model reads: the whole prefix"),
-    ("one token too many", "range(max_new_tokens)", "range(max_new_tokens + 1)", "how often the loop runs"),
+    ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
 ], earlier=[check_lens, check_jsd, check_layer, check_scores])

@@ -1,7 +1,5 @@
 """Read a function's syntax tree for what it may not use, so that importing the answer scores nothing."""
 
-from __future__ import annotations
-
 import ast
 import dis
 import inspect
@@ -18,21 +16,18 @@ _LOOK_UP = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GL
 _BACK_DOORS = ("eval", "exec", "compile", "__import__", "importlib")
 
 
-def forbid(function: Callable | str, *names: str) -> None:
-    """Raise AssertionError if the function (or source text) uses one of the names: packages, functions or methods."""
-    found = forbidden_uses(function, names)
-    if found:
+def forbid(function: Callable, *names: str) -> None:
+    """Raise AssertionError if the function uses one of the names: packages, functions or methods."""
+    if found := forbidden_uses(function, names):
         raise AssertionError(f"may not use {', '.join(names)}, but uses {', '.join(found)}")
 
 
-def forbidden_uses(function: Callable | str, names: Sequence[str]) -> list[str]:
+def forbidden_uses(function: Callable, names: Sequence[str]) -> list[str]:
     """Return what a function uses of `names`, as written there; helpers from the same notebook are read too.
 
     A name is forbidden as itself, as an attribute (`x.generate`), as an import, and as anything that was imported from
     a package of that name under whatever alias. A function whose source cannot be read is reported as such.
     """
-    if not names:
-        return []
     return sorted(set(_uses(function, tuple(names), seen=set())))
 
 
@@ -49,75 +44,54 @@ def names_used(function: Callable) -> set[str]:
 
 def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
     seen.add(id(function))
-    if isinstance(function, str):
-        tree, known = ast.parse(textwrap.dedent(function)), None
-    else:
-        if _origin(function) in names or {_home(function), _home(inspect.unwrap(function))} & {*names}:
-            yield getattr(function, "__name__", type(function).__name__)
-            return
-        function = inspect.unwrap(function)
-        tree, known = _tree(function), _known(function)
-        if not hasattr(function, "__code__"):
-            yield f"{show(function)}, whose source cannot be read: write it as a `def` in a cell"
-            return
-        tree = tree or _tree_of_code(function)
-    for node in ast.walk(tree):
+    if _origin(function) in names or {_home(function), _home(inspect.unwrap(function))} & {*names}:
+        yield getattr(function, "__name__", type(function).__name__)
+        return
+    function = inspect.unwrap(function)
+    function = getattr(function, "__func__", function)  # a method of an object
+    if not inspect.isfunction(function):
+        yield f"{show(function)}, whose source cannot be read: write it as a `def` in a cell"
+        return
+    for node in ast.walk(_tree(function)):
         if isinstance(node, ast.Attribute) and node.attr in names:
             yield ast.unparse(node)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            roots = {alias.name.split(".")[0] for alias in node.names} | {(getattr(node, "module", "") or "")}
+            roots = [getattr(node, "module", "") or "", *(alias.name for alias in node.names)]
             if any(root.split(".")[0] in names for root in roots):
                 yield ast.unparse(node)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if " " not in node.value and node.value.split(".")[0] in names:
                 yield repr(node.value)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and known is None:
-            yield from _of_name(node.id, {}, names, seen)
-    for name in _globals(function) if known else ():
-        yield from _of_name(name, known, names, seen)
-    for value in _defaults(function) if known else ():
+    known = function.__globals__ | inspect.getclosurevars(function).nonlocals
+    for name in _globals(function):
+        value = known.get(name)
+        # what stands in for the student's is called by its own name
+        own = value is function.__globals__.get(name) and inspect.isfunction(value) and name == value.__code__.co_name
+        if name in names or name in _BACK_DOORS or _origin(value) in names or (_home(value) in names and not own):
+            yield name
+        elif inspect.isfunction(value) and value.__globals__ is function.__globals__ and id(value) not in seen:
+            yield from _uses(value, names, seen)
+    for value in [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]:
         if _origin(value) in names:
             yield f"the default {value!r}"[:60]
 
 
-def _of_name(name: str, known: dict[str, Any], names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
-    value = known.get(name)
-    own = name == getattr(value, "__name__", "") and value is known.get("__globals__", {}).get(name)  # or a stand-in
-    if name in names or name in _BACK_DOORS or _origin(value) in names or (_home(value) in names and not own):
-        yield name
-    elif inspect.isfunction(value) and value.__globals__ is known.get("__globals__") and id(value) not in seen:
-        yield from _uses(value, names, seen)
-
-
-def _tree(function: Any) -> ast.AST | None:
+def _tree(function: Callable) -> ast.AST:
+    """Its source; where that is lost (a kernel that ran out of memory drops its lines), its names and strings."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        trees = [ast.parse(textwrap.dedent(inspect.getsource(function)))]
+        if function.__name__ == "<lambda>":  # its source is the whole line it stands on
+            trees = [node for node in ast.walk(trees[0]) if isinstance(node, ast.Lambda)]
     except (OSError, TypeError, SyntaxError):
-        return None
-    if getattr(function, "__name__", "") == "<lambda>":  # its source is the whole line it stands on
-        lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
-        return ast.Module(lambdas, []) if lambdas else None
-    return tree
-
-
-def _known(function: Any) -> dict[str, Any]:
-    """What the names inside a function mean: its notebook's globals, then what it closes over."""
-    if not inspect.isfunction(function):
-        return {}
-    closed = inspect.getclosurevars(function).nonlocals
-    return {**function.__globals__, **closed, "__globals__": function.__globals__}
-
-
-def _tree_of_code(function: Any) -> ast.AST:
-    """The names and strings of a function whose source is lost (a kernel that ran out of memory drops its lines)."""
+        trees = []
     codes = _codes(function)
     words = sorted({name for code in codes for name in code.co_names})
-    strings = [c for code in codes for c in code.co_consts if isinstance(c, str)]
-    body = [ast.Attribute(ast.Name("_", ast.Load()), word, ast.Load()) for word in words]
-    return ast.Module([*body, *(ast.Constant(text) for text in [*strings, *words])], [])
+    strings = [constant for code in codes for constant in code.co_consts if isinstance(constant, str)]
+    lost = [ast.Attribute(ast.Name("_", ast.Load()), word, ast.Load()) for word in words]
+    return ast.Module(trees or [*lost, *map(ast.Constant, [*strings, *words])], [])
 
 
-def _codes(function: Any) -> list[CodeType]:
+def _codes(function: Callable) -> list[CodeType]:
     """The code of a function and of those inside it."""
     found = [function.__code__]
     for code in found:
@@ -125,14 +99,10 @@ def _codes(function: Any) -> list[CodeType]:
     return found
 
 
-def _globals(function: Any) -> set[str]:
+def _globals(function: Callable) -> set[str]:
     """The names that a function and those inside it look up outside: a local variable may be called anything."""
     steps = (step for code in _codes(function) for step in dis.get_instructions(code))
     return {step.argval for step in steps if step.opname in _LOOK_UP} | set(function.__code__.co_freevars)
-
-
-def _defaults(function: Any) -> list[Any]:
-    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
 def _origin(value: Any) -> str:
@@ -144,7 +114,6 @@ def _origin(value: Any) -> str:
 
 
 def _home(value: Any) -> str:
-    """The package's name if it holds a function's code, whatever module the function claims; core.py only wraps."""
+    """The package's name if it holds a function's code, whatever module the function claims."""
     code = getattr(value, "__code__", None)
-    file = Path(code.co_filename) if inspect.iscode(code) else Path()
-    return _PACKAGE.name if _PACKAGE in file.parents and file.name != "core.py" else ""
+    return _PACKAGE.name if inspect.iscode(code) and _PACKAGE in Path(code.co_filename).parents else ""

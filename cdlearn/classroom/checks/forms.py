@@ -3,24 +3,18 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, tensor
 
-from cdlearn.classroom.checks.core import Case, Part
-from cdlearn.classroom.checks.values import bools
+from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
+from cdlearn.classroom.checks.values import bools, rows
 
 
 def log(*values: float) -> Tensor:
     """Logarithms of a row of numbers; that of 0 is -inf."""
-    return torch.tensor(values).log()
-
-
-def rows(*values: Tensor) -> Tensor:
-    """Rows [V] put into one batch [B, V]."""
-    return torch.stack(values)
+    return tensor(values).log()
 
 
 def my_candidates(expert_logits, *, alpha=0.1, top_k=0):
-    """expert_logits: [..., V] float. alpha: in (0, 1] or None. Returns [..., V] bool: True may compete."""
     keep = torch.ones_like(expert_logits, dtype=torch.bool)
     if alpha is not None:
         keep = expert_logits >= expert_logits.max(dim=-1, keepdim=True).values + math.log(alpha)
@@ -30,14 +24,12 @@ def my_candidates(expert_logits, *, alpha=0.1, top_k=0):
 
 
 def my_contrast(expert_logits, amateur_logits, *, alpha=0.1, strength=1.0, tau=1.0, top_k=0):
-    """expert_logits, amateur_logits: [..., V] float. Returns the scores, [..., V], -inf for who may not compete."""
     keep = my_candidates(expert_logits, alpha=alpha, top_k=top_k)
     scores = expert_logits.log_softmax(-1) - strength * (amateur_logits / tau).log_softmax(-1)
     return scores.masked_fill(~keep, -math.inf)
 
 
 def my_law(scores, keep, temperature=1.0):
-    """scores: [..., V] float. keep: [..., V] bool, at least one True in a row. Returns probabilities, [..., V]."""
     scores = scores.masked_fill(~keep, -math.inf)
     if temperature == 0:
         return torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
@@ -45,7 +37,6 @@ def my_law(scores, keep, temperature=1.0):
 
 
 def my_nucleus(probs, p):
-    """probs: [..., V] float, rows sum to 1. p: in (0, 1]. Returns probabilities, [..., V]."""
     ranked, order = probs.sort(dim=-1, descending=True)
     inside = ranked.cumsum(-1) - ranked < p  # what all better tokens have
     kept = probs * torch.zeros_like(inside).scatter(-1, order, inside)
@@ -53,19 +44,17 @@ def my_nucleus(probs, p):
 
 
 def my_logit_form(expert_logits, amateur_logits, *, alpha=0.1, beta=0.5):
-    """expert_logits, amateur_logits: [..., V] float, raw. Returns [..., V], -inf where the mask is False."""
     mixed = (1 + beta) * expert_logits - beta * amateur_logits
     return mixed.masked_fill(~my_candidates(expert_logits, alpha=alpha), -math.inf)
 
 
 def my_translation(beta, temperature=1.0):
-    """beta: at least 0. Returns (strength, temperature) of the strength form, two floats."""
     return beta / (1 + beta), temperature / (1 + beta)
 
 
 # fmt: off
 C, SURE, MIXED = log(0.48, 0.30, 0.17, 0.045, 0.005), log(0.95, 0.03, 0.012, 0.007, 0.001), log(0.1, 0.3, 0.2, 0.4)
-BEST, COUNTED = "expert_logits.max(dim=-1, keepdim=True).values", "expert_logits >= expert_logits.topk(top_k)"
+SUMMAND = "a factor of a probability is a summand of its logarithm"
 check_candidates = Part(1, my_candidates, [
     Case("alpha alone: at least alpha times as likely as the best token", (C,), bools(1, 1, 1, 0, 0)),
     Case("top_k alone: the k best tokens", (C,), bools(1, 1, 0, 0, 0), {"alpha": None, "top_k": 2}),
@@ -77,33 +66,29 @@ check_candidates = Part(1, my_candidates, [
     Case("every row has its own best tokens", (rows(SURE, C - 4),), rows(bools(1, 0, 0, 0, 0), bools(1, 1, 1, 0, 0))),
     Case("every row has its own k best", (rows(SURE, C - 4),), rows(bools(1, 1, 0, 0, 0), bools(1, 1, 0, 0, 0)),
          {"alpha": None, "top_k": 2}),
-], [
-    ("alpha as a probability", f"expert_logits >= {BEST} + math.log(alpha)", "expert_logits.softmax(-1) >= alpha",
-     "what alpha is a share of: the best token's probability, not 1"),
-    ("alpha subtracted without its logarithm", "+ math.log(alpha)", "- alpha",
-     "a factor of a probability is a summand of its logarithm"),
+    ("alpha as a probability", " >= expert_logits.max(dim=-1, keepdim=True).values + math.log(alpha)",
+     ".softmax(-1) >= alpha", "what alpha is a share of: the best token's probability, not 1"),
+    ("alpha subtracted without its logarithm", "+ math.log(alpha)", "- alpha", SUMMAND),
     ("a line above the best token: log alpha subtracted, or alpha times a logarithm", "+ math.log", "- math.log",
-     "the sign of log alpha, and that a factor of a probability is a summand of its logarithm"),
+     f"the sign of log alpha, and that {SUMMAND}"),
     ("top_k=0 keeps nobody", "return keep", "return keep & (top_k > 0)",
      "what top_k=0 means: the rule is switched off"),
     ("one of the two rules is enough", "keep & (", "(keep if alpha else ~keep) | (",
      "how the two rules are joined: a token must pass both"),
     ("top_k is ignored", "0 < top_k < expert_logits.shape[-1]", "False", "where `top_k` is used"),
     ("alpha is ignored", "log(alpha)", "log(0.1)", "where `alpha` is used"),
-    ("the k-th best is left out", COUNTED, COUNTED.replace(">=", ">"),
+    ("the k-th best is left out", ">= expert_logits.topk", "> expert_logits.topk",
      "the comparison with the k-th best: it is one of the k"),
-    ("the first k columns", f"{COUNTED}.values[..., -1:]", "torch.arange(expert_logits.shape[-1]) < top_k",
-     "the order of the vocabulary: it says nothing about who is likely"),
-    ("one best token for the whole batch", BEST, "expert_logits.max()",
+    ("the first k columns", "expert_logits >= expert_logits.topk(top_k).values[..., -1:]",
+     "torch.arange(keep.shape[-1]) < top_k", "the order of the vocabulary: it says nothing about who is likely"),
+    ("one best token for the whole batch", "dim=-1, keepdim=True).values", ")",
      "the dimension of the maximum: one for every row"),
-    ("the k best of the whole batch", ".topk(top_k).values[..., -1:]", ".flatten().topk(top_k).values[-1]",
-     "the dimension of topk: k for every row"),
+    ("the k best of the whole batch", "topk(top_k)", "flatten().topk(top_k)", "the dimension of topk: k for every row"),
 ])
 
 E, A = log(0.5, 0.3, 0.15, 0.04, 0.01), log(0.6, 0.05, 0.05, 0.28, 0.02)
-BASE = log(0.5 / 0.6, 0.3 / 0.05, 0.15 / 0.05, 0, 0)
+BASE, HALF = log(0.5 / 0.6, 0.3 / 0.05, 0.15 / 0.05, 0, 0), log(0.5 / 0.6**0.5, 0.3 / 0.05**0.5, 0.15 / 0.05**0.5, 0, 0)
 TEMPERED = log(0.5 / 0.36, 0.3 / 0.0025, 0.15 / 0.0025, 0, 0) + math.log(0.4438)  # 0.4438: the sum of the squares
-HALF = log(0.5 / 0.6**0.5, 0.3 / 0.05**0.5, 0.15 / 0.05**0.5, 0, 0)
 FILLED = "_logits.masked_fill(~keep, -math.inf)"
 FIRST = "the order: log p is that of the whole vocabulary, so normalise before anybody is left out"
 PROBABLE = "masked_fill(~keep, -math.inf)\n    keep = my_candidates(scores, alpha=None, top_k=top_k)"
@@ -117,7 +102,6 @@ check_contrast = Part(2, my_contrast, [
     Case("alpha sets the line", (E, A), log(0.5 / 0.6, 6, 0, 0, 0), {"alpha": 0.4}),
     Case("without alpha and top_k everybody has a score", (E, A), log(0.5 / 0.6, 6, 3, 1 / 7, 0.5), {"alpha": None}),
     Case("every row by itself", (rows(E, A), rows(A, A)), rows(BASE, log(1, 0, 0, 1, 0))),
-], [
     ("the mask on the amateur", "my_candidates(expert", "my_candidates(amateur",
      "whose logits the mask reads: plausible is what the expert finds plausible"),
     ("the mask on the scores", "~keep", "~my_candidates(scores, alpha=alpha, top_k=top_k)",
@@ -131,8 +115,7 @@ check_contrast = Part(2, my_contrast, [
     ("the expert is tempered too", "expert_logits.log", "(expert_logits / tau).log",
      "whose temperature tau is: the amateur's alone"),
     ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether each row was normalised"),
-    ("probabilities where log-probabilities belong", "log_softmax", "softmax",
-     "the two terms: are they probabilities or their logarithms?"),
+    PROBABILITIES,
     ("the strength is ignored", "strength * ", "", "where `strength` is used"),
     ("the mask before the softmax", ("_logits.log", "_logits / tau"), (f"{FILLED}.log", f"{FILLED} / tau"), FIRST),
     ("the mask before the softmax", "_logits.log", f"{FILLED}.log", FIRST),
@@ -141,23 +124,21 @@ check_contrast = Part(2, my_contrast, [
 ], earlier=[check_candidates])
 
 S, K = log(1, 3, 4, 2), bools(1, 1, 0, 1)
-S2, K2, SIXTHS = rows(S, S), rows(K, bools(1, 0, 1, 0)), torch.tensor([1, 3, 0, 2]) / 6
+S2, K2, SIXTHS = rows(S, S), rows(K, bools(1, 0, 1, 0)), tensor([1, 3, 0, 2]) / 6
 RAW, RAWER, SOFT = "scores = scores", "raw, scores = scores, scores", "(scores / temperature).softmax(-1)"
-ONE = "two equals at temperature 0: one of them must get everything"
+TIE = "two equals at temperature 0: one of them must get everything"
 check_law = Part(3, my_law, [
     Case("who is out has probability 0, the others share 1", (S, K), SIXTHS),
     Case("a constant changes nothing: scores may all be negative", (S - 9, K), SIXTHS),
-    Case("below 1 the best gain", (S, K), torch.tensor([1, 9, 0, 4]) / 14, {"temperature": 0.5}),
+    Case("below 1 the best gain", (S, K), tensor([1, 9, 0, 4]) / 14, {"temperature": 0.5}),
     Case("above 1 the others gain", (2 * S, K), SIXTHS, {"temperature": 2.0}),
-    Case("temperature 0 is greedy among the kept", (S, K), torch.tensor([0.0, 1, 0, 0]), {"temperature": 0.0}),
-    Case("temperature 0 with two equals: the first of them", (torch.tensor([1.0, 2.0, 2.0]), bools(1, 1, 1)),
-         torch.tensor([0.0, 1, 0]), {"temperature": 0.0}),
-    Case("a tiny temperature is no problem for large scores", (torch.tensor([90.0, 91.0, 95.0]), bools(1, 1, 0)),
-         torch.tensor([0.0, 1, 0]), {"temperature": 0.01}),
-    Case("every row by itself", (S2, K2), rows(SIXTHS, torch.tensor([1, 0, 4, 0]) / 5)),
-    Case("every row by itself, at temperature 0 too", (S2, K2), torch.tensor([[0.0, 1, 0, 0], [0, 0, 1, 0]]),
-         {"temperature": 0.0}),
-], [
+    Case("temperature 0 is greedy among the kept", (S, K), tensor([0.0, 1, 0, 0]), {"temperature": 0.0}),
+    Case("temperature 0 with two equals: the first of them", (tensor([1.0, 2.0, 2.0]), bools(1, 1, 1)),
+         tensor([0.0, 1, 0]), {"temperature": 0.0}),
+    Case("a tiny temperature is no problem for large scores", (tensor([90.0, 91.0, 95.0]), bools(1, 1, 0)),
+         tensor([0.0, 1, 0]), {"temperature": 0.01}),
+    Case("every row by itself", (S2, K2), rows(SIXTHS, tensor([1, 0, 4, 0]) / 5)),
+    Case("every row by itself, at temperature 0 too", (S2, K2), torch.eye(4)[1:3], {"temperature": 0.0}),
     ("the mask after the softmax", (RAW, SOFT), (RAWER, "(raw / temperature).softmax(-1) * keep"),
      "the sum of the result: who is out must not take a share away"),
     ("masked tokens get the score 0", "(scores /", "(scores.masked_fill(~keep, 0) /",
@@ -171,36 +152,31 @@ check_law = Part(3, my_law, [
      "the order: divide the scores first, then take the softmax"),
     ("division by temperature zero", "temperature == 0", "False",
      "what temperature 0 means: greedy. It needs a branch of its own"),
-    ("a temperature of nearly zero for zero", ("temperature == 0", "/ temperature"),
-     ("False", "/ max(temperature, 1e-6)"), ONE),
-    ("all that are equal at temperature 0",
-     "torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)",
-     "(scores == scores.max(-1, keepdim=True).values).float()", ONE),
+    ("a temperature of nearly zero for zero", "temperature == 0", "(temperature := max(temperature, 1e-6)) < 0", TIE),
+    ("all that are equal at temperature 0", "torch.zeros_like(scores)",
+     "(scores == scores.max(-1, keepdim=True).values).float()", TIE),
     ("temperature 0 without the mask", (RAW, "scores.argmax"), (RAWER, "raw.argmax"), "who competes at temperature 0"),
     ("exponentials without care", (RAW, SOFT),
      (RAWER, "torch.nn.functional.normalize((raw / temperature).exp() * keep, p=1, dim=-1)"),
      "the size of exp(scores / T): it overflows. softmax takes the maximum away first"),
 ])
 
-N, N_MIXED = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.15, 0.5, 0.05, 0.3])
+N, N_MIXED, TOP = tensor([[0.5, 0.3, 0.15, 0.05], [0.15, 0.5, 0.05, 0.3], [0.625, 0.375, 0, 0]])
 BEFORE, BACK = "ranked.cumsum(-1) - ranked < p", "torch.zeros_like(inside).scatter(-1, order, inside)"
 CROSSING = "the token with which the sum reaches p: it belongs to the set"
 check_nucleus = Part(4, my_nucleus, [
-    Case("the best tokens until they reach p, then renormalised", (N, 0.75), torch.tensor([0.625, 0.375, 0, 0])),
-    Case("the token that crosses the line comes in", (N, 0.85), torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95),
-    Case("a p below the best token keeps that token", (N, 0.2), torch.tensor([1.0, 0, 0, 0])),
+    Case("the best tokens until they reach p, then renormalised", (N, 0.75), TOP),
+    Case("the token that crosses the line comes in", (N, 0.85), tensor([0.5, 0.3, 0.15, 0]) / 0.95),
+    Case("a p below the best token keeps that token", (N, 0.2), tensor([1.0, 0, 0, 0])),
     Case("p = 1 keeps all", (N, 1.0), N),
-    Case("as soon as the sum is exactly p, the set is complete", (torch.tensor([0.5, 0.25, 0.125, 0.125]), 0.75),
-         torch.tensor([2 / 3, 1 / 3, 0, 0])),
-    Case("the result has the order of the vocabulary", (N_MIXED, 0.75), torch.tensor([0, 0.625, 0, 0.375])),
-    Case("every row by itself", (rows(N, torch.tensor([0.1, 0.1, 0.7, 0.1])), 0.65),
-         torch.tensor([[0.625, 0.375, 0, 0], [0, 0, 1, 0]])),
-], [
-    ("the crossing token is left out", BEFORE, "ranked.cumsum(-1) <= p", CROSSING),
+    Case("as soon as the sum is exactly p, the set is complete", (tensor([0.5, 0.25, 0.125, 0.125]), 0.75),
+         tensor([2 / 3, 1 / 3, 0, 0])),
+    Case("the result has the order of the vocabulary", (N_MIXED, 0.75), tensor([0, 0.625, 0, 0.375])),
+    Case("every row by itself", (rows(N, tensor([0.1, 0.1, 0.7, 0.1])), 0.65), rows(TOP, torch.eye(4)[2])),
+    ("the crossing token is left out", "- ranked <", "<=", CROSSING),
     ("the crossing token is left out, but for the best", BEFORE,
      "(ranked.cumsum(-1) <= p) | (ranked.cumsum(-1) - ranked < 1e-6)", CROSSING),
-    ("one token too many", "    kept =",
-     "    inside = torch.cat([inside[..., :1], inside[..., :-1]], dim=-1)\n    kept =",
+    ("one token too many", "kept =", "inside = torch.cat([inside[..., :1], inside[..., :-1]], dim=-1)\n    kept =",
      "when to stop: as soon as the sum reaches p"),
     ("the mask stays in sorted order", BACK, "inside",
      "which token each place of the sorted row stands for: carry the mask back"),
@@ -217,15 +193,14 @@ check_nucleus = Part(4, my_nucleus, [
      "what reaches p: a sum. A share of the best is min-p"),
 ])
 
-RAW_E, RAW_A, OUT = torch.tensor([5.0, 4.4, 3.0, 1.6]), torch.tensor([6.0, 2.8, 2.8, 4.2]), -math.inf
-FORM = torch.tensor([4.5, 5.2, 3.1, OUT])
+RAW_E, RAW_A, OUT = tensor([5.0, 4.4, 3.0, 1.6]), tensor([6.0, 2.8, 2.8, 4.2]), -math.inf
+FORM = tensor([4.5, 5.2, 3.1, OUT])
 check_logit_form = Part(5, my_logit_form, [
     Case("(1 + beta) s_E - beta s_A where plausible, -inf elsewhere", (RAW_E, RAW_A), FORM),
-    Case("beta 0 is the expert, masked", (RAW_E, RAW_A), torch.tensor([5.0, 4.4, 3.0, OUT]), {"beta": 0.0}),
-    Case("beta 1", (RAW_E, RAW_A), torch.tensor([4.0, 6.0, 3.2, OUT]), {"beta": 1.0}),
-    Case("alpha sets the line", (RAW_E, RAW_A), torch.tensor([4.5, 5.2, OUT, OUT]), {"alpha": 0.5}),
+    Case("beta 0 is the expert, masked", (RAW_E, RAW_A), tensor([5.0, 4.4, 3.0, OUT]), {"beta": 0.0}),
+    Case("beta 1", (RAW_E, RAW_A), tensor([4.0, 6.0, 3.2, OUT]), {"beta": 1.0}),
+    Case("alpha sets the line", (RAW_E, RAW_A), tensor([4.5, 5.2, OUT, OUT]), {"alpha": 0.5}),
     Case("every row by itself", (rows(RAW_E, RAW_E - 4), rows(RAW_A, RAW_A)), rows(FORM, FORM - 6)),
-], [
     ("the expert without its factor", "(1 + beta) * ", "", "the factor of the expert: 1 + beta"),
     ("the difference alone", "(1 + beta)", "beta", "where the walk starts: at the expert"),
     ("the amateur is added", "- beta", "+ beta", "the sign of the second term"),
@@ -240,8 +215,7 @@ check_logit_form = Part(5, my_logit_form, [
     ("the mask on the expert times 1 + beta", "candidates(expert", "candidates((1 + beta) * expert",
      "what the mask reads: the expert's logits as they came"),
     ("masked tokens get 0", "-math.inf", "0.0", "the value of who is out: 0 is not low"),
-    ("the mask is missing", "~my_candidates(expert_logits, alpha=alpha)", "torch.tensor(False)",
-     "what the absurd tokens get"),
+    ("the mask is missing", "alpha=alpha", "alpha=None", "what the absurd tokens get"),
 ], earlier=[check_candidates])
 
 FACTOR = "the logit form divided by 1 + beta: what is then the amateur's factor?"
@@ -251,14 +225,12 @@ check_translation = Part(6, my_translation, [
     Case("beta 3", (3.0,), (0.75, 0.25)),
     Case("both are sampled at another temperature", (1.0,), (0.5, 1.0), {"temperature": 2.0}),
     Case("greedy stays greedy", (1.0,), (0.5, 0.0), {"temperature": 0.0}),
-], [
-    ("beta taken for the strength", "return beta / (1 + beta)", "return beta", FACTOR),
+    ("beta taken for the strength", "beta / (1 + beta)", "beta", FACTOR),
     ("the temperature is not translated", "temperature / (1 + beta)", "temperature",
      "the stretch: dividing scores by 1 + beta makes a law flatter"),
     ("beta taken as it is", " / (1 + beta)", "", FACTOR),
     ("the temperature in the wrong direction", "temperature /", "temperature *",
      "which of the two forms is steeper, and what a temperature below 1 does"),
-    ("the expert's share for the amateur's", "return beta", "return 1",
-     "the strength at beta 0: the amateur has no say there"),
+    ("the expert's share for the amateur's", "beta /", "1 /", "the strength at beta 0: the amateur has no say there"),
     ("the temperature is ignored", "temperature /", "1 /", "where `temperature` is used"),
 ])

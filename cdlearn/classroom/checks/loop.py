@@ -1,19 +1,31 @@
-"""Checks of assignment 01: the loop, where two texts part, what the contrast changed (one step is in `step.py`)."""
+"""Checks of assignment 01: the contrastive score, the mask, a step, the loop, where texts part, who was overruled."""
 
-from __future__ import annotations
-
+import math
 from typing import Any
 
 import torch
 from torch import tensor
 
-from cdlearn.classroom.checks.core import Case, Mistake, Part
+from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
 from cdlearn.classroom.checks.models import ScriptLM, SumLM, TableLM
-from cdlearn.classroom.checks.step import check_mask, check_scores, check_step, my_mask, my_scores, my_step  # noqa: F401
+from cdlearn.classroom.checks.values import bools, rows
+
+
+def my_scores(expert_logits, amateur_logits, strength=1.0):
+    return expert_logits.log_softmax(-1) - strength * amateur_logits.log_softmax(-1)
+
+
+def my_mask(expert_logits, alpha=0.1):
+    best = expert_logits.max(dim=-1, keepdim=True).values
+    return expert_logits >= best + math.log(alpha)
+
+
+def my_step(expert_logits, amateur_logits, alpha=0.1, strength=1.0):
+    scores = my_scores(expert_logits, amateur_logits, strength)
+    return scores.masked_fill(~my_mask(expert_logits, alpha), -math.inf).argmax(-1)
 
 
 def my_loop(expert, amateur, ids, *, eos_id, max_new_tokens, alpha=0.1, strength=1.0):
-    """ids: [1, T] int. Returns (new, reason): a list of token ids, and "eos" or "length"."""
     new = []
     for _ in range(max_new_tokens):
         token = my_step(expert(ids).logits[:, -1], amateur(ids).logits[:, -1], alpha, strength)
@@ -24,24 +36,137 @@ def my_loop(expert, amateur, ids, *, eos_id, max_new_tokens, alpha=0.1, strength
     return new, "length"
 
 
-# The expert prefers the sum of all ids (modulo 8), then the sum plus 1; the amateur knows only the first of the two,
-# and finds the sum plus 2 absurd. So a contrastive step says the sum plus 1, and token 0 ends the text.
-_MODELS = SumLM(8, {0: 4.0, 1: 3.0}), SumLM(8, {0: 4.0, 2: -6.0, 3: 1.0})
-_TOY = (
-    "with s the sum of all ids so far modulo 8, the expert's logits are 4 for s, 3 for s + 1, and 0; the amateur's "
-    "4 for s, -6 for s + 2, 1 for s + 3, and 0; eos_id=0. "
-)
+def first_difference(a, b):
+    for k in range(max(len(a), len(b))):
+        if a[k : k + 1] != b[k : k + 1]:
+            return k
+    return None
+
+
+def my_decisions(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):
+    whole = torch.cat([ids, torch.tensor([new_ids])], dim=1)  # (1, T + N)
+    start = ids.shape[1] - 1
+    e, a = (model(whole).logits[0, start:-1] for model in (expert, amateur))  # (N, V)
+    plausible = my_mask(e, alpha).sum(-1)
+    same = my_step(e, a, alpha, strength) == e.argmax(-1)
+    return ["sure" if n == 1 else "agree" if s else "overruled" for n, s in zip(plausible.tolist(), same.tolist())]
 
 
 def _loop(says: str, ids: list[int], most: int, expected: tuple, **options: Any) -> Case:
-    extra = "".join(f", {key}={value}" for key, value in options.items())
-    example = f"{_TOY}my_loop(expert, amateur, [{ids}], max_new_tokens={most}{extra})"
-    return Case(says, (*_MODELS, tensor([ids])), expected, {"eos_id": 0, "max_new_tokens": most} | options, example)
+    models = SumLM(8, {0: 4.0, 1: 3.0}), SumLM(8, {0: 4.0, 2: -6.0, 3: 1.0})
+    example = (
+        "with s the sum of all ids so far modulo 8, the expert's logits are 4 for s, 3 for s + 1, and 0; the amateur's "
+        f"4 for s, -6 for s + 2, 1 for s + 3, and 0; eos_id=0. my_loop(expert, amateur, [{ids}], max_new_tokens={most}"
+    )
+    example += "".join(f", {key}={value}" for key, value in options.items()) + ")"
+    return Case(says, (*models, tensor([ids])), expected, {"eos_id": 0, "max_new_tokens": most} | options, example)
+
+
+def _path(says: str, expected: list[str], **options: float) -> Case:
+    example = (
+        "p_expert is [.97 .01 .01 .01] after the prompt, then [.60 .30 .09 .01], [.60 .30 .05 .05]; p_amateur is "
+        "[.90 .04 .03 .03], [.2 .2 .599 .001], [.90 .04 .03 .03]. my_decisions(expert, amateur, [[1, 2]], [0, 1, 1]"
+    )
+    example += "".join(f", {key}={value}" for key, value in options.items()) + ")"
+    return Case(says, (ScriptLM(ROWS_E), ScriptLM(ROWS_A), tensor([[1, 2]]), [0, 1, 1]), expected, options, example)
 
 
 # fmt: off
-_STEP = "my_step(expert(ids).logits[:, -1], amateur(ids).logits[:, -1], alpha, strength)"
-_LIMIT = "range(max_new_tokens)"
+E, A, E2, A2 = tensor([[0.5, 0.3, 0.2], [0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.25, 0.5, 0.25]]).log()
+SCORES, HALF, SCORES2 = tensor([[-0.4700036, 1.0986123, 0.6931472], [-0.5815754, -0.0526804, -0.4581454],
+                                [-0.9162907, -0.9162907, 1.0296194]])
+SCORE = "expert_logits.log_softmax(-1) - strength * amateur_logits.log_softmax(-1)"
+check_scores = Part(1, my_scores, [
+    Case("the score of a token is its expert's log-probability minus its amateur's", (E, A), SCORES),
+    Case("a constant added to all logits of a model changes no probability, so no score", (E + 2, A - 1), SCORES),
+    Case("the strength is a factor of the amateur's log-probability", (E, A), HALF, {"strength": 0.5}),
+    Case("with strength 0 the amateur has no say", (E + 2, A), E, {"strength": 0.0}),
+    Case("every row of a batch is scored by itself", (rows(E, E2), rows(A, A2)), rows(SCORES, SCORES2)),
+    PROBABILITIES,
+    ("the ratio without its logarithm", SCORE, f"({SCORE}).exp()",
+     "the score is a logarithm of this ratio: a difference"),
+    ("expert and amateur exchanged", SCORE, f"-({SCORE})",
+     "which of the two is subtracted: what the amateur likes should cost"),
+    ("raw logits where log-probabilities belong", ".log_softmax(-1)", "",
+     "whether each row was normalised: logits are log-probabilities only up to a constant"),
+    ("the amateur is added", " - ", " + ", "the sign of the second term"),
+    ("the strength is ignored", "strength * ", "", "where `strength` is used"),
+    ("the strength multiplies the whole score", "return", "return strength *",
+     "what `strength` multiplies: with strength 0 the expert must remain"),
+    ("the strength inside the softmax, like a temperature", "strength * amateur_logits", "(strength * amateur_logits)",
+     "the order: normalise the amateur's logits first, then weigh them"),
+    ("the softmax over the batch instead of the vocabulary", "-1", "0",
+     "the dimension: the vocabulary is the last one, -1"),
+])
+
+M, M2 = tensor([[0.60, 0.30, 0.08, 0.02], [0.25, 0.25, 0.249, 0.251]]).log()
+FACTOR, ROW = "what to add to the best logit for a factor alpha", "the dimension of the maximum: one for every row"
+check_mask = Part(2, my_mask, [
+    Case("kept is what is at least alpha times as likely as the expert's best token", (M,), bools(1, 1, 1, 0)),
+    Case("alpha sets the threshold", (M,), bools(1, 1, 0, 0), {"alpha": 0.3}),
+    Case("a constant added to all logits changes nothing", (M + 3,), bools(1, 1, 1, 0)),
+    Case("the best token is always kept, and so is a tie", (tensor([2.0, 2.0, 1.0]),), bools(1, 1, 0), {"alpha": 1.0}),
+    Case("every row of a batch has its own best token", (rows(M + 3, M2),),
+         rows(bools(1, 0, 0, 0), bools(1, 1, 1, 1)), {"alpha": 0.6}),
+    ("alpha as a probability", " >= best + math.log(alpha)", ".softmax(-1) >= alpha",
+     "what alpha is a share of: the best token's probability, not 1"),
+    ("a line above the best token: log alpha subtracted, or alpha times a logarithm", "+", "-",
+     "the sign of log alpha, and that a factor of a probability is a summand of its logarithm"),
+    ("alpha times a logit", "best + math.log(alpha)", "alpha * best",
+     "a factor of a probability is a summand of its logarithm"),
+    ("alpha added without its logarithm", "math.log(alpha)", "alpha", FACTOR),
+    ("alpha subtracted without its logarithm", "+ math.log(alpha)", "- alpha", FACTOR),
+    ("the mask upside down", ">=", "<", "what True means here: the token is kept"),
+    ("alpha is ignored", "log(alpha)", "log(0.1)", "where `alpha` is used: 0.1 is only its usual value"),
+    ("more than instead of at least", ">=", ">",
+     "the comparison where both sides are equal: with alpha 1 the best token must stay"),
+    ("one best token for the whole batch", "dim=-1, keepdim=True).values", ")", ROW),
+    ("one best token for the whole batch", " >= best + math.log(alpha)",
+     ".softmax(-1) >= alpha * expert_logits.softmax(-1).max()", ROW),
+])
+
+ZEBRA, SURE, EVEN, RATIO, ROW_OF_4 = (tuple(tensor(pair).log()[:, None]) for pair in (  # (1, V) each
+    [[0.60, 0.30, 0.08, 0.0199, 0.0001], [0.80, 0.03, 0.03, 0.139, 1e-6]],
+    [[0.970, 0.020, 0.005, 0.004, 0.001], [0.99, 0.001, 0.004, 0.004, 0.001]],
+    [[0.24, 0.02, 0.26, 0.25, 0.23], [0.20, 0.20, 0.20, 0.20, 0.20]],
+    [[0.52, 0.40, 0.08], [0.22, 0.15, 0.63]], [[0.01, 0.30, 0.60, 0.09], [0.01, 0.05, 0.90, 0.04]],
+))
+MASKED, FILLED = "my_mask(expert_logits, alpha)", "scores.masked_fill(~my_mask(expert_logits, alpha), -math.inf)"
+check_step = Part(3, my_step, [
+    Case("the plausible token with the best score wins", ZEBRA, tensor([1])),
+    Case("where one token is plausible, the amateur changes nothing", SURE, tensor([0])),
+    Case("a ratio decides, not a difference of probabilities", RATIO, tensor([1])),
+    Case("a token's number is its place in the whole row, also after a token that is out", ROW_OF_4, tensor([1])),
+    Case("with strength 0 the expert's best token wins", ZEBRA, tensor([0]), {"strength": 0.0}),
+    Case("who is out stays out, however low the scores of all others are", EVEN, tensor([2]), {"strength": 0.0}),
+    Case("alpha sets the threshold", ZEBRA, tensor([0]), {"alpha": 0.6}),
+    Case("every row of a batch decides by itself",
+         tuple(torch.cat([one, two + 4]) for one, two in zip(ZEBRA, SURE)), tensor([1, 0])),
+    ("the mask is missing, or reads the scores", FILLED, "scores",
+     "what may win: only tokens that the expert finds plausible. The best score passes any mask of scores"),
+    ("the mask upside down", "~", "",
+     "what True means in the mask, and who gets the low score: the tokens that are out"),
+    ("expert and amateur exchanged", "    scores =",
+     "    expert_logits, amateur_logits = amateur_logits, expert_logits\n    scores =", "the order of the arguments"),
+    ("a place among the kept tokens, not in the row", f"{FILLED}.argmax(-1)",
+     f"torch.stack([row[keep].argmax() for row, keep in zip(scores, {MASKED})])",
+     "what argmax counts: a row without the masked tokens is shorter, so its numbers are no token ids"),
+    ("the best score starts at 0", f"return {FILLED}.argmax(-1)",
+     f"best = {FILLED}.max(-1)\n    return torch.where(best.values > 0, best.indices, 0)",
+     "what the loop starts with: all scores may be negative"),
+    ("the mask on the amateur", "my_mask(expert", "my_mask(amateur",
+     "whose logits the mask reads: plausible is what the expert finds plausible"),
+    ("masked tokens get the score 0", "-math.inf", "0.0",
+     "the score of a token that is out: 0 is not low, scores may be negative"),
+    ("masked tokens get the score -1", "math.inf", "1", "the score of a token that is out: it must be below any other"),
+    ("the expert alone", FILLED, "expert_logits", "where the amateur's logits are used"),
+    ("probabilities where log-probabilities belong", "my_scores(expert_logits, amateur_logits, strength)",
+     "expert_logits.softmax(-1) - strength * amateur_logits.softmax(-1)",
+     "the two terms of the score: are they probabilities or their logarithms?"),
+    ("the strength is ignored", "amateur_logits, strength", "amateur_logits", "where `strength` is used"),
+    ("alpha is ignored", ", alpha)", ", 0.1)", "where `alpha` is used: 0.1 is only its usual value"),
+    ("one best token for the whole batch", MASKED, "(expert_logits >= expert_logits.max() + math.log(alpha))", ROW),
+], earlier=[check_scores, check_mask])
 
 check_loop = Part(4, my_loop, [
     _loop("one step: the last position's logits of both models choose the token", [3, 5], 1, ([1], "length")),
@@ -52,46 +177,30 @@ check_loop = Part(4, my_loop, [
     _loop("with max_new_tokens=0 there is nothing to do", [3, 5], 0, ([], "length")),
     _loop("with strength 0 it is greedy decoding of the expert", [3, 6], 3, ([1, 2, 4], "length"), strength=0.0),
     _loop("alpha sets the threshold: 0.01 lets s + 2 in, e^-4 of the best", [3, 5], 1, ([2], "length"), alpha=0.01),
-], [
     ("the expert alone", "alpha, strength)\n", "alpha, 0.0)\n", "where the amateur's logits are used"),
-    ("expert and amateur exchanged", "my_step(expert(ids).logits[:, -1], amateur(ids)",
-     "my_step(amateur(ids).logits[:, -1], expert(ids)", "the order of the arguments in each call"),
-    ("the strength is ignored", "alpha, strength)\n", "alpha)\n", "whether `strength` reaches your step"),
-    ("alpha is ignored", "alpha, strength)\n", "strength=strength)\n", "whether `alpha` reaches your step"),
-    ("the new token is not added to what the models read", "        ids = torch", "        more = torch",
+    ("expert and amateur exchanged", "expert(ids).logits[:, -1], amateur", "amateur(ids).logits[:, -1], expert",
+     "the order of the arguments in each call"),
+    ("the strength is ignored", ", strength)", ")", "whether `strength` reaches your step"),
+    ("alpha is ignored", "alpha, strength)", "strength=strength)", "whether `alpha` reaches your step"),
+    ("the new token is not added to what the models read", "ids =", "more =",
      "what `ids` is in the next step: the list of new tokens is not what the models read"),
-    ("the mask is missing", _STEP,
-     "my_scores(expert(ids).logits[:, -1], amateur(ids).logits[:, -1], strength).argmax(-1)",
+    ("the mask is missing", ("my_step", "alpha, strength)\n"), ("my_scores", "strength).argmax(-1)\n"),
      "what may win: only tokens the expert finds plausible"),
-    ("logits of the first position", "[:, -1], a", "[:, 0], a", "the column of [1, T, V]: which one has read it all"),
+    ("logits of the first position", "[:, -1]", "[:, 0]", "the column of [1, T, V]: which one has read it all"),
     ("only the last token is fed", "(ids).", "(ids[:, -1:]).",
      "what the models read: without a cache they need the whole prefix, every time"),
     ("the amateur never reads the new tokens",
-     ("    new = []\n", "amateur(ids)"), ("    new, prompt = [], ids\n", "amateur(prompt)"),
+     ("new = []", "amateur(ids)"), ("new, prompt = [], ids", "amateur(prompt)"),
      "what the amateur reads from the second step on"),
-    ("the end-of-text token in the result", 'return new, "eos"', 'return [*new, eos_id], "eos"',
+    ("the end-of-text token in the result", 'new, "eos"', '[*new, eos_id], "eos"',
      "the order: test for the end, then append"),
     ("no stop at the end of the text", "token.item() == eos_id", "False", "what happens when the token is eos_id"),
-    ("the prompt counted as new tokens", _LIMIT, "range(max_new_tokens - ids.shape[1])",
+    ("the prompt counted as new tokens", "tokens)", "tokens - ids.shape[1])",
      "what max_new_tokens counts: new tokens, not the row's length"),
-    ("one token too many", _LIMIT, "range(max_new_tokens + 1)", "how often the loop runs"),
-    ("one token too few", _LIMIT, "range(max_new_tokens - 1)", "how often the loop runs"),
-], earlier=[check_scores, check_mask, check_step], raised={
-    "converted to Scalar": "the column: `.logits` is [1, T, V], and one position of it is the next token's",
-})
-# fmt: on
-
-
-def first_difference(a, b):
-    """a, b: lists of token ids. Returns the first position where they differ, counted from 0, or None."""
-    for k in range(max(len(a), len(b))):
-        if a[k : k + 1] != b[k : k + 1]:
-            return k
-    return None
-
-
-# fmt: off
-_TURN, _LONGER = "            return k\n", "range(max(len(a), len(b)))"
+    ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
+    ("one token too few", "tokens)", "tokens - 1)", "how often the loop runs"),
+], [check_scores, check_mask, check_step],
+    {"converted to Scalar": "the column: `.logits` is [1, T, V], and one position of it is the next token's"})
 
 check_first_difference = Part(5, first_difference, [
     Case("the position of the first token that differs, from 0", ([3, 1, 4], [3, 1, 5]), 2),
@@ -100,87 +209,40 @@ check_first_difference = Part(5, first_difference, [
     Case("a text that goes on differs where the other one ends", ([3, 1], [3, 1, 4]), 2),
     Case("equal texts differ nowhere: None", ([3, 1, 4], [3, 1, 4]), None),
     Case("two empty texts differ nowhere", ([], []), None),
-], [
-    ("counted from 1", (_TURN, _LONGER), ("            return k + 1\n", "range(min(len(a), len(b)))"),
-     "where counting starts: the first position is 0"),
-    ("the last difference", _LONGER, "reversed(range(min(len(a), len(b))))", "when to stop looking"),
-    ("the shorter text hides the rest", _LONGER, "range(min(len(a), len(b)))",
-     "zip: it ends with the shorter of the two"),
+    ("counted from 1", (" k\n", "max"), (" k + 1\n", "min"), "where counting starts: the first position is 0"),
+    ("the last difference", "range(max(len(a), len(b)))", "range(min(len(a), len(b)))[::-1]", "when to stop looking"),
+    ("the shorter text hides the rest", "max", "min", "zip: it ends with the shorter of the two"),
     ("a length where nothing differs", "return None", "return len(a)", "what equal texts should give"),
-    ("the token, not its position", _TURN, "            return a[k]\n", "what is returned"),
-    ("how many differ", f"{_LONGER}:\n        if a[k : k + 1] != b[k : k + 1]:\n{_TURN}    return None",
-     "[0]:\n        return sum(x != y for x, y in zip(a, b))", "what is returned: a place, not a number of places"),
+    ("the token, not its position", "return k\n", "return a[k]\n", "what is returned"),
+    ("how many differ", "for k", "return sum(x != y for x, y in zip(a, b))\n    for k",
+     "what is returned: a place, not a number of places"),
 ])
-# fmt: on
 
-
-def my_decisions(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):
-    """ids: [1, T] int, the prompt. new_ids: a list of N token ids. Returns a list of N words."""
-    whole = torch.cat([ids, torch.tensor([new_ids])], dim=1)  # (1, T + N)
-    start = ids.shape[1] - 1
-    e, a = (model(whole).logits[0, start:-1] for model in (expert, amateur))  # (N, V)
-    plausible = my_mask(e, alpha).sum(-1)
-    same = my_step(e, a, alpha, strength) == e.argmax(-1)
-    return ["sure" if n == 1 else "agree" if s else "overruled" for n, s in zip(plausible.tolist(), same.tolist())]
-
-
-def _own_text(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):
-    words = []
-    for _ in new_ids:
-        words += my_decisions(expert, amateur, ids, [0], alpha, strength)
-        token = my_step(*(model(ids).logits[:, -1] for model in (expert, amateur)), alpha, strength)
-        ids = torch.cat([ids, token[:, None]], dim=1)
-    return words
-
-
-# fmt: off
-_ROWS_E = tensor([
-    [0.40, 0.30, 0.20, 0.10],  # position 0: nobody asked
-    [0.97, 0.01, 0.01, 0.01],  # after the prompt: the expert is sure
-    [0.60, 0.30, 0.09, 0.01],  # three plausible, the amateur knows neither of the first two
-    [0.60, 0.30, 0.05, 0.05],  # two plausible, the amateur knows the first
-    [0.10, 0.10, 0.10, 0.70],  # after the last token: nothing follows
-]).log()
-_ROWS_A = tensor([[0.10, 0.10, 0.70, 0.10], [0.90, 0.04, 0.03, 0.03], [0.20, 0.20, 0.599, 0.001],
-                  [0.90, 0.04, 0.03, 0.03], [0.25, 0.25, 0.25, 0.25]]).log()
-_THREE = ["sure", "agree", "overruled"]
-_PATH = (
-    "p_expert is [.97 .01 .01 .01] after the prompt, then [.60 .30 .09 .01], [.60 .30 .05 .05]; p_amateur is "
-    "[.90 .04 .03 .03], [.2 .2 .599 .001], [.90 .04 .03 .03]. "
-)
-_TABLE = (
-    "if the ids so far sum to 0 modulo 3, p_expert is [.97 .01 .01 .01] and p_amateur [.90 .04 .03 .03]; if to 1, "
-    "[.60 .30 .09 .01] and [.2 .2 .599 .001]; if to 2, [.60 .30 .05 .05] and [.90 .04 .03 .03]. "
-    "my_decisions(expert, amateur, [[1, 2]], [1, 1, 2])"
-)
-
-
-def _path(says: str, expected: list[str], **options: float) -> Case:
-    ids, new = tensor([[1, 2]]), [0, 1, 1]
-    extra = "".join(f", {key}={value}" for key, value in options.items())
-    example = f"{_PATH}my_decisions(expert, amateur, {ids.tolist()}, {new}{extra})"
-    return Case(says, (ScriptLM(_ROWS_E), ScriptLM(_ROWS_A), ids, new), expected, options, example)
-
-
+# nobody asks after position 0 and after the last token; between them the expert is sure, then three are plausible and
+# the amateur knows neither of the first two, then two are plausible and the amateur knows the first
+ROWS_E = tensor([[0.40, 0.30, 0.20, 0.10], [0.97, 0.01, 0.01, 0.01], [0.60, 0.30, 0.09, 0.01],
+                 [0.60, 0.30, 0.05, 0.05], [0.10, 0.10, 0.10, 0.70]]).log()
+ROWS_A = tensor([[0.10, 0.10, 0.70, 0.10], [0.90, 0.04, 0.03, 0.03], [0.20, 0.20, 0.599, 0.001],
+                 [0.90, 0.04, 0.03, 0.03], [0.25, 0.25, 0.25, 0.25]]).log()
+STEP, THREE = "my_step(e, a, alpha, strength)", ["sure", "agree", "overruled"]
 check_decisions = Part(6, my_decisions, [
-    _path('"sure", "agree" or "overruled" for every new token, read at the position before it', _THREE),
+    _path('"sure", "agree" or "overruled" for every new token, read at the position before it', THREE),
     _path("strength 0 overrules nobody", ["sure", "agree", "agree"], strength=0.0),
     _path("alpha decides who is sure", ["sure", "sure", "sure"], alpha=0.9),
     Case("the models read the given text, whatever the contrast would have written",
-         (TableLM(_ROWS_E[1:4].tolist()), TableLM(_ROWS_A[1:4].tolist()), tensor([[1, 2]]), [1, 1, 2]),
-         _THREE, {}, _TABLE),
-], [
+         (TableLM(ROWS_E[1:4].tolist()), TableLM(ROWS_A[1:4].tolist()), tensor([[1, 2]]), [1, 1, 2]), THREE, {},
+         "if the ids so far sum to 0 modulo 3, p_expert is [.97 .01 .01 .01] and p_amateur [.90 .04 .03 .03]; if to 1, "
+         "[.60 .30 .09 .01] and [.2 .2 .599 .001]; if to 2, [.60 .30 .05 .05] and [.90 .04 .03 .03]. "
+         "my_decisions(expert, amateur, [[1, 2]], [1, 1, 2])"),
     ("one position too late", ("shape[1] - 1", "start:-1"), ("shape[1]", "start:"),
      "the columns: the logits after position t are about the token at t + 1"),
     ("one position too early", ("shape[1] - 1", "start:-1"), ("shape[1] - 2", "start:-2"),
      "the columns: the prompt's last one counts first"),
     ("nobody is sure", "n == 1", "False", "the steps where one token alone is plausible"),
-    ("the mask is missing", "my_step(e, a, alpha, strength)", "my_scores(e, a, strength).argmax(-1)",
-     "which tokens the contrast may choose"),
+    ("the mask is missing", STEP, "my_scores(e, a, strength).argmax(-1)", "which tokens the contrast may choose"),
     ("compared with the amateur's best", "== e.argmax", "== a.argmax", "whom the contrast can overrule"),
-    ("the text's token for the contrast's", "my_step(e, a, alpha, strength)", "torch.tensor(new_ids)",
-     "what the contrast would choose here"),
-], [
-    Mistake("its own text instead of the given one", _own_text, "what the models read: `new_ids`, not what was chosen"),
-], earlier=[check_scores, check_mask, check_step])
-# fmt: on
+    ("the text's token for the contrast's", STEP, "torch.tensor(new_ids)", "what the contrast would choose here"),
+    ("its own text instead of the given one", "whole = torch.cat([ids, torch.tensor([new_ids])], dim=1)",
+     "whole = ids\n    for _ in new_ids:\n        e, a = (model(whole).logits[:, -1] for model in (expert, amateur))\n"
+     f"        whole = torch.cat([whole, {STEP}[:, None]], 1)", "what the models read: `new_ids`, not what was chosen"),
+], [check_scores, check_mask, check_step])

@@ -1,9 +1,8 @@
 """Stand-ins for causal language models whose every logit can be worked out by hand: `model(ids).logits`."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,21 @@ from transformers import DynamicCache, GPT2Config
 MOST = 100  # calls: the checks' texts are short, so whoever asks that often never stops
 
 
-class Asked:
-    """Counts how often a model is asked, and ends a loop that would not end."""
+class Named:
+    """A function that messages show by its name."""
+
+    def __init__(self, name: str, gives: Callable) -> None:
+        self.name, self.gives = name, gives
+
+    def __call__(self, state: Tensor) -> Tensor:
+        return self.gives(state)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Model(Named):
+    """A model that counts how often it is asked, and ends a loop that would not end."""
 
     asked = 0
 
@@ -21,6 +33,11 @@ class Asked:
         self.asked += 1
         if self.asked > MOST:
             raise RuntimeError(f"the model was asked {MOST} times: does your loop end?")
+
+    def __call__(self, ids: Tensor, **options: Any) -> SimpleNamespace:
+        """ids: [B, T] int. Returns an object with `.logits` [B, T, V]."""
+        self.count()
+        return self.gives(ids, **options)
 
 
 def _after(sums: Tensor, vocab_size: int, steps: dict[int, float]) -> Tensor:
@@ -31,74 +48,38 @@ def _after(sums: Tensor, vocab_size: int, steps: dict[int, float]) -> Tensor:
     return row[(torch.arange(vocab_size) - sums[..., None]) % vocab_size]
 
 
-class SumLM(Asked):
+def SumLM(vocab_size: int, steps: dict[int, float]) -> Model:
     """Looks at the sum of all ids so far: the logit of token `(sum + k) % V` is `steps[k]`, or 0."""
-
-    def __init__(self, vocab_size: int, steps: dict[int, float]) -> None:
-        self.vocab_size, self.steps = vocab_size, steps
-
-    def __call__(self, ids: Tensor) -> SimpleNamespace:
-        """ids: [B, T] int. Returns an object with `.logits` [B, T, V]."""
-        self.count()
-        return SimpleNamespace(logits=_after(ids.cumsum(dim=1), self.vocab_size, self.steps))
-
-    def __repr__(self) -> str:
-        return f"SumLM({self.vocab_size}, {self.steps})"
+    name = f"SumLM({vocab_size}, {steps})"
+    return Model(name, lambda ids: SimpleNamespace(logits=_after(ids.cumsum(dim=1), vocab_size, steps)))
 
 
-class ScriptLM(Asked):
+def ScriptLM(rows: Tensor) -> Model:
     """Says the same at a position whatever the ids are: `rows[t]` are the logits after position t."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-
-    def __call__(self, ids: Tensor) -> SimpleNamespace:
-        """ids: [B, T] int, T at most len(rows). Returns an object with `.logits` [B, T, V]."""
-        self.count()
-        return SimpleNamespace(logits=self.rows[: ids.shape[1]].repeat(ids.shape[0], 1, 1))
-
-    def __repr__(self) -> str:
-        return f"a ScriptLM of {len(self.rows)} positions"
+    name = f"a ScriptLM of {len(rows)} positions"
+    return Model(name, lambda ids: SimpleNamespace(logits=rows[: ids.shape[1]].repeat(ids.shape[0], 1, 1)))
 
 
-class TableLM(Asked):
+def TableLM(rows: list[list[float]]) -> Model:
     """Looks at the sum of all ids so far: the logits are `rows[sum % len(rows)]`."""
-
-    def __init__(self, rows: list[list[float]]) -> None:
-        self.rows = rows
-
-    def __call__(self, ids: Tensor) -> SimpleNamespace:
-        """ids: [B, T] int. Returns an object with `.logits` [B, T, V]."""
-        self.count()
-        return SimpleNamespace(logits=torch.tensor(self.rows)[ids.cumsum(dim=1) % len(self.rows)])
-
-    def __repr__(self) -> str:
-        return f"TableLM({self.rows})"
+    return Model(f"TableLM({rows})", lambda ids: SimpleNamespace(logits=torch.tensor(rows)[ids.cumsum(1) % len(rows)]))
 
 
-class PositionLM(Asked):
+class PositionLM(Model):
     """Looks at the sum of token * (position + 1) over the columns it may see: token `(sum + k) % V` gets `steps[k]`.
 
     Keeps its columns in a DynamicCache and takes the arguments of a transformers model. `fed` notes what it was given.
     """
 
     def __init__(self, vocab_size: int, steps: dict[int, float]) -> None:
-        self.vocab_size, self.steps, self.fed = vocab_size, steps, []
-        self.config = GPT2Config(
-            n_layer=1, n_head=1, n_embd=1, vocab_size=vocab_size, bos_token_id=None, eos_token_id=None
-        )
+        self.name, self.steps, self.vocab_size, self.fed = f"PositionLM({vocab_size}, {steps})", steps, vocab_size, []
+        no_ends = {"bos_token_id": None, "eos_token_id": None}
+        self.config = GPT2Config(n_layer=1, n_head=1, n_embd=1, vocab_size=vocab_size, **no_ends)
 
     def __call__(
-        self,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        use_cache: bool = True,
-        logits_to_keep: int = 0,
+        self, input_ids, *, attention_mask=None, position_ids=None, past_key_values=None, use_cache=1, logits_to_keep=0
     ) -> SimpleNamespace:
-        """input_ids: [B, n] int. Returns an object with `.logits` [B, n, V] and `.past_key_values`."""
+        """input_ids: [B, n] int. Returns an object with `.logits` [B, n, V] and `.past_key_values`, a DynamicCache."""
         B, n = input_ids.shape
         if n == 0:
             raise ValueError("input_ids has no columns: there is nothing to read, so there are no new logits")
@@ -117,9 +98,6 @@ class PositionLM(Asked):
             terms = terms * attention_mask
         logits = _after(terms.cumsum(1)[:, start:].long(), self.vocab_size, self.steps)  # (B, n, V)
         return SimpleNamespace(logits=logits[:, -logits_to_keep:], past_key_values=cache)
-
-    def __repr__(self) -> str:
-        return f"PositionLM({self.vocab_size}, {self.steps})"
 
 
 TOY = PositionLM(8, {0: 4.0, 1: 3.0})

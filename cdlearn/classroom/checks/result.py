@@ -1,7 +1,5 @@
 """What a check found: for a person as text or HTML, for the grader as data."""
 
-from __future__ import annotations
-
 import html
 import os
 from dataclasses import asdict, dataclass

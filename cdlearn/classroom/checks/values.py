@@ -1,14 +1,11 @@
 """Values: whether two agree, whether one is of the right kind, and how a message shows them: short, three decimals."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 
 TOLERANCE = 1e-4
 LONGEST = 300  # characters of one value
-RETURNED = "what you return"
 
 
 def bools(*values: int) -> torch.Tensor:
@@ -16,21 +13,24 @@ def bools(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.bool)
 
 
+def rows(*values: torch.Tensor) -> torch.Tensor:
+    """Rows [V] put into one batch [B, V]."""
+    return torch.stack(values)
+
+
 def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
     """Whether two values agree: tensors by shape, kind and value (-inf equals -inf), containers item by item."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         if a.shape != b.shape or (a.dtype == torch.bool) != (b.dtype == torch.bool):
             return False
-        a, b = a.detach().cpu().double(), b.detach().cpu().double()
-        return torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True)
+        pair = (x.detach().cpu().double() for x in (a, b))
+        return torch.allclose(*pair, rtol=0.0, atol=tolerance, equal_nan=True)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(same(x, y, tolerance=tolerance) for x, y in zip(a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key], tolerance=tolerance) for key in a)
-    if isinstance(a, bool) != isinstance(b, bool):
-        return False
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return a == b or abs(a - b) <= tolerance
+        return isinstance(a, bool) == isinstance(b, bool) and (a == b or abs(a - b) <= tolerance)
     if type(a) is not type(b):
         return False
     if type(a).__eq__ is object.__eq__:  # a copied model: it equals nothing but itself, and is no answer
@@ -41,14 +41,14 @@ def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
         return False
 
 
-def kind(got: Any, expected: Any, what: str = RETURNED) -> str:
+def kind(got: Any, expected: Any, item: str = "") -> str:
     """Return a sentence when even the kind of the answer is wrong, else "". Looks into lists and tuples."""
     if got is None and expected is not None:
-        return "the last line: a function without return gives None" if what == RETURNED else f"{what}: None"
+        return f"{item}: None" if item else "the last line: a function without return gives None"
+    what, where = item or "what you return", f" of {item}" if item else ""
     if isinstance(expected, torch.Tensor):
         if not isinstance(got, torch.Tensor):
             return f"{what}: a tensor is asked for, this is {type(got).__name__}"
-        where = "" if what == RETURNED else f" of {what}"
         if got.shape != expected.shape:
             return f"the shape{where}: {list(expected.shape)} is asked for, this is {list(got.shape)}"
         if (got.dtype == torch.bool) != (expected.dtype == torch.bool):
@@ -78,10 +78,9 @@ def _show(value: Any) -> str:
         return _show(value.detach().cpu().tolist())
     if isinstance(value, float):
         return f"{value:.3f}".removeprefix("-") if abs(value) < 5e-4 else f"{value:.3f}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_show, value)) + "]"
-    if isinstance(value, tuple):
-        return "(" + ", ".join(map(_show, value)) + ("," if len(value) == 1 else "") + ")"
+    if isinstance(value, (list, tuple)):
+        inside = ", ".join(map(_show, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {_show(item)}" for key, item in value.items()) + "}"
     if type(value).__repr__ is object.__repr__:  # an address is not the same anywhere else
