@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdlearn.scores import (
+    FLOOR,
     contrastive_logits,
     contrastive_scores,
     dola_scores,
@@ -154,6 +155,19 @@ def test_js_divergence_is_symmetric_bounded_and_zero_only_for_equals(seed):
     m = (p.softmax(-1) + q.softmax(-1)) / 2
     textbook = [(x.softmax(-1) * (x.log_softmax(-1) - m.log())).sum(-1) for x in (p, q)]
     assert torch.allclose(divergence, sum(textbook) / 2)
+
+
+def test_js_divergence_in_parts_of_the_vocabulary_is_the_whole_sum():
+    p, q = pair(9, 1, 2500)
+    q = torch.cat([q, q.roll(700, -1) * 3])[:, None].expand(2, 64, -1).clone()  # rows enough for three parts
+    q[1, :, 1024:2048] = -INF  # nothing at all in one part
+    m = (p.softmax(-1) + q.softmax(-1)) / 2
+    logs = p.log_softmax(-1).clamp(min=FLOOR), q.log_softmax(-1).clamp(min=FLOOR)
+    textbook = sum((log.exp() * (log - m.log())).sum(-1) for log in logs) / 2
+    reference = sum((m * (m.log() - log)).mean(-1) for log in logs) / 2
+    assert torch.allclose(js_divergence(p, q), textbook)
+    assert torch.allclose(js_divergence(p, q, convention="reference"), reference)
+    assert torch.allclose(js_divergence(p.float(), q.float()), textbook.float(), atol=1e-6)
 
 
 def test_js_divergence_of_disjoint_distributions_is_ln_2_and_broadcasts():
