@@ -5,12 +5,12 @@ logit like any other (a token that cannot be had); NaN and +inf are errors here,
 check=False leaves out that look at the numbers, for which a GPU must wait: then the caller looks at the result.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.linalg import vecdot
 
 from cdlearn.checks import (
     check_alpha,
@@ -25,6 +25,7 @@ from cdlearn.checks import (
 )  # fmt: skip
 
 NEVER = float("-inf")
+_ROWS = 2**18  # numbers from which a CPU takes row by row: in its cache, where fresh memory costs more than arithmetic
 FLOOR = -1e5  # the least log-probability of an amateur: a token it rules out must not become +inf or NaN in the score
 
 
@@ -127,27 +128,32 @@ def js_divergence(p_logits: Tensor, q_logits: Tensor, *, convention: str = "text
         raise ValueError(f"{sizes}: trim both to the tokens they share.")
     for logits, name in ((p_logits, "p_logits"), (q_logits, "q_logits")) if check else ():
         row_max(logits, name)
-    vocab, rows = p_logits.shape[-1], max(p_logits.numel(), q_logits.numel()) // p_logits.shape[-1]
-    # in parts of the vocabulary that stay in a CPU's cache: there fresh memory costs more than arithmetic
-    size = max(1024, 2 ** (17 if p_logits.device.type == "cpu" else 24) // rows)
-    parts = [(x.split(size, dim=-1), _normaliser(x, size)) for x in (p_logits, q_logits)]
-    total = 0.0
-    for k in range(-(-vocab // size)):
-        log_p, log_q = ((x[k] - normaliser).clamp_(min=FLOOR) for x, normaliser in parts)
-        p, q = log_p.exp(), log_q.exp()
+    reference, shape = convention == "reference", torch.broadcast_shapes(p_logits.shape, q_logits.shape)
+    p = torch.softmax(p_logits, dim=-1)
+    log_p = torch.log_softmax(p_logits, dim=-1).clamp_(min=FLOOR) if reference else p  # textbook: not needed
+
+    def rest(p: Tensor, log_p: Tensor, q_logits: Tensor) -> Tensor:
+        q = torch.softmax(q_logits, dim=-1)
         m = (p + q).div_(2)
-        log_m = m.clamp(min=torch.finfo(m.dtype).tiny).log_()
-        if convention == "reference":
-            total += vecdot(m, log_m - (log_p + log_q).div_(2))
-        else:  # the entropy of the mean minus the mean entropy
-            total += (vecdot(p, log_p) + vecdot(q, log_q)) / 2 - vecdot(m, log_m)
-    return total / vocab if convention == "reference" else total.clamp(min=0)  # equal rows may be rounded to -1e-9
+        if not reference:  # the entropy of the mean minus the mean entropy, of which p's half follows below
+            return _entropy(m) - _entropy(q) / 2
+        log_q = torch.log_softmax(q_logits, dim=-1).clamp_(min=FLOOR)  # finite where one of the two rules a token out
+        return m.clamp(min=torch.finfo(m.dtype).tiny).log_().sub_(log_q.add_(log_p).div_(2)).mul_(m).mean(dim=-1)
+
+    found = (p, log_p, q_logits)
+    if shape.numel() > _ROWS and p.device.type == "cpu":
+        expanded = [x.expand(shape) for x in found]
+        rows = [rest(*(x[at] for x in expanded)) for at in itertools.product(*map(range, shape[:-1]))]
+        result = torch.stack(rows).view(shape[:-1])
+    else:
+        result = rest(*found)
+    # rounding may leave -1e-9 for equal rows, hence the clamp
+    return result if reference else (result - _entropy(p) / 2).clamp(min=0)
 
 
-def _normaliser(logits: Tensor, size: int) -> Tensor:
-    """logsumexp of [..., V] in parts of `size` tokens: [..., 1]."""
-    parts = [part.logsumexp(dim=-1) for part in logits.split(size, dim=-1)]
-    return torch.stack(parts, dim=-1).logsumexp(dim=-1, keepdim=True)
+def _entropy(p: Tensor) -> Tensor:
+    """Entropy of distributions [..., V] in nats; a third of the time of `torch.special.entr` on a CPU."""
+    return -p.clamp(min=torch.finfo(p.dtype).tiny).log_().mul_(p).sum(dim=-1)
 
 
 def dola_scores(
