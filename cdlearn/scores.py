@@ -5,7 +5,6 @@ logit like any other (a token that cannot be had); NaN and +inf are errors here,
 check=False leaves out that look at the numbers, for which a GPU must wait: then the caller looks at the result.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -25,7 +24,6 @@ from cdlearn.checks import (
 )  # fmt: skip
 
 NEVER = float("-inf")
-_ROWS = 2**18  # numbers from which a CPU takes row by row: in its cache, where fresh memory costs more than arithmetic
 FLOOR = -1e5  # the least log-probability of an amateur: a token it rules out must not become +inf or NaN in the score
 
 
@@ -128,27 +126,22 @@ def js_divergence(p_logits: Tensor, q_logits: Tensor, *, convention: str = "text
         raise ValueError(f"{sizes}: trim both to the tokens they share.")
     for logits, name in ((p_logits, "p_logits"), (q_logits, "q_logits")) if check else ():
         row_max(logits, name)
-    reference, shape = convention == "reference", torch.broadcast_shapes(p_logits.shape, q_logits.shape)
     p = torch.softmax(p_logits, dim=-1)
-    log_p = torch.log_softmax(p_logits, dim=-1).clamp_(min=FLOOR) if reference else p  # textbook: not needed
+    if convention == "reference":  # the floor keeps it finite where one of the two rules a token out
+        m = (p + torch.softmax(q_logits, dim=-1)).div_(2)
+        log_p, log_q = (torch.log_softmax(x, dim=-1).clamp_(min=FLOOR) for x in (p_logits, q_logits))
+        return m.clamp(min=torch.finfo(m.dtype).tiny).log_().sub_((log_p + log_q).div_(2)).mul_(m).mean(dim=-1)
 
-    def rest(p: Tensor, log_p: Tensor, q_logits: Tensor) -> Tensor:
-        q = torch.softmax(q_logits, dim=-1)
-        m = (p + q).div_(2)
-        if not reference:  # the entropy of the mean minus the mean entropy, of which p's half follows below
-            return _entropy(m) - _entropy(q) / 2
-        log_q = torch.log_softmax(q_logits, dim=-1).clamp_(min=FLOOR)  # finite where one of the two rules a token out
-        return m.clamp(min=torch.finfo(m.dtype).tiny).log_().sub_(log_q.add_(log_p).div_(2)).mul_(m).mean(dim=-1)
+    def rest(p: Tensor, q: Tensor) -> Tensor:
+        return _entropy((p + q).div_(2)) - _entropy(q) / 2
 
-    found = (p, log_p, q_logits)
-    if shape.numel() > _ROWS and p.device.type == "cpu":
-        expanded = [x.expand(shape) for x in found]
-        rows = [rest(*(x[at] for x in expanded)) for at in itertools.product(*map(range, shape[:-1]))]
-        result = torch.stack(rows).view(shape[:-1])
+    if q_logits.dim() > 1 and p.shape[-2:-1] == (1,):  # one against several: a CPU's cache holds one row, not all
+        found = [rest(p[..., 0, :], torch.softmax(q, dim=-1)) for q in q_logits.unbind(dim=-2)]
+        mean = torch.stack(found, dim=-1)
     else:
-        result = rest(*found)
-    # rounding may leave -1e-9 for equal rows, hence the clamp
-    return result if reference else (result - _entropy(p) / 2).clamp(min=0)
+        mean = rest(p, torch.softmax(q_logits, dim=-1))
+    # the entropy of the mean minus the mean entropy; rounding may leave -1e-9 for equal rows, hence the clamp
+    return (mean - _entropy(p) / 2).clamp(min=0)
 
 
 def _entropy(p: Tensor) -> Tensor:
