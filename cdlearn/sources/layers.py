@@ -25,7 +25,7 @@ _LARGE = 2**24  # weights of a head from which a CPU is slow at few float32 rows
 # the head's product with few rows: which is fastest depends on the CPU, its threads and the number of rows
 _PRODUCTS = (
     linear,
-    lambda rows, weight: (weight @ rows.T).T,
+    lambda rows, weight: (weight @ rows.T).T.contiguous(),
     lambda rows, weight: torch.cat([linear(rows, part) for part in weight.split(3 * 2**19 // weight.shape[1] + 1)], -1),
 )
 
