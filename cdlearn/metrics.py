@@ -18,6 +18,7 @@ from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
 from cdlearn.sources.base import padded
 
+_NUMBERS = 2**25  # scores asked for at once: 134 MB, and a few times that inside a source of several parts
 MASKED = -1000.0  # what a token outside the mask costs: its choice still differs from others by the other tokens
 
 
@@ -126,15 +127,22 @@ def token_log_probs(
 
 @torch.inference_mode()
 def _batch(source: Source, rows: list, convention: str, masked: float) -> list[Tensor]:
+    n = max(len(new) for _, new in rows)
+    if len(rows) > 1 and len(rows) * n * source.vocab_size > _NUMBERS:
+        return [values for row in rows for values in _batch(source, [row], convention, masked)]
     texts = [[*prompt, *new][:-1] for prompt, new in rows]  # the scores after the last token are not asked for
-    (ids, real), n = padded(texts), max(len(new) for _, new in rows)  # (B, T), padded on the left
-    scores = source(ids, real, n)  # (B, n, V)
-    logits = _unmasked(source)(ids, real, n) if convention == "reference" else scores
-    log_probs = []
-    for row, (_, new) in enumerate(rows):  # row by row: the log-probabilities of a batch are never kept together
-        logp = logits[row, -len(new) :].log_softmax(dim=-1).where(scores[row, -len(new) :] > NEVER, masked)
-        log_probs.append(logp.gather(-1, torch.tensor(new, device=logp.device)[:, None])[:, 0].cpu())
-    return log_probs
+    ids, real = padded(texts)  # (B, T), padded on the left
+    targets, counts = padded([new for _, new in rows])  # (B, n)
+    step, found = max(1, _NUMBERS // (len(rows) * source.vocab_size)), []
+    for start in range(0, n, step):  # a long text, which is alone, in pieces: the source goes on where it stopped
+        stop = min(start + step, n)
+        call = ids[:, : ids.shape[1] - n + stop], real[:, : ids.shape[1] - n + stop], stop - start
+        scores = source(*call)  # (B, stop - start, V)
+        logp = (_unmasked(source)(*call) if convention == "reference" else scores).log_softmax(dim=-1)
+        chosen = targets[:, start:stop, None].to(logp.device)
+        values = logp.gather(-1, chosen).where(scores.gather(-1, chosen) > NEVER, masked)
+        found.append(values[..., 0].cpu())
+    return [values[real] for values, real in zip(torch.cat(found, dim=1), counts)]
 
 
 def _unmasked(source: Source) -> Source:

@@ -126,13 +126,16 @@ def js_divergence(p_logits: Tensor, q_logits: Tensor, *, convention: str = "text
         raise ValueError(f"{sizes}: trim both to the tokens they share.")
     for logits, name in ((p_logits, "p_logits"), (q_logits, "q_logits")) if check else ():
         row_max(logits, name)
-    p, q = torch.softmax(p_logits, dim=-1), torch.softmax(q_logits, dim=-1)
-    m = (p + q).div_(2)
+    p = torch.softmax(p_logits, dim=-1)
     if convention == "reference":  # the floor keeps it finite where one of the two rules a token out
-        log_p, log_q = (torch.log_softmax(x, dim=-1).clamp(min=FLOOR) for x in (p_logits, q_logits))
-        return (m * (m.clamp(min=torch.finfo(m.dtype).tiny).log() - (log_p + log_q) / 2)).mean(dim=-1)
-    # the entropy of the mean minus the mean entropy; rounding may leave -1e-9 for equal rows, hence the clamp
-    return (_entropy(m) - (_entropy(p) + _entropy(q)) / 2).clamp(min=0)
+        m = (p + torch.softmax(q_logits, dim=-1)).div_(2)
+        log_p, log_q = (torch.log_softmax(x, dim=-1).clamp_(min=FLOOR) for x in (p_logits, q_logits))
+        return m.clamp(min=torch.finfo(m.dtype).tiny).log_().sub_((log_p + log_q).div_(2)).mul_(m).mean(dim=-1)
+    # entropy of the mean minus mean entropy, one by one where several meet one row: a CPU's cache does not hold all
+    alone = q_logits.dim() > 1 and p.shape[-2:-1] == (1,)
+    several = (torch.softmax(q, dim=-1) for q in (q_logits.split(1, dim=-2) if alone else [q_logits]))
+    rest = [_entropy((p + q).div_(2)) - _entropy(q) / 2 for q in several]
+    return ((torch.cat(rest, dim=-1) if alone else rest[0]) - _entropy(p) / 2).clamp(min=0)  # rounding: -1e-9
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -262,15 +265,13 @@ def verify_draft(
     gamma = draft_tokens.shape[-1]
     p, q = check_logits(p, "p"), check_logits(q, "q") if gamma else q
     if p.shape[-2] != gamma + 1 or q.shape[-2] != gamma or uniforms.shape[-1] != gamma + 1:
-        sizes = f"{gamma} tokens per row, p {p.shape[-2]} rows, q {q.shape[-2]}"
-        sizes += f" and uniforms {uniforms.shape[-1]} numbers"
-        raise ValueError(f"draft_tokens holds {sizes}: pass gamma, gamma + 1, gamma and gamma + 1.")
+        has = f"{gamma} tokens per row, p {p.shape[-2]} rows, q {q.shape[-2]} and uniforms {uniforms.shape[-1]} numbers"
+        raise ValueError(f"draft_tokens holds {has}: pass gamma, gamma + 1, gamma and gamma + 1.")
     vocab = max(p.shape[-1], q.shape[-1])
     p, q = (torch.nn.functional.pad(probs, (0, vocab - probs.shape[-1])) for probs in (p, q))
     draft_tokens, uniforms = draft_tokens.to(p.device), uniforms.to(p.device, torch.float64)
     if gamma == 0:
-        none = torch.zeros(draft_tokens.shape[:-1], dtype=torch.long, device=p.device)
-        return none, draw(p[..., 0, :], uniforms[..., 0])
+        return draft_tokens.long().sum(dim=-1), draw(p[..., 0, :], uniforms[..., 0])
     chosen = draft_tokens[..., None]
     chance = accept_probability(p[..., :-1, :].gather(-1, chosen), q.gather(-1, chosen), lenience=lenience)[..., 0]
     accepted = (uniforms[..., :-1] < chance).long().cumprod(dim=-1).sum(dim=-1)  # (...)
@@ -291,8 +292,7 @@ def _nucleus_cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
         if k == size or bool((before[..., -1] >= top_p).all()):
             break
         k = min(8 * k, size)
-    inside = (before < top_p).sum(dim=-1, keepdim=True)  # the best token has 0 before it: at least 1
-    return top.gather(-1, inside - 1)
+    return top.gather(-1, (before < top_p).sum(dim=-1, keepdim=True) - 1)  # the best token has 0 before it: at least 1
 
 
 def _keep(expert: Tensor, best: Tensor, alpha: float | None, top_k: int) -> Tensor:

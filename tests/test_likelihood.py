@@ -7,6 +7,7 @@ from conftest import character_tokenizer
 from tiny import ARCHITECTURES, tiny_model
 
 import cdlearn
+from cdlearn import metrics
 from cdlearn.metrics import MASKED, choice_scores, encode_pair, token_log_probs
 
 ROWS = [([1, 5, 9, 4], [8, 3]), ([6], [2]), ([1, 7], []), ([4, 4], [5, 5, 5, 9])]
@@ -26,6 +27,20 @@ def test_a_batch_scores_as_the_bare_model_does(name):
             expected = logits_of(model, prompt, new).log_softmax(-1)[range(len(new)), new]
             assert values.shape == (len(new),)
             assert torch.allclose(values.double(), expected, atol=2e-4), (size, prompt)
+
+
+@pytest.mark.parametrize("convention", ["textbook", "reference"])
+def test_long_texts_are_scored_in_pieces(convention, monkeypatch):
+    """Never a whole text's scores at once: five columns of one row here, and the same numbers."""
+    source = cdlearn.Contrast(tiny_model("llama"), tiny_model("llama", seed=1))
+    rows = [*ROWS, ([3, 4], list(range(5, 30)))]
+    whole = token_log_probs(source, rows, convention=convention)
+    monkeypatch.setattr(metrics, "_NUMBERS", 5 * 97)
+    shapes, ask = [], source.scores
+    monkeypatch.setattr(source, "scores", lambda ids, mask, n: shapes.append((len(ids), n)) or ask(ids, mask, n))
+    for values, pieces in zip(whole, token_log_probs(source, rows, convention=convention)):
+        assert torch.allclose(values, pieces, atol=1e-4)
+    assert max(rows * n for rows, n in shapes) == 5
 
 
 def by_hand(expert, amateur, prompt, new, *, alpha, strength, convention):

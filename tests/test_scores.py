@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers.generation.logits_process import MinPLogitsWarper, TopPLogitsWarper
 
 from cdlearn.scores import (
+    FLOOR,
     contrastive_logits,
     contrastive_scores,
     dola_scores,
@@ -155,6 +156,19 @@ def test_js_divergence_is_symmetric_bounded_and_zero_only_for_equals(seed):
     m = (p.softmax(-1) + q.softmax(-1)) / 2
     textbook = [(x.softmax(-1) * (x.log_softmax(-1) - m.log())).sum(-1) for x in (p, q)]
     assert torch.allclose(divergence, sum(textbook) / 2)
+
+
+def test_js_divergence_of_one_row_against_several_is_that_of_each():
+    p, q = pair(9, 2, 250)
+    p, q = p[:, None], torch.stack([q, q * 3, q.roll(70, -1)], 1)  # (2, 1, V), (2, 3, V)
+    q[1, 1, 100:200] = -INF
+    m = (p.softmax(-1) + q.softmax(-1)) / 2
+    logs = p.log_softmax(-1).clamp(min=FLOOR), q.log_softmax(-1).clamp(min=FLOOR)
+    textbook = sum((log.exp() * (log - m.log())).sum(-1) for log in logs) / 2
+    reference = sum((m * (m.log() - log)).mean(-1) for log in logs) / 2
+    assert torch.allclose(js_divergence(p, q), textbook)
+    assert torch.allclose(js_divergence(p, q, convention="reference"), reference)
+    assert torch.allclose(js_divergence(p.float(), q.float()), textbook.float(), atol=1e-6)
 
 
 def test_js_divergence_of_disjoint_distributions_is_ln_2_and_broadcasts():

@@ -2,6 +2,7 @@
 
 import functools
 import random
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -10,7 +11,8 @@ from tiny import ARCHITECTURES, tiny_model
 
 from cdlearn.loops.generate import generate
 from cdlearn.scores import contrastive_logits, contrastive_scores, dola_scores, js_divergence
-from cdlearn.sources import CachedLM, Contrast, DoLa, Mix, Source, as_source
+from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Source, as_source, cached
+from cdlearn.sources import layers as layers_file
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 
@@ -186,6 +188,51 @@ def test_prefill_never_makes_logits_of_the_whole_prompt():
     assert shapes == [2]
 
 
+@pytest.mark.parametrize("make", [CachedLM, lambda model: DoLa(model, layers=[0, 2])])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "sliding"])
+def test_a_long_prompt_in_pieces_is_the_prompt_in_one(name, make, monkeypatch):
+    model = (tiny_model("mistral", sliding_window=5) if name == "sliding" else tiny_model(name)).double()
+    whole, ids, mask = make(model), random_ids(40, 2, 17), torch.ones(2, 17, dtype=torch.long)
+    mask[0, :9] = 0  # two pieces of the first row are padding only
+    monkeypatch.setattr(cached, "_PIECE", 4)
+    source, more = make(model), random_ids(41, 2, 3)
+    for real, n in ((None, 1), (mask, 6), (mask, 1)):
+        source.reset(), whole.reset()
+        assert torch.allclose(source(ids, real, n), whole(ids, real, n), atol=1e-9)
+        longer = None if real is None else torch.cat([real, torch.ones_like(more)], 1)
+        assert torch.allclose(source(torch.cat([ids, more], 1), longer), whole(torch.cat([ids, more], 1), longer))
+    source.reset()
+    sizes = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    assert all(torch.allclose(source(ids[:, :T]), make(model)(ids[:, :T]), atol=1e-9) for T in (17, 12, 16))
+    hook.remove()
+    assert sizes[:5] == [4, 4, 4, 4, 1] and max(sizes) == 4
+
+
+def test_pieces_are_for_caches_of_columns_and_smaller_where_a_model_makes_every_logit(monkeypatch):
+    import transformers as hf
+
+    class Whole(hf.LlamaForCausalLM):
+        def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
+            inputs = dict(attention_mask=attention_mask, position_ids=position_ids)
+            return super().forward(input_ids, past_key_values=past_key_values, use_cache=use_cache, **inputs)
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=97, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model, shapes, ids = Whole(hf.LlamaConfig(**sizes)).eval(), [], random_ids(42, 1, 40)
+    monkeypatch.setattr(cached, "_PIECE", 128)
+    hook = model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(output.shape[1]))
+    got = CachedLM(model)(ids, n=3)
+    hook.remove()
+    assert shapes == [16, 16, 8] and torch.allclose(got, model(ids).logits[:, -3:], **CLOSE)
+    rope = dict(rope_type="dynamic", factor=2.0, rope_theta=1e4)
+    for other in (hf.MambaForCausalLM(hf.MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1)).eval(),
+                  tiny_model("llama", rope_parameters=rope)):  # fmt: skip
+        with counted(other) as passes:
+            CachedLM(other)(random_ids(43, 1, 200))
+        assert passes == [(1, 200)]
+
+
 def test_callers_may_write_into_what_they_get_and_into_what_they_gave():
     model = tiny_model("llama")
     source, ids = CachedLM(model), random_ids(13, 1, 6)
@@ -299,6 +346,53 @@ def test_dola_chooses_by_divergence_at_every_row_and_position(name, final_norm):
             assert torch.allclose(source.details["divergences"][row, -back], divergences, **CLOSE)
     if name == "llama":
         assert len(source.details["premature_layer"].unique()) > 1  # rows and positions really differ
+
+
+def test_sources_over_one_model_do_not_hear_each_other_in_threads():
+    model = tiny_model("llama").double()
+    dola, plain = DoLa(model, layers=[0, 1]), CachedLM(model)
+    prompts = [random_ids(50 + k, 1, 4 + k % 5) for k in range(16)]
+
+    def write(source, into):
+        for ids in prompts:
+            into.append(generate(source, ids, max_new_tokens=4, eos_token_ids=(), trace=False).token_ids)
+
+    team = [dola, DoLa(model, layers=[1, 2]), plain, plain.fork()]
+    alone, beside = [[] for _ in team], [[] for _ in team]
+    for pair in zip(team, alone):
+        write(*pair)
+    threads = [threading.Thread(target=write, args=pair) for pair in zip(team, beside)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert beside == alone and len(alone[-1]) == 16
+
+
+@pytest.mark.parametrize("places", [{"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
+def test_a_dispatched_model_runs_the_layers_of_the_source(places):
+    accelerate = pytest.importorskip("accelerate")
+    model, ids = tiny_model("llama"), random_ids(23, 2, 7)
+    makes = (lambda: DoLa(model, layers=[0, 1]), lambda: EarlyExit(model, 2))
+    want = [make()(ids, n=2) for make in makes]
+    accelerate.dispatch_model(model, places, main_device="cpu", force_hooks=True)
+    ran = []
+    hook = model.model.layers[2].register_forward_hook(lambda *_: ran.append(2))
+    assert all(torch.equal(make()(ids, n=2), scores) for make, scores in zip(makes, want))
+    hook.remove()
+    assert ran == [2] * 3  # by DoLa, twice when it is made and when it is asked, and never by the early exit
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_whichever_product_with_the_head_was_fastest_dola_says_the_same(bias, monkeypatch):
+    model, ids = tiny_model("llama", vocab_size=60_000), random_ids(24, 2, 9)
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(60_000)) if bias else None
+    source = DoLa(model, layers=[0, 2])
+    want = [source(ids[:, :length]) for length in range(4, 9)]
+    assert source._times == {}  # a small head, or one in half precision, has one product: the same bits every time
+    source.reset()
+    monkeypatch.setattr(layers_file, "_LARGE", 0)
+    for length in range(4, 9):
+        assert torch.allclose(source(ids[:, :length]), want[length - 4], **CLOSE)
+    assert all(seconds > 0 for seconds in source._times[6])  # all three were tried
 
 
 def test_dola_buckets():

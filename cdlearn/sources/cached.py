@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from cdlearn.checks import check_count
 from cdlearn.sources.base import Source, float32
 
+_PIECE = 2048
 _NOTHING = torch.zeros(0, 0, dtype=torch.long)
 
 
@@ -69,6 +70,11 @@ class CachedLM(Source):
         self.rewindable = bool(layers) and all(map(_croppable, layers))
         # newer transformers can take back the last pass of a sliding layer, older ones nothing once it slides
         self._records = self.rewindable and all(hasattr(layer, "activate_past_recording") for layer in sliding)
+        # columns per pass, so that the memory of a long prompt does not grow with its square, nor with the vocabulary
+        self._piece = _PIECE if "logits_to_keep" in self._accepts else _PIECE // 8
+        scaling = getattr(config, "rope_parameters", None) or {}
+        if not self.rewindable or {"dynamic", "longrope"} & {scaling.get("rope_type")}:
+            self._piece = 2**62  # all in one: a recurrent state, or positions that are rotated by the prompt's length
         self._rows: list[CachedLM] = []
         self.reset()
 
@@ -176,40 +182,37 @@ class CachedLM(Source):
 
     def _feed(self, ids: Tensor, mask: Tensor | None, start: int, first: int) -> None:
         """Run the model on the columns from `start` on, and remember its scores from column `first` on."""
-        memory, cache = self._memory, self._cache
-        new = ids[:, start:]
-        low, high = (int(limit) for limit in new.aminmax())
+        memory, cache, end = [] if first > start else self._memory, self._cache, ids.shape[1]  # memory has no gaps
+        low, high = (int(limit) for limit in ids[:, start:].aminmax())
         if low < 0 or high >= self.vocab_size:
             bad = low if low < 0 else high
             raise ValueError(f"ids holds token {bad}, outside the model's vocabulary of {self.vocab_size}.")
-        inputs: dict[str, Any] = {"input_ids": new.to(self.device)}
-        if "past_key_values" in self._accepts:
-            if cache is None:
-                cache = DynamicCache(config=self.model.config)
-                if self._windows and self._records:
-                    cache.activate_past_recording()
-            elif self._windows and self._records:
-                cache.crop(0)  # lets go of what left the window, so that only this pass can be taken back
-            inputs.update(past_key_values=cache, use_cache=True)
-        if "position_ids" in self._accepts:
-            if mask is None:
-                positions = torch.arange(start, ids.shape[1]).expand(new.shape)
-            else:
-                positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
-            inputs["position_ids"] = positions.to(self.device)
-        if mask is not None:
-            inputs["attention_mask"] = mask.long().to(self.device)
-        if "logits_to_keep" in self._accepts:
-            inputs["logits_to_keep"] = ids.shape[1] - first
-        if first > start:
-            memory = []  # the columns between have no scores, and memory must stay without gaps
+        records = self._windows and self._records
+        if cache is None and "past_key_values" in self._accepts:
+            cache = DynamicCache(config=self.model.config)
+            if records:
+                cache.activate_past_recording()
         self.reset()  # an interrupt in the middle of a forward pass must not leave half a cache behind
-        outputs = self._run(ids.shape[1] - first, inputs)
-        for column in range(ids.shape[1] - first):
-            memory.append((None, tuple(output[:, column] for output in outputs)))
+        positions = torch.ones_like(ids).cumsum(dim=1) - 1 if mask is None else (mask.cumsum(dim=1) - 1).clamp(min=0)
+        for begin in range(start, end, self._piece):
+            stop = min(begin + self._piece, end)
+            keep = stop - max(first, begin)  # not above 0: these columns have no scores
+            inputs: dict[str, Any] = {"input_ids": ids[:, begin:stop].to(self.device)}
+            if cache is not None:
+                if records and begin:
+                    cache.crop(0)  # lets go of what left the window, so that only this pass can be taken back
+                inputs.update(past_key_values=cache, use_cache=True)
+            if mask is not None:
+                inputs["attention_mask"] = mask[:, :stop].long().to(self.device)
+            if "position_ids" in self._accepts:
+                inputs["position_ids"] = positions[:, begin:stop].to(self.device)
+            if "logits_to_keep" in self._accepts:
+                inputs["logits_to_keep"] = max(keep, 1)
+            outputs = self._run(max(keep, 1), inputs)
+            memory += [(None, tuple(output[:, column] for output in outputs)) for column in range(keep)]
         self._memory = memory
         if cache is not None:
-            self._cache, self._before = cache, start
+            self._cache, self._before = cache, begin
             self._ids, self._mask = ids.clone(), None if mask is None else mask.clone()
 
     def _holes_go_wrong(self, mask: Tensor) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import time
+import types
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from cdlearn.checks import check_alpha, check_count, check_word
@@ -17,6 +21,13 @@ from cdlearn.sources.cached import CachedLM, check_model
 from cdlearn.trace.record import Form
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+_LARGE = 2**24  # weights of a head from which a CPU is slow at few float32 rows
+# the head's product with few rows: which is fastest depends on the CPU, its threads and the number of rows
+_PRODUCTS = (
+    linear,
+    lambda rows, weight: (weight @ rows.T).T.contiguous(),
+    lambda rows, weight: torch.cat([linear(rows, part) for part in weight.split(3 * 2**19 // weight.shape[1] + 1)], -1),
+)
 
 
 class EarlyExit(CachedLM):
@@ -66,42 +77,43 @@ class DoLa(CachedLM):
         self.forms = (Form({"expert": 1.0}, {"amateur": 1.0}, raw=None if divergence == "reference" else False),)
         self.unnormalised = divergence == "reference" and self.alpha is None  # raw logits on both sides
         self._numbers = torch.tensor(self.layers, device=self.device)
-        self._decoder, self._blocks = model.get_decoder(), _blocks(model)[1]
-        self._takes = set(inspect.signature(self._decoder.forward).parameters)
+        self._listen()
+        self._takes = set(inspect.signature(model.get_decoder().forward).parameters)
         self._norm = next((getattr(self._decoder, name) for name in _NORMS if hasattr(self._decoder, name)), None)
         self._project = getattr(self._decoder, "project_out", None)  # OPT-350M: hidden width differs from embedding's
         self._softcap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+        self._times: dict[int, list[float]] = {}  # rows -> the seconds that each of _PRODUCTS took
         self._scale = self._measure_scale()  # Cohere, Granite: logits are scaled after the head
 
     def changed(self, **settings: Any) -> DoLa:
         known = {name: value for name, value in self.settings.items() if name != "method"}
         return DoLa(self.model, **known | settings)
 
+    def fork(self) -> DoLa:
+        twin = super().fork()
+        twin._listen()
+        return twin
+
+    def _listen(self) -> None:
+        """A decoder of this source's own around the model's weights, whose blocks note the states that enter them."""
+        name, blocks = _blocks(self.model)
+        self._decoder, self._notes = _shell(self.model.get_decoder()), {"keep": 1}
+        heard = [_noting(block, k, self._notes) if k in self.layers else block for k, block in enumerate(blocks)]
+        self._decoder._modules[name] = nn.ModuleList(heard)
+
     def _run(self, keep: int, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
         """The states that the head will read, [B, keep, 1 + L, width]: the last layer's, then the candidates'."""
-        early: list[Tensor] = []
-
-        def listen(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            # what enters block i is hidden state i
-            early.append((args[0] if args else kwargs["hidden_states"])[:, -keep:])
-
-        hooks = [self._blocks[layer].register_forward_pre_hook(listen, with_kwargs=True) for layer in self.layers]
-        try:
-            inputs = {name: value for name, value in inputs.items() if name in self._takes or name == "past_key_values"}
-            last = self._decoder(**inputs).last_hidden_state[:, -keep:]
-        finally:
-            for hook in hooks:
-                hook.remove()
-        heard = dict(zip(sorted(self.layers), early))  # blocks run bottom up
-        states = torch.stack([heard[layer] for layer in self.layers], dim=2)
+        self._notes["keep"] = keep
+        inputs = {name: value for name, value in inputs.items() if name in self._takes or name == "past_key_values"}
+        last = self._decoder(**inputs).last_hidden_state[:, -keep:]
+        states = torch.stack([self._notes.pop(layer).to(last.device) for layer in self.layers], dim=2)
         states = self._norm(states) if self.final_norm and self._norm is not None else states
         states = states if self._project is None else self._project(states)
         return (torch.cat([last[:, :, None], states], dim=2),)  # the last hidden state is already normed
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         (states,) = self._columns(ids, mask, n)
-        # one pass through the head for all of them: its weights are read once
-        logits = self._finish(self.model.get_output_embeddings()(states), self._scale)
+        logits = self._finish(self._head(states), self._scale).to(self.device)
         final, early = logits[:, :, 0], logits[:, :, 1:]  # (B, n, V), (B, n, L, V)
         convention = "textbook" if self.divergence == "jsd" else "reference"
         divergences = js_divergence(final[:, :, None], early, convention=convention, check=False)  # (B, n, L)
@@ -112,6 +124,20 @@ class DoLa(CachedLM):
         if self.unnormalised:
             return (final - premature).where(final > NEVER, NEVER)
         return dola_scores(final, premature, alpha=self.alpha, check=False)
+
+    def _head(self, states: Tensor) -> Tensor:
+        """All states in one pass, so that the weights are read once, by the product that was fastest so far."""
+        head = self.model.get_output_embeddings()
+        plain = type(head) is nn.Linear and "forward" not in vars(head) and not head._forward_hooks
+        large = head.weight.numel() > _LARGE and head.weight.dtype == torch.float32 and states.device.type == "cpu"
+        rows = states.flatten(end_dim=-2)
+        if not plain or not large or len(rows) > 64:
+            return head(states)
+        times = self._times.setdefault(len(rows), [0.0] * len(_PRODUCTS))
+        best, start = times.index(min(times)), time.perf_counter()
+        logits = _PRODUCTS[best](rows, head.weight)
+        times[best] = time.perf_counter() - start  # the latest, so that a choice that was bad luck is made again
+        return (logits if head.bias is None else logits + head.bias).view(*states.shape[:-1], -1)
 
     def _finish(self, logits: Tensor, scale: float) -> Tensor:
         """What some models do after their head: a factor, a soft cap."""
@@ -176,6 +202,24 @@ def _shell(module: nn.Module) -> nn.Module:
     """A shallow copy whose children can be replaced without touching the original."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
+    for name, value in vars(module).items():  # accelerate's hooks are bound to the original, and would run its children
+        if isinstance(value, types.MethodType) and value.__self__ is module:
+            vars(twin)[name] = types.MethodType(value.__func__, twin)
+        elif isinstance(value, functools.partial) and value.args == (module,):
+            vars(twin)[name] = functools.partial(value.func, twin, **value.keywords)
+    return twin
+
+
+def _noting(block: nn.Module, layer: int, notes: dict[Any, Any]) -> nn.Module:
+    """A copy of a block that first notes the last notes["keep"] columns of the hidden state that enters it."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        state = args[0] if args else kwargs["hidden_states"]
+        notes[layer] = state[:, -notes["keep"] :].clone()  # a view would keep the states of the whole prompt
+        return block.forward(*args, **kwargs)
+
+    twin = copy.copy(block)
+    twin.forward = forward
     return twin
 
 

@@ -131,8 +131,12 @@ class Recorder:
         block: dict[str, Any] = {"candidates": candidates, "score": score.gather(-1, candidates), "details": details}
         block |= {name: {} for name in NAMED}
         for name, part in parts.items():
-            for what, value in _measured(part, candidates, None if part is expert else probs).items():
-                block[what][name] = value
+            # a part with layers one by one: a CPU's cache holds a row of the vocabulary, not all of them
+            layers = part.unbind(dim=2) if part.dim() > candidates.dim() else [part]
+            found = [_measured(layer, candidates, None if part is expert else probs) for layer in layers]
+            for what in found[0]:
+                values = [facts[what] for facts in found]
+                block[what][name] = values[0] if layers[0] is part else torch.stack(values, dim=2)
         block["rank"] = block["ranks"]["expert"] if "expert" in parts else _rank(expert, expert.gather(-1, chosen))
         self._blocks.append((self._rows, _map(block, Tensor.cpu)))
         self._waiting = []
@@ -154,13 +158,10 @@ class Recorder:
 
 
 def _measured(part: Tensor, candidates: Tensor, expert_probs: Tensor | None) -> dict[str, Tensor]:
-    """What is kept of whole rows: part [S, b, V] or [S, b, L, V], candidates [S, b, N + 1], expert_probs [S, b, V]."""
-    if part.dim() > candidates.dim():  # a part with layers
-        candidates = candidates[..., None, :].expand(*part.shape[:-1], -1)
-        expert_probs = None if expert_probs is None else expert_probs[..., None, :]
+    """What is kept of whole rows: part [S, b, V], candidates [S, b, N + 1], expert_probs [S, b, V]."""
     logits = part.gather(-1, candidates)
-    normaliser = part.logsumexp(dim=-1)
     probs = part.softmax(dim=-1)
+    normaliser = part.amax(dim=-1) - probs.amax(dim=-1).log()  # logsumexp without a second pass of exponentials
     mean = torch.linalg.vecdot(probs, part)
     if bool(mean.isnan().any()):  # an impossible token's 0 * -inf
         mean = torch.linalg.vecdot(probs, part.clamp(min=torch.finfo(part.dtype).min))
