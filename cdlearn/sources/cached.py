@@ -72,7 +72,7 @@ class CachedLM(Source):
         self._records = self.rewindable and all(hasattr(layer, "activate_past_recording") for layer in sliding)
         # columns per pass, so that the memory of a long prompt does not grow with its square, nor with the vocabulary
         self._piece = _PIECE if "logits_to_keep" in self._accepts else _PIECE // 8
-        scaling = getattr(config, "rope_parameters", None) or {}
+        scaling = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
         if not self.rewindable or {"dynamic", "longrope"} & {scaling.get("rope_type")}:
             self._piece = 2**62  # all in one: a recurrent state, or positions that are rotated by the prompt's length
         self._rows: list[CachedLM] = []
