@@ -122,8 +122,8 @@ def js_divergence(p_logits: Tensor, q_logits: Tensor, *, convention: str = "text
     check_word(convention, "convention", ("textbook", "reference"))
     p_logits, q_logits = check_logits(p_logits, "p_logits"), check_logits(q_logits, "q_logits")
     if p_logits.shape[-1] != q_logits.shape[-1]:
-        sizes = f"p_logits has a vocabulary of {p_logits.shape[-1]} and q_logits of {q_logits.shape[-1]}"
-        raise ValueError(f"{sizes}: trim both to the tokens they share.")
+        sizes = f"{p_logits.shape[-1]} tokens and q_logits {q_logits.shape[-1]}"
+        raise ValueError(f"p_logits has {sizes}: trim both to the tokens they share.")
     for logits, name in ((p_logits, "p_logits"), (q_logits, "q_logits")) if check else ():
         row_max(logits, name)
     p = torch.softmax(p_logits, dim=-1)
@@ -174,8 +174,7 @@ def penalize_repetition(scores: Tensor, token_ids: Tensor, *, penalty: float, ma
     if mask is not None:
         counts &= mask.to(scores.device).bool()
     seen = torch.zeros(len(scores), vocab + 1, dtype=torch.bool, device=scores.device)
-    seen = seen.scatter(1, token_ids.where(counts, vocab), True)[:, :vocab]  # (B, V)
-    return penalize_seen(scores, seen, penalty)
+    return penalize_seen(scores, seen.scatter(1, token_ids.where(counts, vocab), True)[:, :vocab], penalty)
 
 
 def penalize_seen(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -191,9 +190,9 @@ def sampling_probs(
 
     scores: [..., V] float, -inf for tokens that cannot be drawn. temperature: 0 puts everything on the best token.
     top_k: 0 is off. top_p: in (0, 1], 1 is off; the smallest set of best tokens whose probability reaches top_p.
-    min_p: in [0, 1], 0 is off; what is at least min_p times as likely as the best token: the plausibility mask, here of
-    the scores themselves. Ties at every cut are kept. Returns [..., V] float that sums to 1. Raises TypeError or
-    ValueError naming the argument. Nucleus sampling: arXiv 1904.09751, eq. 3; min-p: 2407.01082, section 3.
+    min_p: in [0, 1], 0 is off; keeps what is at least min_p times as likely as the best token. Ties at every cut are
+    kept. Returns [..., V] float that sums to 1. Raises TypeError or ValueError naming the argument. Nucleus sampling:
+    arXiv 1904.09751, eq. 3; min-p: 2407.01082, section 3.
     """
     scores = check_logits(scores, "scores")
     temperature, top_k, top_p, min_p = check_sampling(temperature, top_k, top_p, min_p)
@@ -213,10 +212,7 @@ def sampling_probs(
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """One token per row by the inverse of the cumulative distribution. probs: [..., V], uniforms: [...] in [0, 1).
-
-    A row's choice depends on nothing but its own probabilities and number. Returns [...] int.
-    """
+    """One token per row, the inverse of its cumulative distribution: [..., V], uniforms [...] in [0, 1) -> [...] int."""
     cumulative = probs.double().cumsum(dim=-1)  # (..., V); not quite 1 at the end, so the draw is scaled to it
     total = cumulative[..., -1:]
     points = uniforms.to(probs.device, torch.float64)[..., None] * total
