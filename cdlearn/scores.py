@@ -212,7 +212,7 @@ def sampling_probs(
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """One token per row, the inverse of its cumulative distribution: [..., V], uniforms [...] in [0, 1) -> [...] int."""
+    """One token per row, by the inverse of the cumulative distribution; [..., V], uniforms in [0, 1): [...] int."""
     cumulative = probs.double().cumsum(dim=-1)  # (..., V); not quite 1 at the end, so the draw is scaled to it
     total = cumulative[..., -1:]
     points = uniforms.to(probs.device, torch.float64)[..., None] * total
