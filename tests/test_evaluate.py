@@ -230,7 +230,10 @@ def test_a_file_may_hold_several_grades_and_any_character(tmp_path):
     )
     ((task, items),) = read_questions(path).values()
     assert items[0].prompt == "a\u2028b\x85c"
-    grades = [{name: asked for name, (_, asked) in task.grade(item, "yes.").items() if asked} for item in items]
+    grades = [
+        {name: asked for name, (_, asked) in task.grade(item, "yes.").items() if asked and "answer" in name}
+        for item in items
+    ]
     assert grades == [{"is the answer": 1}, {"contains the answer": 1, "is the answer": 1}]
     assert task.grade(items[0], "yes.")["is the answer"] == (1, 1)
 
@@ -514,7 +517,7 @@ def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
 def test_results_are_tidy(uninterrupted):
     rows = list(csv.DictReader((uninterrupted[0] / "results.csv").open(encoding="utf-8")))
     names = ["greedy", "sample top_p=0.95", "contrastive beta=0.5"]
-    metrics = ["contains the answer", "is the answer", "rep-2", "rep-2, tokens"]
+    metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "rep-2, tokens"]
     assert [(r["strategy"], r["metric"]) for r in rows] == list(itertools.product(names, metrics))
     assert {r["task"] for r in rows} == {"stories"} and {r["items"] for r in rows} == {"12"}
     assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in rows)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cdlearn.checks import is_int
-from cdlearn.metrics import ngram_counts
+from cdlearn.metrics import diversity, ngram_counts
 from cdlearn.toyworld.tasks import Item, Task
 
 FORMAT = 'lines like {"prompt": "2 + 2 =", "answer": "4"} or {"prompt": ..., "choices": ["3", "4"], "answer": 1}'
@@ -145,7 +145,7 @@ def _grade_text(item: Item, text: str) -> dict[str, tuple[float, float]]:
     }
     distinct, total = ngram_counts(text, 2)
     grades = {GRADES[name]: (is_right, name in item.gold) for name, is_right in right.items()}
-    return grades | {"rep-2": (total - distinct, total)}
+    return grades | {"rep-2": (total - distinct, total), "diversity": (diversity([text]), 1)}
 
 
 def _plain(text: str) -> str:

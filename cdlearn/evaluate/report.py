@@ -20,6 +20,7 @@ LEGEND = {
     "myth": "names the largest city instead",
     "rep-2": "word pairs that the same text has said before; less is better",
     "rep-2, tokens": "the same of token pairs, which also see loops without spaces",
+    "diversity": "(1 - rep-2)(1 - rep-3)(1 - rep-4) of each text, their mean; more is better",
     "consistent": "stories that contradict their prompt nowhere, be it that they say nothing",
     "mentions right": "mentions of colour, object, animal, place and hero that agree with the prompt",
     "named": "of these five, what the story names rightly",

@@ -1,0 +1,118 @@
+"""The evidence of a real pair: `python .ci/real.py` writes notebooks/real.md from what `make real` left in .ci/real.
+
+openings.jsonl and sums.jsonl there are the prompts (the sums are made here, seed 0); openings.json and sums.json the
+rows of `cdlearn eval`; bench-*.json the tables of `cdlearn bench`.
+"""
+
+import json
+import random
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / ".ci" / "real"
+PAGE = ROOT / "notebooks" / "real.md"
+TEMPLATES = [  # a text, and its answer from the numbers a, b, c
+    (
+        "A shop sells {a} apples at {b} coins each and {c} pears at 2 coins each. How many coins is that in all?",
+        "a*b+2*c",
+    ),
+    ("Nora has {a} marbles. She wins {b} and then loses {c}. How many marbles has she now?", "a+b-c"),
+    (
+        "A bus starts with {a} people. At the first stop {c} leave and {b} get on. How many people are on the bus?",
+        "a-c+b",
+    ),
+    ("There are {b} rows of {c} chairs, and {a} more chairs in a corner. How many chairs are there?", "b*c+a"),
+    ("A book has {a} pages. Ali reads {c} pages on each of 3 days. How many pages are left?", "a-3*c"),
+    ("A baker makes {b} trays of {c} rolls and sells {c} rolls. How many rolls are left?", "b*c-c"),
+    ("Each of {b} children gets {c} stickers, and the teacher keeps {b}. How many stickers were there?", "b*c+b"),
+    ("A rope of {a} metres is cut, and {b} pieces of 2 metres are taken. How many metres are left?", "a-2*b"),
+    ("Mia saves {c} coins per week. After {b} weeks she spends {c} coins. How many coins does she have?", "b*c-c"),
+    ("A garden has {a} red flowers and twice as many blue ones. {c} flowers fade. How many are left?", "3*a-c"),
+]
+
+
+def sums(n: int = 100) -> str:
+    """Word problems of two steps as a prompts file, graded by the last number of the answer."""
+    rng, lines = random.Random(0), []
+    for k in range(n):
+        text, formula = TEMPLATES[k % len(TEMPLATES)]
+        numbers = {"a": rng.randint(40, 90), "b": rng.randint(3, 12), "c": rng.randint(3, 12)}
+        answer = eval(formula, {}, numbers)  # of the table above
+        prompt = f"{text.format(**numbers)} Think step by step, and end with the number."
+        lines.append(json.dumps({"prompt": prompt, "answer": str(answer), "grade": "last number"}))
+    return "\n".join(lines) + "\n"
+
+
+def read(name: str) -> dict:
+    return json.loads((FOLDER / name).read_text(encoding="utf-8"))
+
+
+def number(row: dict, digits: int = 1) -> str:
+    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+def evaluation(name: str, metrics: list[str]) -> list[str]:
+    """A table of one line per method: each metric with its interval, and the difference of the first to greedy."""
+    rows = read(name)["rows"]
+    lines = [
+        "| method | " + " | ".join(metrics) + f" | {metrics[0]}, minus greedy |",
+        "|---|" + "---|" * (len(metrics) + 1),
+    ]
+    for method in dict.fromkeys(row["strategy"] for row in rows):
+        found = {row["metric"]: row for row in rows if row["strategy"] == method}
+        first, cells = found[metrics[0]], [number(found[metric]) for metric in metrics]
+        apart = "" if first.get("minus_greedy") is None or method == "greedy" else (
+            f"{first['minus_greedy']:+.1f} [{first['minus_greedy_low']:+.1f}, {first['minus_greedy_high']:+.1f}]"
+        )  # fmt: skip
+        lines.append("| " + " | ".join([method, *cells, apart]) + " |")
+    return lines
+
+
+def speeds() -> list[str]:
+    """The rows of both benches side by side."""
+    both = [read(f"bench-{kind}.json") for kind in ("bfloat16", "float32")]
+    rows = [{row["method"]: row for row in bench["rows"]} for bench in both]
+    lines = ["| | against | bfloat16: ms | ratio | float32: ms | ratio | must be |", "|---|---|---|---|---|---|---|"]
+    for name, row in rows[0].items():
+        cells = [name, row["against"]]
+        for found in (kind[name] for kind in rows):
+            cells.append(f"{found['ms']:.0f}")
+            cells.append(
+                "" if found["ratio"] is None else f"{found['ratio']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+            )
+        lines.append("| " + " | ".join([*cells, row["aim"]]) + " |")
+    return lines
+
+
+def about(name: str) -> str:
+    s = read(name)["setup"]
+    return f"{s['seconds'] / 60:.0f} minutes on {s['threads']} threads, seed {s['seed']}, torch {s['torch']}"
+
+
+def page() -> str:
+    place = read("bench-bfloat16.json")["machine"]
+    device = ", ".join(f"{key} {value}" for key, value in place.items())
+    return "\n".join([
+        "# A real pair, measured", "",
+        "Expert: Qwen2.5-Coder-1.5B-Instruct. Amateur: Qwen2.5-Coder-0.5B-Instruct. Both were read from files of 4-bit "
+        "weights and turned back into bfloat16. `make real` makes all of it again: the texts, the tables, and the "
+        "outputs of [notebook 13](13_a_real_pair.ipynb). In brackets: 95% bootstrap intervals over the prompts.", "",
+        f"Machine: {device}.", "",
+        "## 24 openings, continued by 100 tokens", "",
+        *evaluation("openings.json", ["rep-2", "rep-2, tokens", "diversity"]), "",
+        "rep-2: word pairs that the same text has said before, in percent. Diversity: the mean over the texts of "
+        f"(1 - rep-2)(1 - rep-3)(1 - rep-4), in percent. No chat template. {about('openings.json')}.", "",
+        "## 100 sums in words", "",
+        *evaluation("sums.json", ["last number"]), "",
+        "Percent of answers whose last number is right. In the chat template, at most 160 tokens. "
+        f"{about('sums.json')}.", "",
+        "## Speed", "",
+        "Steps are held against the bare forward passes beside them, texts against the plain loop. Batch 1.", "",
+        *speeds(), "",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    (FOLDER / "sums.jsonl").write_text(sums(), encoding="utf-8")
+    if (FOLDER / "openings.json").exists():
+        PAGE.write_text(page(), encoding="utf-8")
