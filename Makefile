@@ -5,18 +5,21 @@
 ## make harness            the tests that need lm-evaluation-harness (0.5 GB more), in an environment of their own
 ## make grade FOLDER=...   grade a folder of submissions; ARGS="--seed 1" for more
 ## make bench              the numbers of the README's section on speed, again: 20 minutes on a quiet machine
+## make real               notebook 13 and notebooks/real.md from a real pair: 2 hours; PAIR="EXPERT AMATEUR"
 ## Each makes .venv first if it is missing. Another Python: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.cdlearn-installed
-NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.*' -not -path '*/assignments/*' 2>/dev/null | sort)
+# the real pair's notebook has outputs that no CI can make: it runs on the embedded pair, for its own checks
+REAL := notebooks/13_a_real_pair.ipynb
+NOTEBOOKS := $(filter-out $(REAL),$(shell find notebooks -name '*.ipynb' -not -path '*/.*' -not -path '*/assignments/*' 2>/dev/null | sort))
 # one thread a worker: two workers on two cores do not fight
 SLOW := tests/test_classroom.py tests/test_browser.py tests/test_wheel.py
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test harness lint format unit notebooks pages bench assignments grade folder clean
+.PHONY: help install lab demo test harness lint format unit notebooks pages bench real assignments grade folder clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -57,6 +60,7 @@ unit: $(STAMP)
 notebooks: $(STAMP)
 ifneq ($(NOTEBOOKS),)
 	$(TEST_ENV) $(BIN)/python -m pytest --nbval -n 2 --dist loadscope -p no:cacheprovider $(NOTEBOOKS)
+	CDLEARN_PAIR=embedded $(TEST_ENV) $(BIN)/python -m pytest --nbval-lax -p no:cacheprovider $(REAL)
 else
 	@echo "no notebooks yet"
 endif
@@ -64,12 +68,29 @@ endif
 # the index, thumbnails, gallery and setup cells that are made from the notebooks
 pages: $(STAMP)
 	$(BIN)/python .ci/pages.py
+	$(BIN)/python .ci/real.py
 
 # a file appears when its measurement is whole
 bench: $(STAMP)
 	$(BIN)/python -m cdlearn bench --threads 1 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/embedded.json
 	$(BIN)/python -m cdlearn bench --threads 1 --size 100m --context 64 --json > .ci/bench/new && mv .ci/bench/new .ci/bench/100m.json
 	$(BIN)/python .ci/sweep.py > .ci/bench/new && mv .ci/bench/new .ci/bench/sweep.json
+	$(MAKE) pages
+
+PAIR ?= Qwen/Qwen2.5-Coder-1.5B-Instruct Qwen/Qwen2.5-Coder-0.5B-Instruct
+MODELS = --expert $(word 1,$(PAIR)) --amateur $(word 2,$(PAIR))
+EVAL = $(BIN)/python -m cdlearn eval $(MODELS) --prompts-file .ci/real
+
+# the evaluations go on where they were stopped
+real: $(STAMP)
+	CDLEARN_PAIR="$(PAIR)" $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(REAL)
+	$(EVAL)/openings.jsonl --max-new-tokens 100 --batch 24 --out build/real/openings --json .ci/real/openings.json \
+		--methods greedy "contrastive strength=1" "contrastive beta=0.5" "sample top_p=0.95" "sample min_p=0.1" \
+		"greedy repetition_penalty=1.1" dola amateur
+	$(EVAL)/sums.jsonl --chat-template --max-new-tokens 160 --batch 25 --out build/real/sums --json .ci/real/sums.json \
+		--methods greedy "contrastive beta=0.5" "contrastive strength=1" amateur
+	for kind in bfloat16 float32; do $(BIN)/python -m cdlearn bench $(MODELS) --dtype $$kind --json > .ci/real/new \
+		&& mv .ci/real/new .ci/real/bench-$$kind.json; done
 	$(MAKE) pages
 
 # a venv that sees what .venv holds, so that torch is there once and the harness's packages stay out of it
