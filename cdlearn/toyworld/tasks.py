@@ -5,6 +5,7 @@ that shares of items and shares of n-grams are averaged, and bootstrapped, in th
 """
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,8 @@ def _arithmetic(rng: random.Random, n: int) -> list[Item]:
 
 
 def _grade_arithmetic(item: Item, text: str) -> dict[str, tuple[float, float]]:
-    return {"right": (world.arithmetic_answer(text) == item.gold, 1)}
+    said = re.search(r"So \w+ has (\d+)", text)
+    return {"right": (said is not None and int(said[1]) == item.gold, 1)}
 
 
 def _facts(rng: random.Random, n: int) -> list[Item]:
@@ -71,12 +73,9 @@ def _facts(rng: random.Random, n: int) -> list[Item]:
 
 def _grade_fact(item: Item, text: str) -> dict[str, tuple[float, float]]:
     capital, largest, unseen = item.gold
-    answer = world.fact_answer(text, capital, largest)
-    return {
-        "true": (answer == capital, 1),
-        "true, unseen phrasing": (unseen and answer == capital, unseen),
-        "myth": (answer == largest, 1),
-    }
+    first = re.search(f"{re.escape(capital)}|{re.escape(largest)}", text)
+    true, myth = (first is not None and first[0] == city for city in (capital, largest))
+    return {"true": (true, 1), "true, unseen phrasing": (unseen and true, unseen), "myth": (myth, 1)}
 
 
 def _stories(rng: random.Random, n: int) -> list[Item]:

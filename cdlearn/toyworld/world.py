@@ -118,11 +118,6 @@ def arithmetic(rng: random.Random, *, test: bool = False) -> tuple[Document, int
     return Document("arithmetic", prompt, step), result
 
 
-def arithmetic_answer(text: str) -> int | None:
-    found = re.search(r"So \w+ has (\d+)", text)
-    return int(found.group(1)) if found else None
-
-
 def fact_unseen(place: str, phrasing: int) -> bool:
     """Every place is asked about in some phrasings in training and in the others only in the tests."""
     return unseen("fact", place, phrasing, one_in=3)
@@ -145,12 +140,6 @@ def fact(rng: random.Random) -> Document:
     phrasing = rng.choice([k for k in range(len(words.PHRASINGS)) if not fact_unseen(place, k)] or [0])
     question, answer = (part.format(r=relation, x=place, y=city) for part in words.PHRASINGS[phrasing])
     return Document("facts", question, answer)
-
-
-def fact_answer(text: str, capital: str, largest: str) -> str | None:
-    """The first of the two cities that a continuation names."""
-    found = re.search(f"{re.escape(capital)}|{re.escape(largest)}", text)
-    return found.group(0) if found else None
 
 
 def draw_story(rng: random.Random, *, test: bool = False) -> Story:
