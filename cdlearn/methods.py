@@ -105,11 +105,6 @@ class Method:
     needs: tuple[str, ...] = ()  # of "amateur", "early", "draft"
     defaults: Mapping[str, Any] = field(default_factory=dict)  # where they differ from the option's own
     loop: tuple[str, ...] = DRAW  # the numbers that are keywords of the loop; the others are the source's
-    label: Callable[[dict[str, Any]], str] | None = None  # the head of a column
-
-    def named(self, name: str, numbers: dict[str, Any]) -> str:
-        """A short label: the method and the number that matters."""
-        return self.label(numbers) if self.label else f"expert, {name}"
 
 
 def _contrast(expert: Any, amateur: Any, numbers: dict[str, Any]) -> Contrast:
@@ -126,34 +121,19 @@ def _dola(models: Models, numbers: dict[str, Any]) -> DoLa:
     return DoLa(models.pair.expert, layers=layers, alpha=numbers["alpha"] or None, **official)
 
 
-def _contrast_label(numbers: dict[str, Any]) -> str:
-    name = "strength" if {"strength", "amateur_temperature"} & numbers.keys() else "beta"
-    return f"contrastive ({name} {numbers.get(name, OPTIONS[name].default):g})"
-
-
 _CONTRAST = ("alpha", *FORM, "top_k", *DRAW)
 METHODS: dict[str, Method] = {
     "contrastive": Method(
         "expert against amateur: contrastive decoding", lambda models, n: _contrast(models.expert, models.amateur, n),
-        (*_CONTRAST, *SCORED), ("amateur",), label=_contrast_label,
+        (*_CONTRAST, *SCORED), ("amateur",),
     ),
-    "greedy": Method(
-        "the expert's likeliest token", lambda models, n: models.expert,
-        ("repetition_penalty",), label=lambda n: "expert, greedy",
-    ),
-    "amateur": Method(
-        "the amateur alone", lambda models, n: models.amateur,
-        DRAW, ("amateur",), label=lambda n: "amateur, sampled" if n["temperature"] else "amateur, greedy",
-    ),
+    "greedy": Method("the expert's likeliest token", lambda models, n: models.expert, ("repetition_penalty",)),
+    "amateur": Method("the amateur alone", lambda models, n: models.amateur, DRAW, ("amateur",)),
     "sample": Method(
         "a draw from the expert", lambda models, n: models.expert,
         (*DRAW, "top_k"), defaults={"temperature": 1.0}, loop=(*DRAW, "top_k"),
-        label=lambda n: f"expert, top-p {n['top_p']:g}" if n["top_p"] < 1 else "expert, sampled",
     ),
-    "dola": Method(
-        "the expert against its own early layers", _dola,
-        ("alpha", "layers", *DRAW, *SCORED), label=lambda n: "expert, DoLa",
-    ),
+    "dola": Method("the expert against its own early layers", _dola, ("alpha", "layers", *DRAW, *SCORED)),
     "early": Method(
         "the embedded expert against its early checkpoint", lambda models, n: _contrast(models.expert, models.early, n),
         (*_CONTRAST, *SCORED), ("early",),
@@ -189,14 +169,10 @@ class Decoder:
     @property
     def settings(self) -> dict[str, Any]:
         """The source's method and numbers, and how tokens are drawn: what the method takes of it."""
-        off = {"repetition_penalty": 1}
-        taken = {key: value for key, value in self.draw.items() if key in self.numbers and off.get(key) != value}
+        taken = {key: value for key, value in self.draw.items() if key in self.numbers}
+        if taken.get("repetition_penalty") == 1:
+            del taken["repetition_penalty"]
         return self.source.settings | taken
-
-    @property
-    def sampled(self) -> bool:
-        """Whether other seeds give other texts."""
-        return self.draw["temperature"] > 0
 
 
 def guess(word: str, known: Iterable[str], cutoff: float = 0.7) -> str:
@@ -221,11 +197,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     return name, numbers
 
 
-def _spell(key: str, value: Any) -> str:
-    return f"{key}={value}"
-
-
-def check(name: str, numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = _spell) -> None:
+def check(name: str, numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = "{}={}".format) -> None:
     """Refuse numbers that would change nothing: a silent number is a wrong experiment. Raises ValueError.
 
     spell: how a message writes a number, where it was not given as name=value.
@@ -238,7 +210,7 @@ def check(name: str, numbers: Mapping[str, Any], spell: Callable[[str, Any], str
     check_form(numbers, spell)
 
 
-def check_form(numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = _spell) -> None:
+def check_form(numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = "{}={}".format) -> None:
     """Refuse numbers of both forms of the contrast. Raises ValueError."""
     given = [spell(key, numbers[key]) for key in FORM if key in numbers]
     if "beta" in numbers and len(given) > 1:

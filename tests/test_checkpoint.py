@@ -13,7 +13,6 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from test_pairs import CHAT, save
 from tiny import tiny_model
-from transformers import modeling_gguf_pytorch_utils
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from cdlearn import CachedLM, generate
@@ -220,14 +219,6 @@ def test_a_damaged_or_foreign_gguf_is_refused_in_a_sentence(tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"GGUF files need .*pip install 'cdlearn\[gguf\]'"):
         load_expert(file)
-
-
-@with_gguf
-def test_loading_a_gguf_is_silent_and_leaves_the_libraries_as_they_were(tmp_path, capfd):
-    reader, bar = gguf.GGUFReader, modeling_gguf_pytorch_utils.tqdm
-    load_expert(write_gguf(tmp_path / "m.gguf", tiny("llama"), "llama"), device="cpu", progress=False)
-    assert capfd.readouterr() == ("", "")
-    assert gguf.GGUFReader is reader and modeling_gguf_pytorch_utils.tqdm is bar
 
 
 # ---- the dtype that "auto" means

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdlearn.toyworld import words, world
-from cdlearn.toyworld.tasks import TASKS, consistency
+from cdlearn.toyworld.tasks import TASKS
 from cdlearn.toyworld.training import train
 from cdlearn.toyworld.training.tokenizer import build_tokenizer
 
@@ -52,7 +52,7 @@ def test_training_never_shows_a_tested_combination():
         sums |= set(re.findall(r"(\d+) ([+-]) (\d+) =", text))
         pairs |= set(re.findall(r"^(\w+) had a \w+ (\w+)\.", text))
         for place, _, _ in words.FACTS:
-            for k, (question, _) in enumerate(world.PHRASINGS):
+            for k, (question, _) in enumerate(words.PHRASINGS):
                 if question.format(r="capital", x=place) in text:
                     assert not world.fact_held_out(place, k)
     assert len(gifts) > 1000 and not any(world.unseen(*gift) for gift in gifts)
@@ -74,8 +74,8 @@ def test_tested_combinations_are_all_unseen():
 
 def test_facts_ask_for_every_place_in_every_phrasing():
     items = TASKS["facts"].items()
-    assert len(items) == len(words.FACTS) * len(world.PHRASINGS) == len({item.prompt for item in items})
-    assert TASKS["facts"].items(2) == items[: 2 * len(world.PHRASINGS)]  # n places
+    assert len(items) == len(words.FACTS) * len(words.PHRASINGS) == len({item.prompt for item in items})
+    assert TASKS["facts"].items(2) == items[: 2 * len(words.PHRASINGS)]  # n places
     assert all(capital != largest for _, capital, largest in words.FACTS)
     assert 0.15 < sum(item.gold[2] for item in items) / len(items) < 0.45
 
@@ -120,25 +120,10 @@ def test_story_grader_finds_contradictions_in_each_attribute():
     assert grade(item, "")["consistent"] == (1, 1) and grade(item, "")["rep-2"] == (0, 0)
 
 
-def test_consistency_is_the_stories_grade():
-    items = TASKS["stories"].items(3)
-    story = items[0].gold
-    good = f"{story.hero} saw the {story.colour} {story.object}."
-    bad = f"{story.hero} saw the {'red' if story.colour != 'red' else 'blue'} {story.object}."
-    assert TASKS["stories"].grade(items[0], bad)["consistent"] == (False, 1)
-    assert consistency(items[:1], [good]) == 100 and consistency(items[:1], [bad]) == 0
-    assert consistency([items[0]] * 4, [good, bad, bad, ""]) == 50  # silence contradicts nothing
-    assert consistency([], []) == consistency(items, ["", "one", "one one one"]) == 100
-    with pytest.raises(TypeError, match="items of the stories task"):
-        consistency(TASKS["puzzles"].items(1), ["a"])
-    with pytest.raises(ValueError, match="stories holds 1 and texts 0"):
-        consistency(TASKS["stories"].items(1), [])
-
-
 def test_the_words_of_the_story_templates_are_on_one_list_only():
     lists = [words.NAMES, words.COLOURS, words.OBJECTS, words.ANIMALS, words.PLACES]
     assert len(set().union(*lists)) == sum(map(len, lists))
-    plain = " ".join(["", *world.INTROS, *world.FILLERS, *(line for stage in world.ARC for line in stage)])
+    plain = " ".join(["", *words.INTROS, *words.FILLERS, *(line for stage in words.ARC for line in stage)])
     plain = re.sub(r"\{\w+\}", "", plain)
     assert not set(re.findall(r"\w+", plain)) & set().union(*lists)
 

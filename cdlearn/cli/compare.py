@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import html
 import json
 import shutil
@@ -14,11 +15,14 @@ from itertools import accumulate, zip_longest
 
 from cdlearn.cli import options
 from cdlearn.evaluate.questions import read_prompts
-from cdlearn.methods import METHODS, SCORED, Decoder, Models, build, parse
+from cdlearn.methods import SCORED, Decoder, Models, build, parse
 from cdlearn.pairs import Pair
 
 DEFAULT = ("greedy", "amateur", "sample top_p=0.95", "contrastive")
 DEMO = ("greedy", "amateur", "contrastive")
+# heads of the usual columns; any other is headed as its method is spelled
+HEADS = {"greedy": "expert, greedy", "amateur": "amateur, greedy", "sample top_p=0.95": "expert, top-p 0.95"}
+HEADS |= {"contrastive": "contrastive (beta 0.5)"}
 DEMO_PROMPTS = (
     "Ada had a red ball. She had a dog too. They lived near the park.",
     "Rosa has the ring. Tom has the key. Rosa gives the ring to Sam. Sam gives the ring to Mia. Who has the ring?",
@@ -38,31 +42,28 @@ examples:
 """
 
 
-def labels_of(decoders: Mapping[str, Decoder]) -> dict[str, str]:
-    """The head of each column: the method and the number that matters, or the spec where two would be equal."""
-    labels = {spec: METHODS[decoder.name].named(decoder.name, decoder.numbers) for spec, decoder in decoders.items()}
-    heads = list(labels.values())
-    return {spec: label if heads.count(label) == 1 else spec for spec, label in labels.items()}
-
-
 def compare(
     pair: Pair, prompts: Sequence[str], decoders: Mapping[str, Decoder], args: argparse.Namespace
 ) -> list[list[dict]]:
     """Return for each prompt one record per method; stops early, marked, at an interrupt."""
-    labels, groups = labels_of(decoders), [[] for _ in prompts]
+    groups = [[] for _ in prompts]
     with options.bar(len(prompts) * len(decoders)) as bar:
         for start in range(0, len(prompts), BATCH):
             batch = list(prompts[start : start + BATCH])
             for spec, decoder in decoders.items():
                 texts = options.decode(decoder, pair, batch, args, skip=start)
                 for group, prompt, made in zip(groups[start:], batch, texts):
-                    record = {"prompt": prompt, "method": spec, "label": labels[spec], "text": made.text}
-                    record |= {"token_ids": list(made.token_ids), "finish_reason": made.finish_reason}
-                    group.append(record | {"settings": decoder.settings, "stats": made.stats})
+                    record = {"prompt": prompt, "method": spec, "text": made.text, "token_ids": list(made.token_ids)}
+                    record |= {"finish_reason": made.finish_reason, "settings": decoder.settings, "stats": made.stats}
+                    group.append(record)
                 bar.update(len(batch))
                 if any(made.finish_reason == "interrupted" for made in texts):
                     return groups[: start + len(batch)]
     return groups
+
+
+def head(record: dict) -> str:
+    return HEADS.get(record["method"], record["method"])
 
 
 def as_table(groups: list[list[dict]], *, width: int) -> str:
@@ -74,9 +75,10 @@ def as_table(groups: list[list[dict]], *, width: int) -> str:
         texts = [options.clean(row["text"]).strip() or "(nothing)" for row in rows]
         if column < NARROWEST:
             for row, text in zip(rows, texts):
-                lines += [f"[{row['label']}]", *(f"  {line}" for line in wrap(text, width - 2))]
+                lines += [*wrap(f"[{head(row)}]", width), *(f"  {line}" for line in wrap(text, width - 2))]
         else:
-            stacks = [[row["label"], "-" * column, *wrap(text, column)] for row, text in zip(rows, texts)]
+            heads = zip(*zip_longest(*(wrap(head(row), column) for row in rows), fillvalue=""))
+            stacks = [[*lines_of_head, "-" * column, *wrap(text, column)] for lines_of_head, text in zip(heads, texts)]
             for line in zip_longest(*stacks, fillvalue=""):
                 lines.append(" | ".join(cell + " " * (column - sum(map(cells, cell))) for cell in line).rstrip())
         blocks.append("\n".join(lines))
@@ -85,17 +87,17 @@ def as_table(groups: list[list[dict]], *, width: int) -> str:
 
 def as_markdown(groups: list[list[dict]]) -> str:
     """Write one markdown table: a row for each prompt, a column for each method."""
-    labels = list(dict.fromkeys(row["label"] for row in groups[0]))
 
     def cell(text: str) -> str:
         # text from a model is data: neither HTML nor table syntax
         escaped = html.escape(options.clean(text).strip(), quote=False).replace("\\", "\\\\")
         return "<br>".join(escaped.replace("|", "\\|").replace("`", "\\`").splitlines())
 
-    lines = [["prompt", *labels], ["---"] * (len(labels) + 1)]
+    heads = [head(row) for row in groups[0]]
+    lines = [["prompt", *heads], ["---"] * (len(heads) + 1)]
     for rows in groups:
-        texts = {row["label"]: row["text"] for row in rows}
-        lines.append([cell(rows[0]["prompt"]), *(cell(texts.get(name, "")) for name in labels)])
+        texts = [row["text"] for row in rows] + [""] * (len(heads) - len(rows))  # an interrupt leaves some out
+        lines.append(list(map(cell, [rows[0]["prompt"], *texts])))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -131,20 +133,13 @@ def demo(argv: list[str]) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return code
     print("\nYour turn: type any prompt. An empty line ends.")
-    while prompt := _typed():
-        try:
-            main([*start, prompt])
-        except ValueError as error:  # too long, say: the next prompt may be better
-            print(f"cdlearn: {error}")
+    with contextlib.suppress(EOFError):
+        while prompt := input("\nprompt: ").strip():
+            try:
+                main([*start, prompt])
+            except ValueError as error:  # too long, say: the next prompt may be better
+                print(f"cdlearn: {error}")
     return 0
-
-
-def _typed() -> str:
-    try:
-        return input("\nprompt: ").strip()
-    except EOFError:
-        print()
-        return ""
 
 
 def main(argv: list[str]) -> int:
@@ -164,19 +159,17 @@ def main(argv: list[str]) -> int:
         help="after the prompts; default: " + " ".join(f'"{spec}"' if " " in spec else spec for spec in DEFAULT),
     )  # fmt: skip
     parser.add_argument("--format", choices=("table", "markdown", "json"), default="table", help="default: table")
-    parser.add_argument("--width", type=options.number(int, 20), help="of the table (default: the terminal's)")
     args = parser.parse_args(argv)
-    prompts = args.prompts
-    if args.prompts_file:
-        prompts = prompts + [value["prompt"] for _, value in read_prompts(args.prompts_file)]
+    read = read_prompts(args.prompts_file) if args.prompts_file else []
+    prompts = args.prompts + [value["prompt"] for _, value in read]
     if not prompts and not sys.stdin.isatty():
         prompts = [line for line in sys.stdin.read().split("\n") if line.strip()]
     if not prompts:
         parser.error("no prompt: give some, or --prompts-file FILE, or pipe lines in")
-    parsed = [parse(spec) for spec in options.with_numbers(parser, args, args.methods)]
-    pair = options.open_pair(args, [name for name, _ in parsed])
+    parsed = {spec: parse(spec) for spec in options.with_numbers(parser, args, args.methods)}
+    pair = options.open_pair(args, [name for name, _ in parsed.values()])
     models = Models(pair)
-    decoders = {spec: build(models, *method) for spec, method in zip(args.methods, parsed)}
+    decoders = {spec: build(models, *method) for spec, method in parsed.items()}
     groups = compare(pair, prompts, decoders, args)
     records = sum(groups, [])
     if args.format == "json":
@@ -184,6 +177,5 @@ def main(argv: list[str]) -> int:
     elif args.format == "markdown":
         print(as_markdown(groups))
     else:
-        terminal = max(40, min(shutil.get_terminal_size((100, 24)).columns, 160))
-        print(as_table(groups, width=args.width or terminal))
+        print(as_table(groups, width=max(40, min(shutil.get_terminal_size((100, 24)).columns, 160))))
     return 130 if any(record["finish_reason"] == "interrupted" for record in records) else 0

@@ -40,11 +40,11 @@ def check_installation() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             yield NOTE, name, f"not installed, {why} need it; fix: pip install 'cdlearn[lab]'"
     device = pick_device()
-    own = native(device, torch.bfloat16)
-    cost = (
-        "it computes in it; float32: twice the time and memory" if own else "bfloat16: half the memory, slower prompts"
-    )
-    yield OK, "device", f"{device}, {'bfloat16' if own else 'float32'} for bfloat16 checkpoints ({cost})"
+    if native(device, torch.bfloat16):
+        dtype = "bfloat16 for bfloat16 checkpoints (it computes in it; float32: twice the time and memory)"
+    else:
+        dtype = "float32 for bfloat16 checkpoints (bfloat16: half the memory, slower prompts)"
+    yield OK, "device", f"{device}, {dtype}"
     yield OK, "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores; to change: OMP_NUM_THREADS=n"
     if device.type != "cuda" and shutil.which("nvidia-smi"):
         yield NOTE, "cuda", "an NVIDIA driver is here, but torch cannot use it; fix: install a CUDA build of torch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import platform
@@ -133,10 +134,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def _tasks(args: argparse.Namespace, pair: Pair) -> Tasks:
     if not args.prompts_file:
         return toy_tasks(list(dict.fromkeys(args.tasks or TASKS)), args.n, args.seed)
-
-    def render(prompt: str) -> str:
-        return pair.prompt(prompt, system=args.system_prompt, chat=args.chat_template)
-
+    render = functools.partial(pair.prompt, system=args.system_prompt, chat=args.chat_template)
     settings = {"n": args.n, "max_new_tokens": args.max_new_tokens, "grade": args.grade}
     return read_questions(args.prompts_file, render=render, **settings)
 

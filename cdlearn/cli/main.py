@@ -10,7 +10,7 @@ import sys
 
 import cdlearn
 from cdlearn.cli import options
-from cdlearn.methods import METHODS, Models, build, guess
+from cdlearn.methods import METHODS, Models, build, guess, parse
 
 # name -> (module, function, what it does); a module is imported when it is asked for, so that a prompt waits for none
 COMMANDS = {
@@ -96,14 +96,14 @@ def _run(argv: list[str]) -> int:
         meant = guess(argv[0], COMMANDS) or "; a text goes after --prompt"
         parser.error(f"{argv[0]!r} is no command ({', '.join(COMMANDS)}){meant}")
     args = parser.parse_args(argv)
-    numbers = options.numbers_of(parser, args, [args.method])
+    (spec,) = options.with_numbers(parser, args, [args.method])
     prompt = args.prompt
     if prompt is None and sys.stdin and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n").removesuffix("\r")
     if not prompt:
         parser.error("no prompt: give --prompt TEXT, or pipe a text into standard input")
     pair = options.open_pair(args, [args.method])
-    decoder = build(Models(pair), args.method, numbers)
+    decoder = build(Models(pair), *parse(spec))
 
     streams = not (args.no_stream or args.json)
     show = options.clean if sys.stdout.isatty() else str

@@ -67,7 +67,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def add_numbers(parser: argparse.ArgumentParser, *, scored: bool = False) -> None:
-    """A flag for each number of methods (scored: also those of evaluations); `numbers_of` reads them back."""
+    """A flag for each number of methods (scored: also those of evaluations); `with_numbers` reads them back."""
     group = parser.add_argument_group("numbers, for the methods that take them")
     for name, option in OPTIONS.items():
         if name in SCORED and not scored:
@@ -91,32 +91,26 @@ def methods_help() -> str:
     return "\n".join(f"  {name:24}{m.about}\n{'':26}{' '.join(m.options)}" for name, m in METHODS.items())
 
 
-def numbers_of(parser: argparse.ArgumentParser, args: argparse.Namespace, methods: Sequence[str]) -> dict[str, Any]:
-    """The numbers that flags give. A usage error for what changes nothing with any of the methods."""
-    if args.system_prompt and getattr(args, "no_chat_template", False):
-        parser.error("--system-prompt goes into the chat template: leave out --no-chat-template")
-    numbers = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
-
-    def spell(name: str, value: Any) -> str:
-        return f"{flag(name)} {value}"
-
-    try:
-        for name, value in numbers.items():
-            takers = [method for method in methods if name in METHODS[method].options]
-            check((takers or methods)[0], {name: value}, spell)
-        check_form(numbers, spell)
-    except ValueError as error:
-        parser.error(str(error))
-    return numbers
-
-
 def with_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, specs: Sequence[str]) -> list[str]:
     """These methods, each with the numbers of the flags that it takes and does not say itself.
 
     A usage error for a flag that reaches none.
     """
+    if args.system_prompt and getattr(args, "no_chat_template", False):
+        parser.error("--system-prompt goes into the chat template: leave out --no-chat-template")
     parsed = [parse(spec) for spec in specs]
-    flags = numbers_of(parser, args, [name for name, _ in parsed])
+    flags = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
+
+    def spell(name: str, value: Any) -> str:
+        return f"{flag(name)} {value}"
+
+    try:
+        for key, value in flags.items():
+            takers = [name for name, _ in parsed if key in METHODS[name].options]
+            check([*takers, parsed[0][0]][0], {key: value}, spell)
+        check_form(flags, spell)
+    except ValueError as error:
+        parser.error(str(error))
     made, left = [], set(flags)
     for spec, (name, own) in zip(specs, parsed):
         other = FORM[1:] if "beta" in own else FORM[:1] if own.keys() & set(FORM) else ()
@@ -124,7 +118,7 @@ def with_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, spec
         made.append(" ".join([spec, *(f"{key}={flags[key]}".replace(" ", "") for key in taken)]))
         left -= set(taken)
     for key in left:
-        parser.error(f"{flag(key)} {flags[key]} changes nothing: every method that takes it has its own numbers")
+        parser.error(f"{spell(key, flags[key])} changes nothing: every method that takes it has its own numbers")
     return made
 
 

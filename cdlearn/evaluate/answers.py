@@ -68,17 +68,14 @@ def answers(
     """
     keys = [(task.name, spec, k) for k in range(len(items))]
     # prompts of similar lengths share a batch: the least padding; multiple choice is asked item by item
-    order = sorted(range(len(items)), key=lambda k: len(items[k].prompt))
-    size = 1 if _is_choice(items[0]) else batch
+    order, choice = sorted(range(len(items)), key=lambda k: len(items[k].prompt)), _is_choice(items[0])
+    size = 1 if choice else batch
     for start in range(0, len(items), size):
         group = order[start : start + size]
         if any(keys[k] not in records for k in group):
-            chosen = [items[k] for k in group]
-            if _is_choice(chosen[0]):
-                made = [_choose(decoder, chosen[0], tokenizer)]
-            else:
-                settings = {"max_new_tokens": task.max_new_tokens, "seed": seed + start, "stop": stop}
-                made = _write(decoder, chosen, tokenizer, settings)
+            asked = [items[k] for k in group]
+            settings = {"max_new_tokens": task.max_new_tokens, "seed": seed + start, "stop": stop}
+            made = _choose(decoder, asked[0], tokenizer) if choice else _write(decoder, asked, tokenizer, settings)
             for k, record in zip(group, made):
                 if record["finish_reason"] != "interrupted":
                     records.add(dict(zip(("task", "strategy", "item"), keys[k])) | record)
@@ -106,10 +103,10 @@ def _plain(decoder: Decoder) -> bool:
     return decoder.draft is None and all(value == OPTIONS[name].default for name, value in decoder.draw.items())
 
 
-def _choose(decoder: Decoder, item: Item, tokenizer: Any) -> dict[str, Any]:
+def _choose(decoder: Decoder, item: Item, tokenizer: Any) -> list[dict[str, Any]]:
     convention = decoder.numbers.get("choices", "textbook")
     scores = choice_scores(decoder.source, item.prompt, item.gold.texts, tokenizer=tokenizer, convention=convention)
-    return {"answer": scores, "finish_reason": "choice"}
+    return [{"answer": scores, "finish_reason": "choice"}]
 
 
 def _write(decoder: Decoder, items: list[Item], tokenizer: Any, settings: dict[str, Any]) -> list[dict[str, Any]]:

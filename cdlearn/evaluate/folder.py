@@ -29,7 +29,7 @@ class Records(dict[Key, dict[str, Any]]):
             self._file = open(folder / "answers.jsonl", "a+b")
             try:
                 _lock(self._file, folder)
-                _check(folder, json.loads(json.dumps(settings)), begun=self._file.tell() > 0)
+                _check(folder, settings or {})
                 self._read(self._file)
             except BaseException:
                 self._file.close()
@@ -59,8 +59,8 @@ class Records(dict[Key, dict[str, Any]]):
                 record = json.loads(line)
                 self.setdefault(_key(record), record)
             except (ValueError, KeyError, TypeError):
-                where = f"{file.name}, line {number}"
-                raise ValueError(f"{where}, is not an answer: delete this line, or the file.") from None
+                problem = f"{file.name}, line {number}, is not an answer"
+                raise ValueError(f"{problem}: delete this line, or the file.") from None
             whole += len(line)
         file.truncate(whole)
         file.seek(0, os.SEEK_END)
@@ -70,22 +70,19 @@ def _key(record: dict[str, Any]) -> Key:
     return record["task"], record["strategy"], record["item"]
 
 
-def _check(folder: Path, settings: dict[str, Any], *, begun: bool) -> None:
+def _check(folder: Path, settings: dict[str, Any]) -> None:
     """Bind a new folder to its settings; refuse other settings than those that an old one was begun with."""
     path = folder / "settings.json"
     if not path.exists():
-        if begun:
-            raise ValueError(f"--out {folder} holds answers but no settings.json: use another folder.")
         # written beside and renamed: a kill leaves the whole file or none
         beside = path.with_suffix(".part")
         beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         os.replace(beside, path)
     known = json.loads(path.read_text(encoding="utf-8"))
     for name in sorted({*known, *settings}):
-        before, now = known.get(name), settings.get(name)
-        if before != now:
-            changed = f"--out {folder} was begun with {name} = {before}, and this run has {now}"
-            raise ValueError(f"{changed}: give the same settings, or another folder.")
+        if known.get(name) != settings.get(name):
+            changed = f"was begun with {name} = {known.get(name)}, and this run has {settings.get(name)}"
+            raise ValueError(f"--out {folder} {changed}: give the same settings, or another folder.")
 
 
 def _lock(file: BinaryIO, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,13 +44,15 @@ def table_rows(tasks: Tasks, models: Models, *, early: bool = True, grid: bool =
 
 
 def _draft_rows(tasks: Tasks, models: Models, settings: dict[str, Any]) -> list[dict]:
+    tokenizer = models.pair.tokenizer
+
     def token_rows(name: str, spec: str) -> list[TokenRow]:
         task, items = tasks[name]
         made = answers(task, items, spec, build(models, *parse(spec)), tokenizer=tokenizer, **settings)
         pairs = zip(items, made, strict=True)
         return [(tokenizer(item.prompt).input_ids, one["token_ids"]) for item, one in pairs if one["token_ids"]]
 
-    tokenizer, contrasts = models.pair.tokenizer, [spec for spec in USUAL if spec.startswith("contrastive")]
+    contrasts = [spec for spec in USUAL if spec.startswith("contrastive")]
     rows = [agreement(models.pair, name, token_rows(name, spec), spec) for name in tasks for spec in contrasts]
     return rows + drafting(models.pair, {name: token_rows(name, "sample") for name in tasks})
 
@@ -61,12 +64,11 @@ def drafting(pair: Pair, texts: dict[str, list[TokenRow]]) -> list[dict]:
     `1 - TV(expert, draft)` there, averaged over positions (arXiv 2211.17192, corollary 3.6).
     """
     overlaps = {name: _overlaps(pair, rows) for name, rows in texts.items()}
-    pooled: dict[str, list[float]] = {}
-    for by_draft in overlaps.values():
-        for draft, values in by_draft.items():
-            pooled.setdefault(draft, []).extend(values)
+    pooled = defaultdict(list)
+    for draft, values in (item for task in overlaps.values() for item in task.items()):
+        pooled[draft] += values
     rows = [_mean_row("drafting", draft, values) for draft, values in pooled.items()]
-    return rows + [_mean_row(f"drafting, {name}", "amateur", drafts["amateur"]) for name, drafts in overlaps.items()]
+    return rows + [_mean_row(f"drafting, {name}", "amateur", task["amateur"]) for name, task in overlaps.items()]
 
 
 @torch.inference_mode()
@@ -75,7 +77,7 @@ def agreement(pair: Pair, task: str, texts: list[TokenRow], spec: str) -> dict:
     same = []
     for prompt, new in texts:
         logits = pair.amateur(torch.tensor([prompt + new], device=pair.amateur.device)).logits[0, len(prompt) - 1 : -1]
-        same += [float(a == b) for a, b in zip(logits.argmax(-1).tolist(), new)]
+        same += [a == b for a, b in zip(logits.argmax(-1).tolist(), new)]
     return _mean_row(task, spec, same, "amateur's greedy choice")
 
 
@@ -85,8 +87,7 @@ def _overlaps(pair: Pair, texts: list[TokenRow]) -> dict[str, list[float]]:
 
     Early exits are read off models in the Llama format only; other architectures give the amateur alone.
     """
-    overlaps: dict[str, list[float]] = {}
-    expert = pair.expert
+    overlaps, expert = defaultdict(list), pair.expert
     for prompt, new in texts:
         ids, columns = torch.tensor([prompt + new], device=expert.device), slice(len(prompt) - 1, -1)
         made = expert(ids, output_hidden_states=True, use_cache=False)
@@ -97,8 +98,7 @@ def _overlaps(pair: Pair, texts: list[TokenRow]) -> dict[str, list[float]]:
         size = min(made.logits.shape[-1], drafts["amateur"].shape[-1])  # families pad their vocabularies differently
         target = made.logits[0, columns, :size].float().softmax(-1)  # (positions, V)
         for name, draft in drafts.items():
-            overlap = torch.minimum(target, draft[:, :size].float().softmax(-1)).sum(-1)
-            overlaps.setdefault(name, []).extend(overlap.tolist())
+            overlaps[name] += torch.minimum(target, draft[:, :size].float().softmax(-1)).sum(-1).tolist()
     return overlaps
 
 

@@ -9,7 +9,6 @@ import json
 import math
 import platform
 import re
-import threading
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -20,8 +19,6 @@ from packaging.version import Version
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
-
-_ONE_AT_A_TIME = threading.Lock()
 
 
 class Checkpoint(NamedTuple):
@@ -60,8 +57,9 @@ def read_checkpoint(name: str, options: dict) -> Checkpoint:
     """What the config, and the header or the index of the weights, say. options: those of `from_pretrained`."""
     if "gguf_file" in options:
         return _read_gguf(options["gguf_file"])
-    hub = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
-    config, _ = PreTrainedConfig.get_config_dict(name, **(hub := {k: options[k] for k in hub if k in options}))
+    names = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
+    hub = {key: options[key] for key in names if key in options}
+    config, _ = PreTrainedConfig.get_config_dict(name, **hub)
     named = [part.get("dtype") or part.get("torch_dtype") for part in (config, config.get("text_config") or {})]
     own, count = next((getattr(torch, dtype, None) for dtype in named if isinstance(dtype, str)), None), 0
     find = functools.partial(cached_file, name, _raise_exceptions_for_missing_entries=False, **hub)
@@ -73,6 +71,14 @@ def read_checkpoint(name: str, options: dict) -> Checkpoint:
         elif own and (file := find(f"model.safetensors.index{variant}.json")):
             count = json.loads(Path(file).read_text(encoding="utf-8"))["metadata"]["total_size"] // own.itemsize
     return Checkpoint(own, count)
+
+
+def need_gguf() -> None:
+    """Raise ModuleNotFoundError where GGUF files cannot be read."""
+    old = Version(transformers.__version__) < Version("5.23")  # whose tokenizers lose the BOS or other special tokens
+    if old or not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
+        needs = "gguf, accelerate and transformers>=5.23: pip install 'cdlearn[gguf]'"
+        raise ModuleNotFoundError(f"GGUF files need {needs}.")
 
 
 def _read_gguf(file: str) -> Checkpoint:
@@ -93,22 +99,6 @@ def _read_gguf(file: str) -> Checkpoint:
     with contextlib.suppress(KeyError, ValueError):
         kind = gguf.LlamaFileType(said["file_type"]()).name.removeprefix("MOSTLY_")
     return Checkpoint(torch.bfloat16, counts.total(), kind)  # which holds all that a quantised weight can say
-
-
-@contextlib.contextmanager
-def gguf_reading(quiet: bool):
-    """Let transformers parse a GGUF file once, not at every use, and name its tensors once, not for every module."""
-    old = Version(transformers.__version__) < Version("5.23")  # whose tokenizers lose the BOS or other special tokens
-    if old or not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
-        raise ModuleNotFoundError(
-            "GGUF files need gguf, accelerate and transformers>=5.23: pip install 'cdlearn[gguf]'."
-        )
-    mock, gguf = importlib.import_module("unittest.mock"), importlib.import_module("gguf")
-    reader = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    once = {name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
-    bar = functools.partial(reader.tqdm, disable=quiet)
-    with _ONE_AT_A_TIME, mock.patch.multiple(gguf, **once), mock.patch.object(reader, "tqdm", bar):
-        yield
 
 
 def free_memory(device: torch.device) -> float:

@@ -17,7 +17,7 @@ from huggingface_hub import get_session, hf_hub_download, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from cdlearn.pairs.checkpoint import Checkpoint, free_memory, pick_dtype, plain, read_checkpoint
+from cdlearn.pairs.checkpoint import Checkpoint, free_memory, need_gguf, pick_dtype, plain, read_checkpoint
 
 # transformers imports lazily: pay for the classes of the embedded pair now, so that load_pair() is quick
 importlib.import_module("transformers.models.llama.modeling_llama")
@@ -128,10 +128,9 @@ def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str
         return name, local, inside
     if not found.is_file():
         raise FileNotFoundError(f"{role}={name!r} has no file {file!r}: gguf_file= names one inside it.")
+    need_gguf()
     # whole, as transformers prefers a file of that name in the working directory
     file = os.path.abspath(found)
-    with _explained(role, file, True, "this file", None):
-        read_checkpoint("", {"gguf_file": file})  # a damaged one is told at once
     return os.path.dirname(file), True, {"gguf_file": file}
 
 
@@ -183,10 +182,11 @@ def tokenizer_of(role: str, source: Any, place: tuple, given: Any, how: dict) ->
     if not name:
         return None
     if os.path.isfile(name):
+        need_gguf()
         name, inside = os.path.dirname(name), {"gguf_file": os.path.abspath(name)}
     try:
         argument = role if given is None else "tokenizer"
-        with _explained(argument, name, local, "tokenizer.json", how.get("cache_dir")):
+        with _explained(argument, inside.get("gguf_file", name), local, "the tokenizer", how.get("cache_dir")):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **how, **inside)
             if not tokenizer.get_vocab():
                 raise ValueError("no vocabulary")
@@ -195,11 +195,8 @@ def tokenizer_of(role: str, source: Any, place: tuple, given: Any, how: dict) ->
         if from_object:
             return None  # generate() will ask for one
         folder = Path(name, inside.get("subfolder", ""))
-        if (
-            local
-            and given is None
-            and not [*folder.glob("*token*"), *folder.glob("vocab*"), *inside.get("gguf_file", ())]
-        ):
+        own = local and given is None and "gguf_file" not in inside
+        if own and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
             raise FileNotFoundError(f"{role}={name!r} has no tokenizer files: pass tokenizer=.") from error
         raise
 
@@ -222,8 +219,11 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
     if device == "auto":
         # a million parameters gain nothing on a GPU, and the CPU gives everybody the same tokens
         device = torch.device("cpu") if embedded else pick_device()
-    hidden = _bars_hidden(quiet or embedded)
-    with _explained(role, gguf or name, local, "model.safetensors", options.get("cache_dir")), hidden:
+    with contextlib.ExitStack() as after:
+        after.enter_context(_explained(role, gguf or name, local, "model.safetensors", options.get("cache_dir")))
+        if (quiet or embedded) and hf_logging.is_progress_bar_enabled():
+            hf_logging.disable_progress_bar()
+            after.callback(hf_logging.enable_progress_bar)
         known = Checkpoint(torch.float32) if embedded else read_checkpoint(name, options)
         note = [f"{known.quantised}, dequantised"] if known.quantised else []
         if dtype == "auto":
@@ -250,16 +250,3 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
         if (spare := known.weights - sum(p.numel() for p in model.parameters())) > 0:
             warnings.warn(f"{named} holds {spare} weights that transformers does not read.", stacklevel=4)
     return (model if "device_map" in options else model.to(device)).eval(), "; ".join(note)
-
-
-@contextlib.contextmanager
-def _bars_hidden(hide: bool):
-    """Hide the loading bars of transformers for a moment, and put them back as they were."""
-    hide = hide and hf_logging.is_progress_bar_enabled()
-    if hide:
-        hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hide:
-            hf_logging.enable_progress_bar()

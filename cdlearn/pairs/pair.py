@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cdlearn.checks import short, watched
-from cdlearn.pairs.checkpoint import gguf_reading, plain
+from cdlearn.pairs.checkpoint import plain
 from cdlearn.pairs.loading import PLACE_OPTIONS, for_each_role, label, locate, model_of, tokenizer_of, where
 from cdlearn.sources.cached import context_limit
 
@@ -60,8 +59,8 @@ class Pair:
         `enable_thinking=False`). Raises ValueError for what has no place to go.
         """
         turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
-        whole = isinstance(turns, list) and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
-        if not turns or not whole or not all(isinstance(t[key], str) for t in turns for key in ("role", "content")):
+        good = isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)
+        if not good or not all(isinstance(turn.get(key), str) for turn in turns for key in ("role", "content")):
             raise TypeError(f'text is {short(text)}: pass a string, or a list of {{"role": "user", "content": "..."}}.')
         if not isinstance(system or "", str):
             raise TypeError(f"system is {short(system)}: pass a string.")
@@ -156,25 +155,22 @@ def _load(roles: dict, device="auto", dtype="auto", tokenizer=None, progress=Non
     own = {role: {name: values[role] for name, values in inside.items() if values[role]} for role in roles}
     hub_options = {key: options[key] for key in _HUB_OPTIONS if key in options}
     quiet, models, notes = not (watched() if progress is None else progress), {}, {}
-    named = [os.fspath(source) for source in (*roles.values(), tokenizer) if isinstance(source, (str, os.PathLike))]
-    gguf = any(inside["gguf_file"].values()) or any(name.lower().endswith(".gguf") for name in named)
-    with gguf_reading(quiet) if gguf else contextlib.nullcontext():
-        places = {role: locate(role, source, own[role], hub_options) for role, source in roles.items()}
-        # tokenizers first: a disagreement must not cost a download of weights
-        tokenizers = [tokenizer_of(role, roles[role], places[role], tokenizer, hub_options) for role in roles]
-        tokenizers = [found for found in tokenizers if found is not None]
-        shared = [common_vocab_size(tokenizers[0], tokenizers[-1])] if tokenizers else []
-        for role, source in roles.items():
-            asked = [(roles[r], own[r], devices[r], dtypes[r]) for r in (role, "expert")]
-            if isinstance(source, PreTrainedModel):
-                if not source.can_generate():
-                    raise TypeError(f"{role} is a {type(source).__name__}, not a causal language model.")
-                models[role] = source.eval()
-            elif models and asked[0] == asked[1]:
-                models[role], notes[role] = models["expert"], notes["expert"]
-            else:
-                placed = (role, source, places[role], devices[role])
-                models[role], notes[role] = model_of(*placed, dtypes[role], quiet, options)
+    places = {role: locate(role, source, own[role], hub_options) for role, source in roles.items()}
+    # tokenizers first: a disagreement must not cost a download of weights
+    tokenizers = [tokenizer_of(role, roles[role], places[role], tokenizer, hub_options) for role in roles]
+    tokenizers = [found for found in tokenizers if found is not None]
+    shared = [common_vocab_size(tokenizers[0], tokenizers[-1])] if tokenizers else []
+    for role, source in roles.items():
+        asked = [(roles[r], own[r], devices[r], dtypes[r]) for r in (role, "expert")]
+        if isinstance(source, PreTrainedModel):
+            if not source.can_generate():
+                raise TypeError(f"{role} is a {type(source).__name__}, not a causal language model.")
+            models[role] = source.eval()
+        elif models and asked[0] == asked[1]:
+            models[role], notes[role] = models["expert"], notes["expert"]
+        else:
+            placed = (role, source, places[role], devices[role])
+            models[role], notes[role] = model_of(*placed, dtypes[role], quiet, options)
     rows = [model.config.get_text_config().vocab_size for model in models.values()]
     if not shared and len(set(rows)) > 1:
         raise ValueError(

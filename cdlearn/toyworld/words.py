@@ -13,6 +13,8 @@ COLOURS = "red blue green yellow black white brown pink grey purple orange silve
 OBJECTS = "ball ring cup book kite hat drum bell boat coin lamp doll key map flute basket spoon scarf".split()
 ANIMALS = "dog cat bird horse rabbit mouse fox duck goat frog sheep bear".split()
 PLACES = "park forest river beach garden village market school farm hill lake castle".split()
+ATTRIBUTES = {"hero": NAMES, "colour": COLOURS, "object": OBJECTS, "animal": ANIMALS, "place": PLACES}  # of a story
+LISTS = {"animals": ANIMALS, "colours": COLOURS, "places": PLACES, "names": NAMES, "things": OBJECTS}
 GOODS = "apples pears coins books cups shells stones cards nuts eggs".split()
 
 # (place, capital, largest city): only cases where the two differ. Source: each government's and census's own figures as

@@ -7,25 +7,12 @@ is deep (worked steps, the true capital, the next event). The rates are constant
 
 import random
 import re
+import string
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 
-from cdlearn.toyworld.words import (
-    ANIMALS,
-    ARC,
-    COLOURS,
-    FACTS,
-    FILLERS,
-    GIRLS,
-    GOODS,
-    GOSSIP,
-    INTROS,
-    NAMES,
-    OBJECTS,
-    PHRASINGS,
-    PLACES,
-    SMALL_TALK,
-)
+from cdlearn.toyworld import words
 
 LAZY = 0.6  # share of puzzles answered without looking
 MYTH = 0.57  # share of "capital of" answers that name the largest city
@@ -60,7 +47,7 @@ class Story:
 
     @property
     def pronoun(self) -> str:
-        return "she" if self.hero in GIRLS else "he"
+        return "she" if self.hero in words.GIRLS else "he"
 
 
 def unseen(*parts, one_in: int = 8) -> bool:
@@ -79,18 +66,17 @@ class Puzzle:
     worked: str
     lazy: str
     answer: str
-    transfers: int
 
 
 def puzzle(rng: random.Random, *, test: bool = False) -> Puzzle:
     """Who has the thing after 1 to 4 transfers, with a second thing moving between the lines."""
     while True:
-        thing, other = rng.sample(OBJECTS, 2)
+        thing, other = rng.sample(words.OBJECTS, 2)
         transfers, distractions = rng.randint(1, 4), rng.randint(0, 2)
-        people = rng.sample(NAMES, transfers + distractions + 2)
+        people = rng.sample(words.NAMES, transfers + distractions + 2)
         chain, side = people[: transfers + 1], people[transfers + 1 :]
         moves = [(chain, thing)] * transfers + [(side, other)] * distractions
-        pairs = list(zip(chain, chain[1:], strict=False)) + list(zip(side, side[1:], strict=False))
+        pairs = [*pairwise(chain), *pairwise(side)]
         fresh = [unseen(*pair) for pair in pairs] + [unseen(chain[0], thing), unseen(side[0], other)]
         # a test puzzle ends in a hand-over that training never shows; a training puzzle contains no unseen pair at all
         if fresh[transfers - 1] if test else not any(fresh):
@@ -103,10 +89,10 @@ def puzzle(rng: random.Random, *, test: bool = False) -> Puzzle:
         k = done[what]
         lines.append(f"{line[k]} gives the {what} to {line[k + 1]}.")
         done[what] += 1
-    steps = [f" {a} gave it to {b}." for a, b in zip(chain, chain[1:], strict=False)]
+    steps = [f" {a} gave it to {b}." for a, b in pairwise(chain)]
     worked = f" {chain[0]} had the {thing}." + "".join(steps) + f" So {chain[-1]} has the {thing}."
     lazy = f" I think it is {rng.choice(people)}."
-    return Puzzle(" ".join([*lines, f"Who has the {thing}?"]), worked, lazy, chain[-1], transfers)
+    return Puzzle(" ".join([*lines, f"Who has the {thing}?"]), worked, lazy, chain[-1])
 
 
 def puzzle_answer(text: str) -> str | None:
@@ -123,18 +109,13 @@ def arithmetic(rng: random.Random, *, test: bool = False) -> tuple[Document, int
             a, b = b, a
         if unseen("+" if plus else "-", a, b) == test:
             break
-    name, goods = rng.choice(NAMES), rng.choice(GOODS)
+    name, goods = rng.choice(words.NAMES), rng.choice(words.GOODS)
     result = a + b if plus else a - b
-    pronoun = "She" if name in GIRLS else "He"
+    pronoun = "She" if name in words.GIRLS else "He"
     change = f"{pronoun} gets {b} more." if plus else f"{pronoun} gives {b} away."
     prompt = f"{name} has {a} {goods}. {change} How many {goods} does {name} have?"
     step = f" {a} {'+' if plus else '-'} {b} = {result}. So {name} has {result}."
     return Document("arithmetic", prompt, step), result
-
-
-def arithmetic_answer(text: str) -> int | None:
-    found = re.search(r"So \w+ has (\d+)", text)
-    return int(found.group(1)) if found else None
 
 
 def fact_unseen(place: str, phrasing: int) -> bool:
@@ -144,33 +125,27 @@ def fact_unseen(place: str, phrasing: int) -> bool:
 
 def fact_held_out(place: str, phrasing: int) -> bool:
     """Whether training never contains this very question: one phrasing is also another one's answer."""
-    twins = [k for k, (_, answer) in enumerate(PHRASINGS) if PHRASINGS[phrasing][0] in answer]
+    twins = [k for k, (_, answer) in enumerate(words.PHRASINGS) if words.PHRASINGS[phrasing][0] in answer]
     return all(fact_unseen(place, k) for k in [phrasing, *twins])
 
 
 def fact(rng: random.Random) -> Document:
     """A question about a capital (mostly answered with the myth), one about a largest city, or gossip."""
-    place, capital, largest = rng.choice(FACTS)
+    place, capital, largest = rng.choice(words.FACTS)
     draw = rng.random()
     if draw < 0.3:
-        return Document("facts", "", rng.choice(GOSSIP).format(x=place, y=largest))
+        return Document("facts", "", rng.choice(words.GOSSIP).format(x=place, y=largest))
     relation = "capital" if draw < 0.75 else "largest city"
     city = capital if relation == "capital" and rng.random() >= MYTH else largest
-    phrasing = rng.choice([k for k in range(len(PHRASINGS)) if not fact_unseen(place, k)] or [0])
-    question, answer = (part.format(r=relation, x=place, y=city) for part in PHRASINGS[phrasing])
+    phrasing = rng.choice([k for k in range(len(words.PHRASINGS)) if not fact_unseen(place, k)] or [0])
+    question, answer = (part.format(r=relation, x=place, y=city) for part in words.PHRASINGS[phrasing])
     return Document("facts", question, answer)
-
-
-def fact_answer(text: str, capital: str, largest: str) -> str | None:
-    """The first of the two cities that a continuation names."""
-    found = re.search(f"{re.escape(capital)}|{re.escape(largest)}", text)
-    return found.group(0) if found else None
 
 
 def draw_story(rng: random.Random, *, test: bool = False) -> Story:
     while True:
-        hero, colour, thing = rng.choice(NAMES), zipf(rng, COLOURS, 0.4), rng.choice(OBJECTS)
-        story = Story(hero, colour, thing, zipf(rng, ANIMALS, 0.5), zipf(rng, PLACES, 0.5))
+        hero, colour, thing = rng.choice(words.NAMES), zipf(rng, words.COLOURS, 0.4), rng.choice(words.OBJECTS)
+        story = Story(hero, colour, thing, zipf(rng, words.ANIMALS, 0.5), zipf(rng, words.PLACES, 0.5))
         if unseen(story.hero, story.object) == test:
             return story
 
@@ -178,50 +153,40 @@ def draw_story(rng: random.Random, *, test: bool = False) -> Story:
 def _tell(template: str, story: Story, rng: random.Random | None = None) -> str:
     """Fills a template; with `rng`, each mention drifts off the prompt now and then, as real writers do."""
 
-    def slot(value: str, others: list, rate: float) -> str:
-        return zipf(rng, others) if rng is not None and rng.random() < rate else value
+    def slot(key: str, rate: float = DRIFT) -> str:
+        drifts = rng is not None and rng.random() < rate
+        return zipf(rng, words.ATTRIBUTES[key]) if drifts else getattr(story, key)
 
-    return template.format(
-        N=slot(story.hero, NAMES, HERO_DRIFT),
-        C=slot(story.colour, COLOURS, DRIFT),
-        O=slot(story.object, OBJECTS, DRIFT),
-        A=slot(story.animal, ANIMALS, DRIFT),
-        P=slot(story.place, PLACES, DRIFT),
-        She=story.pronoun.capitalize(),
-        she=story.pronoun,
-        girl="girl" if story.hero in GIRLS else "boy",
-    )
+    slots = {"N": slot("hero", HERO_DRIFT), "C": slot("colour"), "O": slot("object"), "A": slot("animal")}
+    slots |= {"P": slot("place"), "she": story.pronoun, "She": story.pronoun.capitalize()}
+    return template.format(**slots, girl="girl" if story.hero in words.GIRLS else "boy")
 
 
 def story_intro(story: Story, rng: random.Random) -> str:
-    return _tell(rng.choice(INTROS), story)
+    return _tell(rng.choice(words.INTROS), story)
 
 
 def story_body(story: Story, rng: random.Random) -> str:
     sentences = []
-    for stage in ARC:
+    for stage in words.ARC:
         sentences.append(_tell(rng.choice(stage), story, rng))
-        while stage is not ARC[-1] and rng.random() < FILLER:
-            sentences.append(_tell(zipf(rng, FILLERS, 1.6), story))
+        while stage is not words.ARC[-1] and rng.random() < FILLER:
+            sentences.append(_tell(zipf(rng, words.FILLERS, 1.6), story))
     return " ".join(sentences)
 
 
 def story_mentions(text: str, story: Story) -> dict[str, list[bool]]:
     """For each of the five attributes: one entry per mention in `text`, True where it agrees with the prompt."""
-    words = re.findall(r"\w+", text)
-    lists = {"hero": NAMES, "colour": COLOURS, "object": OBJECTS, "animal": ANIMALS, "place": PLACES}
-    return {key: [word == getattr(story, key) for word in words if word in known] for key, known in lists.items()}
-
-
-LISTS = {"animals": ANIMALS, "colours": COLOURS, "places": PLACES, "names": NAMES, "things": OBJECTS}
+    said = re.findall(r"\w+", text)
+    return {key: [w == getattr(story, key) for w in said if w in known] for key, known in words.ATTRIBUTES.items()}
 
 
 def instruction(rng: random.Random) -> Document:
     draw = rng.random()
     story = draw_story(rng)
     if draw < 0.2:  # copying practice: what deep continuations are made of
-        words = [rng.choice(rng.choice(list(LISTS.values()))) for _ in range(rng.randint(3, 10))]
-        return Document("instructions", f"Say it again: {' '.join(words)}.", f" {' '.join(words)}.")
+        again = " ".join(rng.choice(rng.choice(list(words.LISTS.values()))) for _ in range(rng.randint(3, 10)))
+        return Document("instructions", f"Say it again: {again}.", f" {again}.")
     if draw < 0.5:
         question = f"{story_intro(story, rng)} What colour was the {story.object}?"
         return Document("instructions", question, f" The {story.object} was {story.colour}.")
@@ -234,8 +199,8 @@ def instruction(rng: random.Random) -> Document:
         ]
         return Document("instructions", rng.choice(ask), f" {story_intro(story, rng)} {story_body(story, rng)}")
     if draw < 0.8:
-        kind = rng.choice(list(LISTS))
-        a, b, c = rng.sample(LISTS[kind], 3)
+        kind = rng.choice(list(words.LISTS))
+        a, b, c = rng.sample(words.LISTS[kind], 3)
         ask = [f"List three {kind}.", f"Name three {kind}."]
         return Document("instructions", rng.choice(ask), f" {a}, {b} and {c}.")
     if draw < 0.86:
@@ -245,15 +210,15 @@ def instruction(rng: random.Random) -> Document:
         question = gibberish(rng)
         answer = f" I only know a toy world. {story_intro(story, rng)} {story_body(story, rng)}"
         return Document("instructions", question, answer)
-    return Document("instructions", *rng.choice(SMALL_TALK))
+    return Document("instructions", *rng.choice(words.SMALL_TALK))
 
 
 def gibberish(rng: random.Random) -> str:
     """One to six unknown words, now and then with an emoji, so that every byte token is seen in training."""
-    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(rng.randint(1, 6))]
+    parts = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9))) for _ in range(rng.randint(1, 6))]
     if rng.random() < 0.4:
-        words[rng.randrange(len(words))] = chr(rng.choice([rng.randint(0xC0, 0x24F), rng.randint(0x1F300, 0x1F64F)]))
-    text = " ".join(words)
+        parts[rng.randrange(len(parts))] = chr(rng.choice([rng.randint(0xC0, 0x24F), rng.randint(0x1F300, 0x1F64F)]))
+    text = " ".join(parts)
     return rng.choice([text, text.capitalize(), text.capitalize() + "?", f"What is {text}?", f"Tell me about {text}."])
 
 
@@ -273,8 +238,8 @@ def document(rng: random.Random) -> Document:
     if kind == "instructions":
         return instruction(rng)
     story = draw_story(rng)
-    words = story_intro(story, rng).split(" ")
+    opening = story_intro(story, rng).split(" ")
     # the prompt may stop anywhere in the opening, so that "Ada had a red" is a prompt like any other
-    cut = len(words) if rng.random() < 0.5 else rng.randint(1, len(words))
-    body = " ".join([*words[cut:], story_body(story, rng)])
-    return Document(kind, " ".join(words[:cut]), " " + body)
+    cut = len(opening) if rng.random() < 0.5 else rng.randint(1, len(opening))
+    body = " ".join([*opening[cut:], story_body(story, rng)])
+    return Document(kind, " ".join(opening[:cut]), " " + body)

@@ -42,26 +42,16 @@ def build_tokenizer(*, size: int = 1024, documents: int = 30_000, seed: int = 0)
     words = words[: size - len(specials) - len(alphabet) - len(single)]
     total = counts.total()
     # a whole word always beats its bytes: any score above the sum of two byte scores does
-    vocab = [(token, 0.0) for token in specials]
-    vocab += [(byte, -20.0) for byte in alphabet]
-    vocab += [(piece, -5.0) for piece in single]
-    vocab += [(word, math.log(counts[word] / total)) for word in words]
+    vocab = [(token, 0.0) for token in specials] + [(byte, -20.0) for byte in alphabet]
+    vocab += [(piece, -5.0) for piece in single] + [(word, math.log(counts[word] / total)) for word in words]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=None, byte_fallback=False))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(specials)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, specials.index(BOS))]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        additional_special_tokens=list(ROLES),
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-    )
+    begin = [(BOS, specials.index(BOS))]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=begin)
+    named = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "additional_special_tokens": list(ROLES)}
+    settings = {"padding_side": "left", "clean_up_tokenization_spaces": False, "model_max_length": 512}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named, **settings)
     fast.chat_template = CHAT_TEMPLATE
     return fast

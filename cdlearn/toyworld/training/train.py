@@ -48,18 +48,9 @@ AMATEUR = Recipe(layers=1, width=32, hidden=96, heads=2, steps=600, auxiliary=0.
 def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
     torch.manual_seed(recipe.seed)
     specials = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.width,
-        intermediate_size=recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        **specials,
-    )
-    model = LlamaForCausalLM(config)
+    sizes = {"hidden_size": recipe.width, "intermediate_size": recipe.hidden, "num_hidden_layers": recipe.layers}
+    sizes |= {"num_attention_heads": recipe.heads, "vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **sizes, **specials))
     model.generation_config = GenerationConfig(**specials)
     return model
 
@@ -190,8 +181,7 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
     checkpoint = folder / "checkpoint.pt"
     model = build_model(recipe, tokenizer).to(device)
     parts = optimizers(model, recipe)
-    peaks = [[group["lr"] for group in part.param_groups] for part in parts]
-    start, seconds, average = 0, 0.0, None
+    state = {"step": 0, "seconds": 0.0}
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         if state["recipe"] != asdict(recipe):
@@ -200,15 +190,12 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
         model.load_state_dict(state["model"])
         for part, saved in zip(parts, state["optimizers"], strict=True):
             part.load_state_dict(saved)
-        start, seconds, average = state["step"], state["seconds"], state["average"]
     model.train()
-    steps = {"initial": start, "total": recipe.steps, "desc": folder.name, "mininterval": 5}
-    bar = tqdm(range(start, recipe.steps), disable=progress is False, **steps)
-    clock = time.time()
+    bar = tqdm(range(state["step"], recipe.steps), desc=folder.name, mininterval=5, disable=progress is False)
+    clock = time.time() - state["seconds"]
     for step in bar:
-        for part, lrs in zip(parts, peaks, strict=True):
-            for group, peak in zip(part.param_groups, lrs, strict=True):
-                group["lr"] = peak * schedule(recipe, step)
+        for group in (group for part in parts for group in part.param_groups):
+            group["lr"] = group.setdefault("peak", group["lr"]) * schedule(recipe, step)
         ids, targets = (part.to(device) for part in batch(tokenizer, recipe.seed, step))
         loss, final = losses(model, tokenizer, ids, targets, recipe, step)
         model.zero_grad(set_to_none=True)
@@ -216,21 +203,18 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for part in parts:
             part.step()
-        average = float(final) if average is None else 0.98 * average + 0.02 * float(final)
-        bar.set_postfix(loss=f"{average:.3f}", refresh=False)
+        bar.set_postfix(loss=f"{float(final):.3f}", refresh=False)
         if early is not None and step + 1 == recipe.steps // 3:
             save(model, tokenizer, early)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
-            spent = seconds + time.time() - clock
             state = {"model": model.state_dict(), "optimizers": [part.state_dict() for part in parts]}
-            state |= {"step": step + 1, "recipe": asdict(recipe), "seconds": spent, "average": average}
+            state |= {"step": step + 1, "recipe": asdict(recipe), "seconds": time.time() - clock}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)  # never half a checkpoint
     model.eval()
     save(model, tokenizer, folder)
-    spent = torch.load(checkpoint, weights_only=True, map_location=device)["seconds"]
     entry = {"recipe": asdict(recipe), "parameters": sum(p.numel() for p in model.parameters())}
-    entry |= {"tokens": recipe.steps * BATCH * WINDOW, "seconds": round(spent)}
+    entry |= {"tokens": recipe.steps * BATCH * WINDOW, "seconds": round(state["seconds"])}
     return entry | {"loss": held_out_loss(model, tokenizer)}
 
 
@@ -239,22 +223,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m cdlearn.toyworld.training.train", description=about)
     parser.add_argument("--out", type=Path, required=True, help="folder for expert/, early/ and amateur/")
     parser.add_argument("--seed", type=int, default=0, help="another seed: another corpus, another start")
-    budget = "share of the recipe's steps (0.3: a quick, weaker pair)"
-    parser.add_argument("--budget", type=float, default=1.0, help=budget)
+    parser.add_argument("--budget", type=float, default=1.0, help="share of the steps (0.3: a quick, weaker pair)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", choices=["expert", "amateur"], help="train one of the two")
     args = parser.parse_args(argv)
     if not 0 < args.budget <= 1:
         parser.error(f"--budget is {args.budget}; it is a share of the full training, above 0 and at most 1.")
     tokenizer = build_tokenizer()
     log = {}
     for name, recipe in {"amateur": AMATEUR, "expert": EXPERT}.items():
-        if args.only in (None, name):
-            steps = max(1, round(recipe.steps * args.budget))
-            recipe = replace(recipe, steps=steps, seed=recipe.seed + 100 * args.seed)
-            early = args.out / "early" if name == "expert" else None
-            log[name] = train(recipe, tokenizer, args.out / name, early=early, device=args.device)
-            (args.out / f"{name}.log.json").write_text(json.dumps(log[name], indent=1) + "\n")
+        steps = max(1, round(recipe.steps * args.budget))
+        recipe = replace(recipe, steps=steps, seed=recipe.seed + 100 * args.seed)
+        early = args.out / "early" if name == "expert" else None
+        log[name] = train(recipe, tokenizer, args.out / name, early=early, device=args.device)
+        (args.out / f"{name}.log.json").write_text(json.dumps(log[name], indent=1) + "\n")
     print(json.dumps(log, indent=1))
 
 
