@@ -142,10 +142,9 @@ def _check_folder(named: str, folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-    raise FileNotFoundError(
-        f"{named} holds {f'only {pickles[0]}, a pickle' if pickles else 'no weights'}, and cdlearn loads safetensors "
-        "only: load the model yourself and save it again with model.save_pretrained(folder)."
-    )
+    held = f"{named} holds {f'only {pickles[0]}, a pickle' if pickles else 'no weights'}"
+    advice = "load the model yourself and save it again with model.save_pretrained(folder)"
+    raise FileNotFoundError(f"{held}, and cdlearn loads safetensors only: {advice}.")
 
 
 @contextlib.contextmanager
@@ -162,13 +161,9 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any):
         # transformers chains the hub's own error, whose name tells a missing network from a missing repository
         causes = {type(e).__name__ for e in (error, error.__cause__, error.__context__)}
         if not local and causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}:
-            raise OSError(
-                f"{named}: {what} is not in the cache {cache or hub.HF_HUB_CACHE} and the hub cannot be reached. Fetch "
-                f"it once while online with `hf download {name}`, or give a local folder; load_pair() without "
-                "arguments needs no download."
-            ) from error
-        if "Unrecognized configuration class" in reason:
-            raise ValueError(f"{named} is not a causal language model ({reason[:120]}).") from error
+            lost = f"{named}: {what} is not in the cache {cache or hub.HF_HUB_CACHE} and the hub cannot be reached"
+            advice = f"run `hf download {name}` once while online, or give a local folder"
+            raise OSError(f"{lost}: {advice}; load_pair() without arguments needs no download.") from error
         kind = ValueError if isinstance(error, (ValueError, TypeError, KeyError)) else OSError
         raise kind(f"{named}: {what} could not be loaded ({reason}).") from error
 
@@ -211,7 +206,7 @@ def _ask_hub() -> None:
         raise ConnectionError(str(error)) from error
 
 
-def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quiet: bool, options: dict):
+def model_of(role: str, source: Any, place: tuple, *, device: Any, dtype: Any, quiet: bool, options: dict):
     """The model of a place on its device, in eval mode, and a note on its dtype; ValueError where it lacks weights."""
     (name, local, inside), embedded = place, is_embedded(source)
     options, gguf = options | inside, inside.get("gguf_file")
@@ -232,8 +227,7 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
         need, free = known.weights * dtype.itemsize, free_memory(device)
         if need > free and not {"device_map", "quantization_config"} & options.keys():
             much = f"{need / 1e9:.1f} GB for its weights in {plain(dtype)} and {free / 1e9:.1f} GB are free on {device}"
-            advice = "take a smaller model or dtype, or spread it with device_map='auto'"
-            warnings.warn(f"{named} needs {much}: {advice}.", stacklevel=4)
+            warnings.warn(f"{named} needs {much}: take a smaller model or device_map='auto'.", stacklevel=4)
         if gguf:  # else some architectures fetch kernels from the hub
             options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -241,10 +235,8 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
         )
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:
-        raise ValueError(
-            f"{named} lacks weights for {lacking[0]!r} ({len(lacking)} in all), which would be left random: it was not "
-            "saved from a causal language model of this shape."
-        )
+        random = f"{lacking[0]!r} ({len(lacking)} in all), which would be left random"
+        raise ValueError(f"{named} lacks weights for {random}: it was saved from another kind of model.")
     if gguf:
         model.name_or_path = gguf
         if (spare := known.weights - sum(p.numel() for p in model.parameters())) > 0:
