@@ -35,10 +35,8 @@ def check_installation() -> Iterator[Finding]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield check_requirement(requirement)
     for name, why in (("jupyterlab", "the notebooks"), ("jupyterlab_widgets", "the token inspector")):
-        try:
-            yield OK, name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield NOTE, name, f"not installed, {why} need it; fix: pip install 'cdlearn[lab]'"
+        found = check_requirement(Requirement(name))
+        yield (found if found[0] == OK else (NOTE, name, f"not installed, for {why}; fix: pip install 'cdlearn[lab]'"))
     device = pick_device()
     if native(device, torch.bfloat16):
         dtype = "bfloat16 for bfloat16 checkpoints (it computes in it; float32: twice the time and memory)"

@@ -47,10 +47,9 @@ def spec(text: str) -> str:
     return " ".join(text.split())
 
 
-def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
-    """An argparse type: a number from `low` (or above it) to `high`."""
-    option = Option(None, "", kind, low, high, above)
-    return checked(lambda text: option.read("value", text))
+def number(kind: type, low: float) -> Callable[[str], Any]:
+    """An argparse type: a number from `low` on."""
+    return checked(lambda text: Option(None, "", kind, low).read("value", text))
 
 
 def flag(name: str) -> str:
@@ -133,10 +132,8 @@ def open_pair(args: argparse.Namespace, methods: Sequence[str] = ("contrastive",
     if args.expert and args.amateur is None:
         where("--expert", args.expert)
         alone = [name for name, method in METHODS.items() if not {"amateur", "early"} & set(method.needs)]
-        raise ValueError(
-            f"--expert {args.expert} needs an amateur: add --amateur MODEL, a smaller one of the family, or choose "
-            f"a method that works with one model: {', '.join(alone)}."
-        )
+        advice = "add --amateur MODEL, a smaller one of the family, or choose a method that works with one model"
+        raise ValueError(f"--expert {args.expert} needs an amateur: {advice}: {', '.join(alone)}.")
     return load_pair(args.expert, args.amateur, **options)
 
 

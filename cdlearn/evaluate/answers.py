@@ -126,9 +126,9 @@ def fingerprint(model: Any) -> str | None:
     """A model's kind, size and a hash over a few numbers of every weight: the same for the same weights anywhere."""
     if model is None:
         return None
-    digest, count = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     for name, weight in model.named_parameters():
-        count += weight.numel()
         sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)].float().cpu()
         digest.update(name.encode() + sample.numpy().tobytes())
+    count = sum(weight.numel() for weight in model.parameters())
     return f"{type(model).__name__}, {count} parameters in {str(model.dtype)[6:]}, {digest.hexdigest()[:12]}"

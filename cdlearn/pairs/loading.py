@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import os
 import warnings
@@ -123,7 +122,10 @@ def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str
                 _ask_hub()
             found = Path(hf_hub_download(name, wanted, revision=revision, **hub_options))
     elif not file and not found.is_file():
-        _check_folder(f"{role}={str(found)!r}", found)
+        if not (found / "config.json").is_file():
+            gguf = sorted(path.name for path in found.glob("*.gguf"))
+            advice = f"name its file, gguf_file={gguf[0]!r}" if gguf else "it is not a saved transformers model"
+            raise FileNotFoundError(f"{role}={str(found)!r} has no config.json: {advice}.")
     if not file and not (local and found.is_file()):
         return name, local, inside
     if not found.is_file():
@@ -132,19 +134,6 @@ def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str
     # whole, as transformers prefers a file of that name in the working directory
     file = os.path.abspath(found)
     return os.path.dirname(file), True, {"gguf_file": file}
-
-
-def _check_folder(named: str, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        gguf = sorted(file.name for file in folder.glob("*.gguf"))
-        advice = f"name its file, gguf_file={gguf[0]!r}" if gguf else "it is not a saved transformers model"
-        raise FileNotFoundError(f"{named} has no config.json: {advice}.")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-    held = f"{named} holds {f'only {pickles[0]}, a pickle' if pickles else 'no weights'}"
-    advice = "load the model yourself and save it again with model.save_pretrained(folder)"
-    raise FileNotFoundError(f"{held}, and cdlearn loads safetensors only: {advice}.")
 
 
 @contextlib.contextmanager
@@ -156,8 +145,7 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        close = [] if local else difflib.get_close_matches(name, EMBEDDED_NAMES, n=1, cutoff=0.7)
-        named = f"{role}={name!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+        named = f"{role}={name!r}"
         # transformers chains the hub's own error, whose name tells a missing network from a missing repository
         causes = {type(e).__name__ for e in (error, error.__cause__, error.__context__)}
         if not local and causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}:
@@ -172,27 +160,22 @@ def tokenizer_of(role: str, source: Any, place: tuple, given: Any, how: dict) ->
     """The tokenizer that was given or the source's own; None for a model object that knows of none."""
     if isinstance(given, PreTrainedTokenizerBase):
         return given
-    from_object = given is None and isinstance(source, PreTrainedModel)
     name, local, inside = place if given is None else (*where("tokenizer", given), {})
     if not name:
         return None
     if os.path.isfile(name):
         need_gguf()
         name, inside = os.path.dirname(name), {"gguf_file": os.path.abspath(name)}
+    argument, what = (role, "its tokenizer (else pass tokenizer=)") if given is None else ("tokenizer", "it")
     try:
-        argument = role if given is None else "tokenizer"
-        with _explained(argument, inside.get("gguf_file", name), local, "the tokenizer", how.get("cache_dir")):
+        with _explained(argument, inside.get("gguf_file", name), local, what, how.get("cache_dir")):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **how, **inside)
             if not tokenizer.get_vocab():
-                raise ValueError("no vocabulary")
+                raise OSError("no vocabulary")
             return tokenizer
-    except (OSError, ValueError) as error:
-        if from_object:
+    except (OSError, ValueError):
+        if given is None and isinstance(source, PreTrainedModel):
             return None  # generate() will ask for one
-        folder = Path(name, inside.get("subfolder", ""))
-        own = local and given is None and "gguf_file" not in inside
-        if own and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
-            raise FileNotFoundError(f"{role}={name!r} has no tokenizer files: pass tokenizer=.") from error
         raise
 
 
