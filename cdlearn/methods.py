@@ -111,7 +111,7 @@ def _contrast(expert: Any, amateur: Any, numbers: dict[str, Any]) -> Contrast:
 
 def _dola(models: Models, numbers: dict[str, Any]) -> DoLa:
     layers = numbers["layers"]
-    if not isinstance(layers, list) and layers not in ("low", "high"):  # the harness reads a single number as one
+    if isinstance(layers, (str, int)) and layers not in ("low", "high"):  # the harness reads a single number as one
         layers = [int(layer) if layer.strip().isdigit() else layer for layer in str(layers).split(",")]
     official = {"final_norm": False, "divergence": "reference"} if numbers.get("choices") == "reference" else {}
     return DoLa(models.pair.expert, layers=layers, alpha=numbers["alpha"] or None, **official)

@@ -13,7 +13,6 @@ from cdlearn.cli import options
 
 
 def assignments(argv: list[str]) -> int:
-    """`cdlearn assignments`: write the student release."""
     parser = options.Parser(
         prog="cdlearn assignments",
         description="Build what students get: a folder and a zip per assignment.",
@@ -30,7 +29,6 @@ def assignments(argv: list[str]) -> int:
 
 
 def grades(argv: list[str]) -> int:
-    """`cdlearn grade`: grade a folder of submissions."""
     parser = options.Parser(
         prog="cdlearn grade",
         description="Grade a folder of submissions: STUDENT/ASSIGNMENT.ipynb, STUDENT/ASSIGNMENT/ASSIGNMENT.ipynb or\n"

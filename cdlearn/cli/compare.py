@@ -86,7 +86,6 @@ def as_table(groups: list[list[dict]], *, width: int) -> str:
 
 
 def as_markdown(groups: list[list[dict]]) -> str:
-    """Write one markdown table: a row for each prompt, a column for each method."""
 
     def cell(text: str) -> str:
         # text from a model is data: neither HTML nor table syntax
@@ -143,7 +142,6 @@ def demo(argv: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """`cdlearn compare`."""
     parser = options.Parser(
         prog="cdlearn compare",
         description="Decode several prompts with several methods and show them side by side.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -88,13 +87,6 @@ def check_pair() -> Iterator[Finding]:
     yield OK, "methods", f"cached and naive decoding agree: {', '.join(equal)}"
 
 
-def check_models(args: argparse.Namespace) -> Iterator[Finding]:
-    """Load what --expert and --amateur name, and describe it."""
-    for line in options.open_pair(args, ("greedy",)).describe().splitlines():
-        what, _, detail = line.partition(" ")
-        yield OK, what, detail.strip()
-
-
 def _difference(make: Callable[[], Decoder], pair: Pair) -> str:
     """What is wrong, if a greedy loop does not pick what fresh sources, which remember nothing, score best."""
     ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
@@ -117,9 +109,10 @@ def main(argv: list[str]) -> int:
     options.add_models(parser)
     args = parser.parse_args(argv)
     broken = 0
-    models = check_models(args) if args.expert or args.amateur else ()
-    for state, what, detail in chain(check_installation(), check_pair(), models):
+    for state, what, detail in chain(check_installation(), check_pair()):
         broken += state == BROKEN
         print(f"{state:7}{what:20}{detail}", flush=True)
+    if args.expert or args.amateur:
+        print(options.open_pair(args, ("greedy",)).describe())
     print("everything works" if not broken else f"{broken} broken: see the fixes above")
     return 1 if broken else 0

@@ -83,7 +83,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    """A sub-command, or one prompt and its continuation."""
     if not argv and sys.stdin.isatty() and sys.stdout.isatty():
         argv = ["demo"]
     if argv and argv[0] in COMMANDS:

@@ -47,18 +47,9 @@ def evaluate(tasks: Tasks, methods: dict[str, Sequence[str]], models: Models, **
 
 
 def answers(
-    task: Task,
-    items: list[Item],
-    spec: str,
-    decoder: Decoder,
-    *,
-    tokenizer: Any,
-    records: Records,
-    batch: int = 100,
-    seed: int = 0,
-    stop: list[str] | None = None,
-    bar: tqdm | None = None,
-) -> list[dict[str, Any]]:
+    task: Task, items: list[Item], spec: str, decoder: Decoder, *, tokenizer: Any, records: Records, batch: int = 100,
+    seed: int = 0, stop: list[str] | None = None, bar: tqdm | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The records of a task's items, in order: those that `records` holds, and the others asked for now.
 
     spec: the method's name in the records. stop: texts that end an answer. A record holds task, strategy and item, and

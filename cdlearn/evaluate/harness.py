@@ -29,11 +29,9 @@ try:
     from lm_eval.models.huggingface import HFLM
 except ModuleNotFoundError as error:
     needs = 'cdlearn.harness needs lm-evaluation-harness and accelerate: pip install "cdlearn[eval]"'
-    if __name__ == "__main__":
-        raise SystemExit(f"{needs} ({error}).") from None
     raise ModuleNotFoundError(f"{needs} ({error}).", name=error.name) from error
 
-_HARNESS_S = "add_bos_token prefix_token_id truncation think_end_token enable_thinking chat_template_args".split()
+_THEIRS = "add_bos_token prefix_token_id truncation think_end_token enable_thinking chat_template_args".split()
 
 
 @register_model("cdlearn")
@@ -48,19 +46,10 @@ class SourceLM(HFLM):
     """
 
     def __init__(
-        self,
-        expert: str | None = None,
-        amateur: str | None = None,
-        *,
-        method: str = "contrastive",
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: int | str = 1,
-        max_batch_size: int = 64,
-        max_length: int | None = None,
-        seed: int = 0,
-        **more: Any,
-    ) -> None:
+        self, expert: str | None = None, amateur: str | None = None, *, method: str = "contrastive",
+        device: str = "auto", dtype: str = "auto", batch_size: int | str = 1, max_batch_size: int = 64,
+        max_length: int | None = None, seed: int = 0, **more: Any,
+    ) -> None:  # fmt: skip
         numbers = {name: more.pop(name) for name in OPTIONS if name in more}
         method, spelled = parse(method)
         numbers = spelled | numbers
@@ -68,7 +57,7 @@ class SourceLM(HFLM):
             advice = "to sample take another method and --gen_kwargs do_sample=True,temperature=1.0"
             raise ValueError(f"{name} is not for --model_args: choices are scored as textbooks do; {advice}.")
         check(method, numbers)
-        ours = {name: more.pop(name) for name in _HARNESS_S if name in more}
+        ours = {name: more.pop(name) for name in _THEIRS if name in more}
         device = "auto" if device == "cuda:0" else device  # the harness says cuda:0 where nobody said anything
         accelerator = _accelerator(expert, device)
         if accelerator is not None and device == "auto" and accelerator.device.type != "cpu":

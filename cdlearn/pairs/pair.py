@@ -115,14 +115,13 @@ def load_pair(
     ids, local folders (safetensors only, no remote code) or paths to .gguf files (they need `cdlearn[gguf]`; the
     weights are dequantised, which saves download, not memory). Model objects are taken as they are, never moved.
 
-    device: "auto" (CUDA, else MPS, else CPU; the embedded models stay on the CPU), a torch device, or two of them
-    for expert and amateur. dtype: "auto" (the checkpoint's own where the device computes in it, bfloat16 for quantised
-    GGUF files, else float32; float32 for the embedded models), a torch dtype, or two of them.
-    revision, subfolder, gguf_file: where in a hub id or folder the models lie, one value or two.
-    tokenizer: shared by both, needed only for model objects that do not know where they came from.
-    progress: None shows the loading bars of transformers on a terminal or in a notebook, False never does. Anything
-    else (`cache_dir`, `device_map`, ...) goes to `from_pretrained`. Raises ValueError where the vocabularies disagree,
-    and warns where the weights take more memory than is free.
+    device: "auto" (CUDA, else MPS, else CPU; the embedded models stay on the CPU), a torch device, or one each.
+    dtype: "auto" (the checkpoint's own where the device computes in it, bfloat16 for quantised GGUF files, else
+    float32; float32 for the embedded models), a torch dtype, or one each. revision, subfolder, gguf_file: where in a
+    hub id or folder the models lie, one value or one each. tokenizer: shared by both, needed only for model objects
+    that do not know where they came from. progress: None shows the loading bars of transformers on a terminal or in a
+    notebook, False never does (but for the one of its GGUF reader). Anything else (`cache_dir`, `device_map`, ...) goes
+    to `from_pretrained`. Raises ValueError where the vocabularies disagree; warns where memory is too small.
     """
     if expert is not None and amateur is None:
         if not isinstance(expert, PreTrainedModel):
