@@ -192,10 +192,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def check(name: str, numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = "{}={}".format) -> None:
-    """Refuse numbers that would change nothing: a silent number is a wrong experiment. Raises ValueError.
-
-    spell: how a message writes a number, where it was not given as name=value.
-    """
+    """Refuse numbers that would change nothing. spell: how a message writes a number. Raises ValueError."""
     for key, value in numbers.items():
         owners = [other for other, method in METHODS.items() if key in method.options]
         if name not in owners:

@@ -6,7 +6,6 @@ import argparse
 import functools
 import hashlib
 import json
-import platform
 import sys
 import textwrap
 import time
@@ -100,8 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         to_frame(rows).to_csv(args.out / "results.csv", index=False, lineterminator="\n")
         print(f"\nanswers ({before} were there already) and numbers: answers.jsonl and results.csv in {args.out}")
     if args.json:
-        setup = {"seed": args.seed, "n": args.n, "seconds": seconds, "torch": torch.__version__}
-        setup |= {"machine": platform.machine(), "threads": threads}
+        setup = {"seed": args.seed, "n": args.n, "seconds": seconds, "threads": threads, "torch": torch.__version__}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n")
     print(f"\n{seconds} s on {threads} threads, seed {args.seed}")

@@ -91,10 +91,7 @@ def methods_help() -> str:
 
 
 def with_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, specs: Sequence[str]) -> list[str]:
-    """These methods, each with the numbers of the flags that it takes and does not say itself.
-
-    A usage error for a flag that reaches none.
-    """
+    """These methods with the numbers of the flags that each takes and does not say; a usage error for unused flags."""
     if args.system_prompt and getattr(args, "no_chat_template", False):
         parser.error("--system-prompt goes into the chat template: leave out --no-chat-template")
     parsed = [parse(spec) for spec in specs]

@@ -103,11 +103,8 @@ def _item(value: dict[str, Any], number: int, render: Callable[[str], str], defa
     if "grade" in value and (value["grade"] not in list(GRADES) or answer is None or choices is not None):
         raise ValueError(f'"grade" is {value["grade"]!r}: beside a text\'s "answer" give one of {", ".join(GRADES)}.')
     if choices is not None:
-        if (
-            not isinstance(choices, list)
-            or len(choices) < 2
-            or not all(isinstance(c, str) and c.strip() for c in choices)
-        ):
+        texts = isinstance(choices, list) and [text for text in choices if isinstance(text, str) and text.strip()]
+        if not texts or len(choices) < 2 or len(texts) < len(choices):
             raise ValueError('"choices" must be a list of two or more texts.')
         right = choices.index(answer) if answer in choices else answer
         if not is_int(right) or not 0 <= right < len(choices):

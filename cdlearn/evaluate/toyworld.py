@@ -74,10 +74,7 @@ def agreement(pair: Pair, task: str, texts: list[tuple[list[int], list[int]]], s
 
 @torch.inference_mode()
 def _overlaps(pair: Pair, texts: list[tuple[list[int], list[int]]]) -> dict[str, list[float]]:
-    """1 - TV(expert, draft) at every position, for the amateur and for each early exit of the expert.
-
-    Early exits are read off models in the Llama format only; other architectures give the amateur alone.
-    """
+    """1 - TV(expert, draft) at every position: for the amateur and, in the Llama format only, each early exit."""
     overlaps, expert = defaultdict(list), pair.expert
     for prompt, new in texts:
         ids, columns = torch.tensor([prompt + new], device=expert.device), slice(len(prompt) - 1, -1)

@@ -68,7 +68,6 @@ def _parse_device(value: Any) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        reason = "no such kind of device" if reason.startswith("Expected one of") else reason
         raise ValueError(f'device={str(value)!r} cannot be used here ({reason}): try "auto" or "cpu".') from error
     return device
 
@@ -103,10 +102,7 @@ def where(role: str, source: Any) -> tuple[str, bool]:
 
 
 def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str, bool, dict]:
-    """What `from_pretrained` needs, whether it is local, and `inside` it a GGUF file as a whole path, a revision, ...
-
-    Asks the hub for one file, which tells at once whether it answers.
-    """
+    """What `from_pretrained` needs, whether it is local, and what of `inside`; asks the hub for one file at once."""
     if isinstance(source, PreTrainedModel):
         return source.name_or_path, os.path.exists(source.name_or_path), {}
     name, local = where(role, source)

@@ -173,10 +173,7 @@ def save(model, tokenizer, folder: Path) -> None:
 
 
 def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None, device="cpu", progress=None) -> dict:
-    """Trains one model into `folder`, going on from `folder/checkpoint.pt` if there is one; returns its log entry.
-
-    `early` is where the model is saved as well once a third of the steps is done.
-    """
+    """Trains one model into `folder`, or goes on from its checkpoint.pt; `early`: where it lies after a third, too."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     model = build_model(recipe, tokenizer).to(device)
@@ -229,14 +226,12 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 < args.budget <= 1:
         parser.error(f"--budget is {args.budget}; it is a share of the full training, above 0 and at most 1.")
     tokenizer = build_tokenizer()
-    log = {}
     for name, recipe in {"amateur": AMATEUR, "expert": EXPERT}.items():
         steps = max(1, round(recipe.steps * args.budget))
         recipe = replace(recipe, steps=steps, seed=recipe.seed + 100 * args.seed)
         early = args.out / "early" if name == "expert" else None
-        log[name] = train(recipe, tokenizer, args.out / name, early=early, device=args.device)
-        (args.out / f"{name}.log.json").write_text(json.dumps(log[name], indent=1) + "\n")
-    print(json.dumps(log, indent=1))
+        entry = train(recipe, tokenizer, args.out / name, early=early, device=args.device)
+        (args.out / f"{name}.log.json").write_text(json.dumps(entry, indent=1) + "\n")
 
 
 if __name__ == "__main__":
