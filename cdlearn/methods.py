@@ -88,7 +88,6 @@ class Models:
 
     @cached_property
     def early(self) -> CachedLM:
-        """The early checkpoint of the embedded expert, or the one given."""
         return CachedLM(load_expert("early", progress=False).expert if self._early is None else self._early)
 
 

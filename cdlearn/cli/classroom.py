@@ -56,10 +56,9 @@ def grades(argv: list[str]) -> int:
         done.append(text)
         print(options.clean(text), file=sys.stderr, flush=True)
 
-    limits = {"cell_timeout": args.cell_timeout, "timeout": args.timeout, "memory": args.memory, "jobs": args.jobs}
-    which = {"source": args.source, "assignment": args.assignment, "seed": args.seed}
+    given = {name: value for name, value in vars(args).items() if name not in ("folder", "out")}
     try:
-        rows = grade(folder, out, **which, **limits, tell=tell, note=notes.append)
+        rows = grade(folder, out, **given, tell=tell, note=notes.append)
         print(options.clean(summary(rows)))
     except KeyboardInterrupt:
         print(f"stopped: what is graded is in {out}; the same command grades all again, with the same seed.")

@@ -55,10 +55,8 @@ def drafting(pair: Pair, texts: dict[str, list[tuple[list[int], list[int]]]]) ->
     sampling is `1 - TV(expert, draft)` there, averaged over positions (arXiv 2211.17192, corollary 3.6).
     """
     overlaps = {name: _overlaps(pair, rows) for name, rows in texts.items()}
-    pooled = defaultdict(list)
-    for draft, values in (item for task in overlaps.values() for item in task.items()):
-        pooled[draft] += values
-    rows = [_mean_row("drafting", draft, values) for draft, values in pooled.items()]
+    drafts = dict.fromkeys(draft for task in overlaps.values() for draft in task)
+    rows = [_mean_row("drafting", draft, sum((task[draft] for task in overlaps.values()), [])) for draft in drafts]
     return rows + [_mean_row(f"drafting, {name}", "amateur", task["amateur"]) for name, task in overlaps.items()]
 
 

@@ -67,7 +67,7 @@ def _parse_device(value: Any) -> torch.device:
         device = torch.device(value)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise ValueError(f'device={str(value)!r} cannot be used here ({reason}): try "auto" or "cpu".') from error
     return device
 
