@@ -6,6 +6,7 @@ A method with its numbers is spelled `contrastive beta=0.5 alpha=0.1` everywhere
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,22 +37,18 @@ class Option:
         """The value of a text. Raises ValueError naming the option."""
         if text in self.words or (self.kind is str and not self.words):
             return text
-        if self.kind is str:
-            raise ValueError(f"{name}={text} is unknown: use {' or '.join(self.words)}.")
-        try:
+        with contextlib.suppress(ValueError, TypeError):  # no number; a word where words alone are known
             value = self.kind(text)
-        except ValueError:
-            raise ValueError(f"{name}={text} is not a number: give {self.range}.") from None
-        if not (value > self.low if self.above else value >= self.low) or value > self.high or value == float("inf"):
-            raise ValueError(f"{name}={text} is out of range: give {self.range}.")
-        return value
+            if (value > self.low if self.above else value >= self.low) and value <= self.high and value < float("inf"):
+                return value
+        raise ValueError(f"{name}={text} is not possible: give {self.range}.")
 
     @property
     def range(self) -> str:
         """In words: "more than 0 and at most 1"."""
         high = "" if self.high == float("inf") else f" and at most {self.high:g}"
-        words = "".join(f"{word} or " for word in self.words)
-        return f"{words}{'more than' if self.above else 'at least'} {self.low:g}{high}"
+        numbers = [] if self.kind is str else [f"{'more than' if self.above else 'at least'} {self.low:g}{high}"]
+        return " or ".join([*self.words, *numbers])
 
 
 OPTIONS = {
@@ -91,7 +88,6 @@ class Models:
 
     @cached_property
     def early(self) -> CachedLM:
-        """The early checkpoint of the embedded expert, or the one given."""
         return CachedLM(load_expert("early", progress=False).expert if self._early is None else self._early)
 
 
@@ -114,9 +110,8 @@ def _contrast(expert: Any, amateur: Any, numbers: dict[str, Any]) -> Contrast:
 
 def _dola(models: Models, numbers: dict[str, Any]) -> DoLa:
     layers = numbers["layers"]
-    if isinstance(layers, str) and layers not in ("low", "high"):
-        layers = [int(layer) if layer.strip().isdigit() else layer for layer in layers.split(",")]
-    layers = [layers] if isinstance(layers, int) else layers
+    if isinstance(layers, (str, int)) and layers not in ("low", "high"):  # the harness reads a single number as one
+        layers = [int(layer) if layer.strip().isdigit() else layer for layer in str(layers).split(",")]
     official = {"final_norm": False, "divergence": "reference"} if numbers.get("choices") == "reference" else {}
     return DoLa(models.pair.expert, layers=layers, alpha=numbers["alpha"] or None, **official)
 
@@ -169,10 +164,8 @@ class Decoder:
     @property
     def settings(self) -> dict[str, Any]:
         """The source's method and numbers, and how tokens are drawn: what the method takes of it."""
-        taken = {key: value for key, value in self.draw.items() if key in self.numbers}
-        if taken.get("repetition_penalty") == 1:
-            del taken["repetition_penalty"]
-        return self.source.settings | taken
+        off = ("repetition_penalty", 1)
+        return self.source.settings | {k: v for k, v in self.draw.items() if k in self.numbers and (k, v) != off}
 
 
 def guess(word: str, known: Iterable[str], cutoff: float = 0.7) -> str:
@@ -198,10 +191,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def check(name: str, numbers: Mapping[str, Any], spell: Callable[[str, Any], str] = "{}={}".format) -> None:
-    """Refuse numbers that would change nothing: a silent number is a wrong experiment. Raises ValueError.
-
-    spell: how a message writes a number, where it was not given as name=value.
-    """
+    """Refuse numbers that would change nothing. spell: how a message writes a number. Raises ValueError."""
     for key, value in numbers.items():
         owners = [other for other, method in METHODS.items() if key in method.options]
         if name not in owners:

@@ -176,7 +176,6 @@ def test_usage_errors_exit_2_and_name_flag_and_value(run, argv, names):
     [
         (["--prompt", "x", "--expert", "./nowhere", "--amateur", "amateur"], ["expert", "./nowhere"]),
         (["--prompt", "x", "--expert", "./nowhere"], ["--expert", "./nowhere"]),
-        (["--prompt", "x", "--amateur", "earl"], ["'early'?"]),
         (["--prompt", "x", "--device", "gpu"], ["device", "gpu"]),
         (["--prompt", "x", "--expert", "some/model", "--amateur", "other/model"], ["some/model"]),
         (["--prompt", "x", "--expert", "some/model", "--method", "early"], ["some/model", "--amateur"]),
@@ -405,10 +404,8 @@ def test_doctor_finds_nothing_wrong_here(run):
 
 def test_doctor_describes_the_models_it_is_given(run, tmp_path):
     code, out, _ = run("doctor", "--expert", "early", "--amateur", "amateur", with_models=False)
-    assert code == 0 and re.search(r"^ok +expert +embedded early: llama, .*float32 on cpu", out, re.M)
-    assert re.search(r"^ok +amateur +embedded amateur: ", out, re.M) and re.search(
-        r"^ok +tokens +\d+ shared", out, re.M
-    )
+    assert code == 0 and re.search(r"^expert +embedded early: llama, .*float32 on cpu", out, re.M)
+    assert re.search(r"^amateur +embedded amateur: ", out, re.M) and re.search(r"^tokens +\d+ shared", out, re.M)
     code, _, error = run("doctor", "--expert", str(tmp_path / "none.gguf"), with_models=False)
     assert code == 1 and "no such file" in error
 

@@ -600,11 +600,6 @@ def test_command_refuses_bad_arguments(argv, says, capsys):
 # the toy world's table
 
 
-def test_sizes_are_refused():
-    with pytest.raises(ValueError, match="n is 0"):
-        toy.toy_tasks(["puzzles"], n=0)
-
-
 def written(pair, items, count=8):
     """(prompt ids, new ids) of greedy texts."""
     made = [cdlearn.generate(pair.expert, i.prompt, tokenizer=pair.tokenizer, max_new_tokens=count) for i in items]
@@ -632,9 +627,9 @@ def test_the_table_finds_its_answers_again(tmp_path, monkeypatch):
     def rows():
         with Records(tmp_path, {}) as records:
             settings = {"early": False, "grid": False, "records": records}
-            return toy.table_rows(toy.toy_tasks(["arithmetic"], 2), models, **settings)
+            return toy.table_rows({"arithmetic": (task, task.items(2))}, models, **settings)
 
-    models = methods.Models(cdlearn.load_pair())
+    models, task = methods.Models(cdlearn.load_pair()), TASKS["arithmetic"]
     first = rows()
     monkeypatch.setattr(methods, "generate", lambda *a, **k: pytest.fail("asked again"))
     assert rows() == first

@@ -13,7 +13,6 @@ from cdlearn.cli import options
 
 
 def assignments(argv: list[str]) -> int:
-    """`cdlearn assignments`: write the student release."""
     parser = options.Parser(
         prog="cdlearn assignments",
         description="Build what students get: a folder and a zip per assignment.",
@@ -22,9 +21,7 @@ def assignments(argv: list[str]) -> int:
     parser.add_argument("out", nargs="?", default="build/assignments", help="where to (default: build/assignments)")
     parser.add_argument("--source", metavar="FOLDER", help="the masters (default: notebooks/assignments/source)")
     parser.add_argument("--assignment", metavar="NAME", action="append", help="only this one (may be repeated)")
-    parser.add_argument(
-        "--install", metavar="SPEC", help="what pip installs on Colab: a name, URL or wheel (default: the repository)"
-    )
+    parser.add_argument("--install", metavar="SPEC", help="for pip on Colab, a name or URL (default: the repository)")
     args = parser.parse_args(argv)
     for path in build(args.out, source=args.source, names=args.assignment, install=args.install):
         print(f"{path}  and  {path.parent}.zip")
@@ -32,7 +29,6 @@ def assignments(argv: list[str]) -> int:
 
 
 def grades(argv: list[str]) -> int:
-    """`cdlearn grade`: grade a folder of submissions."""
     parser = options.Parser(
         prog="cdlearn grade",
         description="Grade a folder of submissions: STUDENT/ASSIGNMENT.ipynb, STUDENT/ASSIGNMENT/ASSIGNMENT.ipynb or\n"
@@ -43,16 +39,13 @@ def grades(argv: list[str]) -> int:
     parser.add_argument("folder", help="the submissions")
     parser.add_argument("--assignment", metavar="NAME", help="only this one")
     parser.add_argument("--source", metavar="FOLDER", help="the masters (default: notebooks/assignments/source)")
-    parser.add_argument(
-        "--seed", help="what the hidden tests draw from (default: seed.txt of DIR, else a fresh secret)"
-    )
+    parser.add_argument("--seed", help="of the hidden tests (default: seed.txt of DIR, else a fresh secret)")
     parser.add_argument("--jobs", type=options.number(int, 1), help="submissions at once (default: one per core)")
     seconds = options.number(int, 1)
     parser.add_argument("--cell-timeout", type=seconds, default=60, metavar="S", help="seconds per cell (default: 60)")
     parser.add_argument("--timeout", type=seconds, default=600, metavar="S", help="seconds in all (default: 600)")
-    parser.add_argument(
-        "--memory", type=options.number(float, 0), default=4.0, metavar="GB", help="address space (4); 0: no limit"
-    )
+    gigabytes = options.number(float, 0)
+    parser.add_argument("--memory", type=gigabytes, default=4.0, metavar="GB", help="address space (4); 0: no limit")
     parser.add_argument("--out", metavar="DIR", help="where to (default: FOLDER-graded); an earlier grading is updated")
     args = parser.parse_args(argv)
     folder = Path(args.folder)
@@ -63,10 +56,9 @@ def grades(argv: list[str]) -> int:
         done.append(text)
         print(options.clean(text), file=sys.stderr, flush=True)
 
-    limits = {"cell_timeout": args.cell_timeout, "timeout": args.timeout, "memory": args.memory, "jobs": args.jobs}
-    which = {"source": args.source, "assignment": args.assignment, "seed": args.seed}
+    given = {name: value for name, value in vars(args).items() if name not in ("folder", "out")}
     try:
-        rows = grade(folder, out, **which, **limits, tell=tell, note=notes.append)
+        rows = grade(folder, out, **given, tell=tell, note=notes.append)
         print(options.clean(summary(rows)))
     except KeyboardInterrupt:
         print(f"stopped: what is graded is in {out}; the same command grades all again, with the same seed.")

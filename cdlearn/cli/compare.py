@@ -86,7 +86,6 @@ def as_table(groups: list[list[dict]], *, width: int) -> str:
 
 
 def as_markdown(groups: list[list[dict]]) -> str:
-    """Write one markdown table: a row for each prompt, a column for each method."""
 
     def cell(text: str) -> str:
         # text from a model is data: neither HTML nor table syntax
@@ -143,7 +142,6 @@ def demo(argv: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """`cdlearn compare`."""
     parser = options.Parser(
         prog="cdlearn compare",
         description="Decode several prompts with several methods and show them side by side.",
@@ -159,6 +157,8 @@ def main(argv: list[str]) -> int:
         help="after the prompts; default: " + " ".join(f'"{spec}"' if " " in spec else spec for spec in DEFAULT),
     )  # fmt: skip
     parser.add_argument("--format", choices=("table", "markdown", "json"), default="table", help="default: table")
+    terminal = max(40, min(shutil.get_terminal_size((100, 24)).columns, 160))
+    parser.add_argument("--width", type=options.number(int, 20), default=terminal, help="default: the terminal's")
     args = parser.parse_args(argv)
     read = read_prompts(args.prompts_file) if args.prompts_file else []
     prompts = args.prompts + [value["prompt"] for _, value in read]
@@ -177,5 +177,5 @@ def main(argv: list[str]) -> int:
     elif args.format == "markdown":
         print(as_markdown(groups))
     else:
-        print(as_table(groups, width=max(40, min(shutil.get_terminal_size((100, 24)).columns, 160))))
+        print(as_table(groups, width=args.width))
     return 130 if any(record["finish_reason"] == "interrupted" for record in records) else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -35,10 +34,8 @@ def check_installation() -> Iterator[Finding]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield check_requirement(requirement)
     for name, why in (("jupyterlab", "the notebooks"), ("jupyterlab_widgets", "the token inspector")):
-        try:
-            yield OK, name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield NOTE, name, f"not installed, {why} need it; fix: pip install 'cdlearn[lab]'"
+        found = check_requirement(Requirement(name))
+        yield (found if found[0] == OK else (NOTE, name, f"not installed, for {why}; fix: pip install 'cdlearn[lab]'"))
     device = pick_device()
     if native(device, torch.bfloat16):
         dtype = "bfloat16 for bfloat16 checkpoints (it computes in it; float32: twice the time and memory)"
@@ -90,13 +87,6 @@ def check_pair() -> Iterator[Finding]:
     yield OK, "methods", f"cached and naive decoding agree: {', '.join(equal)}"
 
 
-def check_models(args: argparse.Namespace) -> Iterator[Finding]:
-    """Load what --expert and --amateur name, and describe it."""
-    for line in options.open_pair(args, ("greedy",)).describe().splitlines():
-        what, _, detail = line.partition(" ")
-        yield OK, what, detail.strip()
-
-
 def _difference(make: Callable[[], Decoder], pair: Pair) -> str:
     """What is wrong, if a greedy loop does not pick what fresh sources, which remember nothing, score best."""
     ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
@@ -119,9 +109,10 @@ def main(argv: list[str]) -> int:
     options.add_models(parser)
     args = parser.parse_args(argv)
     broken = 0
-    models = check_models(args) if args.expert or args.amateur else ()
-    for state, what, detail in chain(check_installation(), check_pair(), models):
+    for state, what, detail in chain(check_installation(), check_pair()):
         broken += state == BROKEN
         print(f"{state:7}{what:20}{detail}", flush=True)
+    if args.expert or args.amateur:
+        print(options.open_pair(args, ("greedy",)).describe())
     print("everything works" if not broken else f"{broken} broken: see the fixes above")
     return 1 if broken else 0

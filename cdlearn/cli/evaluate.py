@@ -6,7 +6,6 @@ import argparse
 import functools
 import hashlib
 import json
-import platform
 import sys
 import textwrap
 import time
@@ -19,7 +18,7 @@ from cdlearn.evaluate.answers import Tasks, evaluate, fingerprint
 from cdlearn.evaluate.folder import Records
 from cdlearn.evaluate.questions import FORMAT, GRADES, read_questions
 from cdlearn.evaluate.report import legend, table, to_frame
-from cdlearn.evaluate.toyworld import USUAL, table_rows, toy_tasks
+from cdlearn.evaluate.toyworld import USUAL, table_rows
 from cdlearn.methods import METHODS, OPTIONS, Models, parse
 from cdlearn.pairs.pair import Pair
 from cdlearn.toyworld.tasks import TASKS
@@ -35,7 +34,6 @@ methods, each with its numbers as in "contrastive beta=0.5 alpha=0.1":
 
 examples:
   cdlearn eval                                                  the table of the embedded pair
-  cdlearn eval --tasks puzzles facts --json results.json
   cdlearn eval --prompts-file questions.jsonl --methods greedy "contrastive beta=0.5" --out runs/questions
   cdlearn eval --expert Qwen/Qwen3-4B --amateur Qwen/Qwen3-0.6B --prompts-file questions.jsonl --out runs/qwen
 """
@@ -58,9 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=options.number(int, 0), default=0)
     parser.add_argument("--no-grid", action="store_true", help="leave out the puzzles over alpha and beta")
     parser.add_argument("--batch", type=count, help=f"prompts at once (default: {BATCH}, others {BATCH_OF_OTHERS})")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="keep answers and results.csv; the same command goes on"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keep answers and results.csv; can be resumed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the set-up to FILE as well")
     options.add_numbers(parser, scored=True)
     file = parser.add_argument_group("with --prompts-file")
@@ -103,8 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         to_frame(rows).to_csv(args.out / "results.csv", index=False, lineterminator="\n")
         print(f"\nanswers ({before} were there already) and numbers: answers.jsonl and results.csv in {args.out}")
     if args.json:
-        setup = {"seed": args.seed, "n": args.n, "seconds": seconds, "torch": torch.__version__}
-        setup |= {"machine": platform.machine(), "threads": threads}
+        setup = {"seed": args.seed, "n": args.n, "seconds": seconds, "threads": threads, "torch": torch.__version__}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n")
     print(f"\n{seconds} s on {threads} threads, seed {args.seed}")
@@ -113,27 +108,24 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what is wrong or would change nothing, before any model is loaded; fill in the defaults."""
+    file, whole = args.prompts_file, not (args.methods or args.prompts_file)
     for flag in FILE_FLAGS:
-        if getattr(args, flag) and not args.prompts_file:
+        if getattr(args, flag) and not file:
             parser.error(f"--{flag.replace('_', '-')} belongs to --prompts-file: the toy world's tasks know their own")
     if args.system_prompt and not args.chat_template:
         parser.error("--system-prompt goes into the chat template: add --chat-template")
-    whole = not (args.methods or args.prompts_file)
     for name in OPTIONS:
         if whole and getattr(args, name) is not None:
             parser.error(f"{options.flag(name)} needs --methods: the toy world's own table has its own numbers")
     if args.no_grid and not whole:
         parser.error("--no-grid changes nothing here: the grid belongs to the toy world's own table")
     args.batch = args.batch or (BATCH_OF_OTHERS if args.expert else BATCH)
-    if args.prompts_file:
-        args.max_new_tokens = args.max_new_tokens or 64
-    else:
-        args.n = args.n or 500
+    args.n, args.max_new_tokens = args.n or (None if file else 500), args.max_new_tokens or (64 if file else None)
 
 
 def _tasks(args: argparse.Namespace, pair: Pair) -> Tasks:
     if not args.prompts_file:
-        return toy_tasks(list(dict.fromkeys(args.tasks or TASKS)), args.n, args.seed)
+        return {name: (TASKS[name], TASKS[name].items(args.n, args.seed)) for name in args.tasks or TASKS}
     render = functools.partial(pair.prompt, system=args.system_prompt, chat=args.chat_template)
     settings = {"n": args.n, "max_new_tokens": args.max_new_tokens, "grade": args.grade}
     return read_questions(args.prompts_file, render=render, **settings)

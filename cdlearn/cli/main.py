@@ -35,7 +35,6 @@ examples:
   echo "Ada had a red" | cdlearn --no-stream                 the same from a pipe
   cdlearn --prompt "Tell a story." --method sample --seed 7  one sample of the expert alone
   cdlearn --prompt "Ada had a red" --strength 1 --json       the 2022 form, as JSON with token ids
-  cdlearn --prompt "Ada had a red" --method speculative-contrastive --gamma 6
   cdlearn --expert Qwen/Qwen3-4B --amateur Qwen/Qwen3-0.6B --prompt "Why is the sky blue?"
   cdlearn compare "Ada had a red" "Ben had a dog" --format markdown
 """
@@ -51,8 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cdlearn {cdlearn.__version__}")
     parser.add_argument("--prompt", metavar="TEXT", help="the prompt (default: standard input)")
-    help = "see below (default: contrastive)"
-    parser.add_argument("--method", choices=list(METHODS), default="contrastive", metavar="METHOD", help=help)
+    parser.add_argument("--method", choices=list(METHODS), default="contrastive", help="default: contrastive")
     parser.add_argument("--no-stream", action="store_true", help="print the whole text at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options.add_models(parser)
@@ -85,7 +83,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    """A sub-command, or one prompt and its continuation."""
     if not argv and sys.stdin.isatty() and sys.stdout.isatty():
         argv = ["demo"]
     if argv and argv[0] in COMMANDS:

@@ -47,10 +47,9 @@ def spec(text: str) -> str:
     return " ".join(text.split())
 
 
-def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
-    """An argparse type: a number from `low` (or above it) to `high`."""
-    option = Option(None, "", kind, low, high, above)
-    return checked(lambda text: option.read("value", text))
+def number(kind: type, low: float) -> Callable[[str], Any]:
+    """An argparse type: a number from `low` on."""
+    return checked(lambda text: Option(None, "", kind, low).read("value", text))
 
 
 def flag(name: str) -> str:
@@ -92,10 +91,7 @@ def methods_help() -> str:
 
 
 def with_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, specs: Sequence[str]) -> list[str]:
-    """These methods, each with the numbers of the flags that it takes and does not say itself.
-
-    A usage error for a flag that reaches none.
-    """
+    """These methods with the numbers of the flags that each takes and does not say; a usage error for unused flags."""
     if args.system_prompt and getattr(args, "no_chat_template", False):
         parser.error("--system-prompt goes into the chat template: leave out --no-chat-template")
     parsed = [parse(spec) for spec in specs]
@@ -133,10 +129,8 @@ def open_pair(args: argparse.Namespace, methods: Sequence[str] = ("contrastive",
     if args.expert and args.amateur is None:
         where("--expert", args.expert)
         alone = [name for name, method in METHODS.items() if not {"amateur", "early"} & set(method.needs)]
-        raise ValueError(
-            f"--expert {args.expert} needs an amateur: add --amateur MODEL, a smaller one of the family, or choose "
-            f"a method that works with one model: {', '.join(alone)}."
-        )
+        advice = "add --amateur MODEL, a smaller one of the family, or choose a method that works with one model"
+        raise ValueError(f"--expert {args.expert} needs an amateur: {advice}: {', '.join(alone)}.")
     return load_pair(args.expert, args.amateur, **options)
 
 

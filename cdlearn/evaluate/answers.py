@@ -47,18 +47,9 @@ def evaluate(tasks: Tasks, methods: dict[str, Sequence[str]], models: Models, **
 
 
 def answers(
-    task: Task,
-    items: list[Item],
-    spec: str,
-    decoder: Decoder,
-    *,
-    tokenizer: Any,
-    records: Records,
-    batch: int = 100,
-    seed: int = 0,
-    stop: list[str] | None = None,
-    bar: tqdm | None = None,
-) -> list[dict[str, Any]]:
+    task: Task, items: list[Item], spec: str, decoder: Decoder, *, tokenizer: Any, records: Records, batch: int = 100,
+    seed: int = 0, stop: list[str] | None = None, bar: tqdm | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The records of a task's items, in order: those that `records` holds, and the others asked for now.
 
     spec: the method's name in the records. stop: texts that end an answer. A record holds task, strategy and item, and
@@ -126,9 +117,9 @@ def fingerprint(model: Any) -> str | None:
     """A model's kind, size and a hash over a few numbers of every weight: the same for the same weights anywhere."""
     if model is None:
         return None
-    digest, count = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     for name, weight in model.named_parameters():
-        count += weight.numel()
         sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)].float().cpu()
         digest.update(name.encode() + sample.numpy().tobytes())
+    count = sum(weight.numel() for weight in model.parameters())
     return f"{type(model).__name__}, {count} parameters in {str(model.dtype)[6:]}, {digest.hexdigest()[:12]}"

@@ -29,12 +29,9 @@ try:
     from lm_eval.models.huggingface import HFLM
 except ModuleNotFoundError as error:
     needs = 'cdlearn.harness needs lm-evaluation-harness and accelerate: pip install "cdlearn[eval]"'
-    if __name__ == "__main__":
-        raise SystemExit(f"{needs} ({error}).") from None
     raise ModuleNotFoundError(f"{needs} ({error}).", name=error.name) from error
 
-_FOR_THE_HARNESS = ("add_bos_token", "prefix_token_id", "truncation", "think_end_token", "enable_thinking")
-_FOR_THE_HARNESS += ("chat_template_args",)
+_THEIRS = "add_bos_token prefix_token_id truncation think_end_token enable_thinking chat_template_args".split()
 
 
 @register_model("cdlearn")
@@ -49,29 +46,18 @@ class SourceLM(HFLM):
     """
 
     def __init__(
-        self,
-        expert: str | None = None,
-        amateur: str | None = None,
-        *,
-        method: str = "contrastive",
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: int | str = 1,
-        max_batch_size: int = 64,
-        max_length: int | None = None,
-        seed: int = 0,
-        **more: Any,
-    ) -> None:
+        self, expert: str | None = None, amateur: str | None = None, *, method: str = "contrastive",
+        device: str = "auto", dtype: str = "auto", batch_size: int | str = 1, max_batch_size: int = 64,
+        max_length: int | None = None, seed: int = 0, **more: Any,
+    ) -> None:  # fmt: skip
         numbers = {name: more.pop(name) for name in OPTIONS if name in more}
         method, spelled = parse(method)
         numbers = spelled | numbers
         for name in [name for name in (*DRAW, *SCORED) if name in numbers] + ["sample"] * (method == "sample"):
-            raise ValueError(
-                f"{name} is not for --model_args: choices are scored as textbooks do; to sample take another method "
-                "and --gen_kwargs do_sample=True,temperature=1.0."
-            )
+            advice = "to sample take another method and --gen_kwargs do_sample=True,temperature=1.0"
+            raise ValueError(f"{name} is not for --model_args: choices are scored as textbooks do; {advice}.")
         check(method, numbers)
-        ours = {name: more.pop(name) for name in _FOR_THE_HARNESS if name in more}
+        ours = {name: more.pop(name) for name in _THEIRS if name in more}
         device = "auto" if device == "cuda:0" else device  # the harness says cuda:0 where nobody said anything
         accelerator = _accelerator(expert, device)
         if accelerator is not None and device == "auto" and accelerator.device.type != "cpu":
@@ -150,10 +136,8 @@ def _draw(asked: dict[str, Any]) -> dict[str, Any]:
     known = {"do_sample", "temperature", "use_cache", *draw}
     for name, value in asked.items():
         if name not in known and value is not None and (name, value) != ("num_beams", 1):
-            raise ValueError(
-                f"the generation argument {name}={value!r} is none of cdlearn.generate: a task or --gen_kwargs may set "
-                "do_sample, temperature, top_k, top_p, min_p, repetition_penalty, until and max_gen_toks."
-            )
+            advice = f"a task or --gen_kwargs may set do_sample, top_k, {', '.join(DRAW)}, until and max_gen_toks"
+            raise ValueError(f"the generation argument {name}={value!r} is none of cdlearn.generate: {advice}.")
     return draw
 
 

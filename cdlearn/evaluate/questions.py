@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cdlearn.checks import is_int
 from cdlearn.metrics import diversity, ngram_counts
@@ -102,7 +103,13 @@ def _item(value: dict[str, Any], number: int, render: Callable[[str], str], defa
     if "grade" in value and (value["grade"] not in list(GRADES) or answer is None or choices is not None):
         raise ValueError(f'"grade" is {value["grade"]!r}: beside a text\'s "answer" give one of {", ".join(GRADES)}.')
     if choices is not None:
-        return Item(render(value["prompt"]), _choices(choices, answer), group)
+        texts = isinstance(choices, list) and [text for text in choices if isinstance(text, str) and text.strip()]
+        if not texts or len(choices) < 2 or len(texts) < len(choices):
+            raise ValueError('"choices" must be a list of two or more texts.')
+        right = choices.index(answer) if answer in choices else answer
+        if not is_int(right) or not 0 <= right < len(choices):
+            raise ValueError(f'"answer" must be one of the choices, or its number from 0 to {len(choices) - 1}.')
+        return Item(render(value["prompt"]), Choices(tuple(choices), right), group)
     accepted = [] if answer is None else [answer] if isinstance(answer, str) else answer
     if not isinstance(accepted, list) or not all(isinstance(text, str) and _plain(text) for text in accepted):
         raise ValueError('"answer" is not a text: give a string, a list of accepted strings, or leave it out.')
@@ -113,25 +120,14 @@ def _item(value: dict[str, Any], number: int, render: Callable[[str], str], defa
     return Item(render(value["prompt"]), known, group)
 
 
-def _choices(choices: Any, answer: Any) -> Choices:
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise ValueError('"choices" must be a list of two or more texts.')
-    right = choices.index(answer) if answer in choices else answer
-    if not is_int(right) or not 0 <= right < len(choices):
-        raise ValueError(f'"answer" must be one of the choices, or its number from 0 to {len(choices) - 1}.')
-    return Choices(tuple(choices), right)
-
-
 def _grade_choice(item: Item, scores: list[float]) -> dict[str, tuple[float, float]]:
     """scores: the summed log-probability of every choice. Of equal ones the first counts, as numpy's argmax has it."""
-    gold = item.gold
-    per_character = [score / len(text) for score, text in zip(scores, gold.texts)]
-    best = max(scores)
-    mass = [math.exp(score - best) for score in scores]
+    right, sums = item.gold.right, np.array(scores)
+    mass = np.exp(sums - sums.max())
     return {
-        "right": (scores.index(best) == gold.right, 1),
-        "right, per character": (per_character.index(max(per_character)) == gold.right, 1),
-        "share of the right one": (mass[gold.right] / sum(mass), 1),
+        "right": (sums.argmax() == right, 1),
+        "right, per character": ((sums / [len(text) for text in item.gold.texts]).argmax() == right, 1),
+        "share of the right one": (mass[right] / mass.sum(), 1),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +11,10 @@ import torch
 from cdlearn.evaluate.answers import Tasks, answers, evaluate
 from cdlearn.methods import Models, build, parse
 from cdlearn.pairs import Pair
-from cdlearn.toyworld.tasks import TASKS
 
 USUAL = ("greedy", "amateur", "sample top_p=0.95", "contrastive beta=0.5", "contrastive strength=1", "dola layers=low")
 ALSO = {"dola layers=high": ("facts",), "early beta=0.5": ("puzzles", "facts")}  # elsewhere they say nothing new
 GRID = tuple(f"contrastive alpha={alpha} beta={beta}" for alpha in (0.05, 0.1, 0.2, 0.3) for beta in (0.25, 0.5, 1.0))
-
-TokenRow = tuple[list[int], list[int]]  # the ids of a prompt and of its continuation
-
-
-def toy_tasks(names: Sequence[str] = tuple(TASKS), n: int = 500, seed: int = 0) -> Tasks:
-    """The toy world's tasks as `read_questions` returns those of a file. Raises ValueError for n below 1."""
-    return {name: (TASKS[name], TASKS[name].items(n, seed)) for name in names}
 
 
 def table_rows(tasks: Tasks, models: Models, *, early: bool = True, grid: bool = True, **settings: Any) -> list[dict]:
@@ -46,7 +37,7 @@ def table_rows(tasks: Tasks, models: Models, *, early: bool = True, grid: bool =
 def _draft_rows(tasks: Tasks, models: Models, settings: dict[str, Any]) -> list[dict]:
     tokenizer = models.pair.tokenizer
 
-    def token_rows(name: str, spec: str) -> list[TokenRow]:
+    def token_rows(name: str, spec: str) -> list[tuple[list[int], list[int]]]:
         task, items = tasks[name]
         made = answers(task, items, spec, build(models, *parse(spec)), tokenizer=tokenizer, **settings)
         pairs = zip(items, made, strict=True)
@@ -57,22 +48,20 @@ def _draft_rows(tasks: Tasks, models: Models, settings: dict[str, Any]) -> list[
     return rows + drafting(models.pair, {name: token_rows(name, "sample") for name in tasks})
 
 
-def drafting(pair: Pair, texts: dict[str, list[TokenRow]]) -> list[dict]:
+def drafting(pair: Pair, texts: dict[str, list[tuple[list[int], list[int]]]]) -> list[dict]:
     """How well the amateur and the expert's early exits stand in for the expert.
 
-    texts: continuations sampled at temperature 1, per task: the acceptance rate of speculative sampling is
-    `1 - TV(expert, draft)` there, averaged over positions (arXiv 2211.17192, corollary 3.6).
+    texts: per task the ids of prompts and of continuations sampled at temperature 1. The acceptance rate of speculative
+    sampling is `1 - TV(expert, draft)` there, averaged over positions (arXiv 2211.17192, corollary 3.6).
     """
     overlaps = {name: _overlaps(pair, rows) for name, rows in texts.items()}
-    pooled = defaultdict(list)
-    for draft, values in (item for task in overlaps.values() for item in task.items()):
-        pooled[draft] += values
-    rows = [_mean_row("drafting", draft, values) for draft, values in pooled.items()]
+    drafts = dict.fromkeys(draft for task in overlaps.values() for draft in task)
+    rows = [_mean_row("drafting", draft, sum((task[draft] for task in overlaps.values()), [])) for draft in drafts]
     return rows + [_mean_row(f"drafting, {name}", "amateur", task["amateur"]) for name, task in overlaps.items()]
 
 
 @torch.inference_mode()
-def agreement(pair: Pair, task: str, texts: list[TokenRow], spec: str) -> dict:
+def agreement(pair: Pair, task: str, texts: list[tuple[list[int], list[int]]], spec: str) -> dict:
     """The share of a text's tokens that the amateur would have chosen greedily as well."""
     same = []
     for prompt, new in texts:
@@ -82,11 +71,8 @@ def agreement(pair: Pair, task: str, texts: list[TokenRow], spec: str) -> dict:
 
 
 @torch.inference_mode()
-def _overlaps(pair: Pair, texts: list[TokenRow]) -> dict[str, list[float]]:
-    """1 - TV(expert, draft) at every position, for the amateur and for each early exit of the expert.
-
-    Early exits are read off models in the Llama format only; other architectures give the amateur alone.
-    """
+def _overlaps(pair: Pair, texts: list[tuple[list[int], list[int]]]) -> dict[str, list[float]]:
+    """1 - TV(expert, draft) at every position: for the amateur and, in the Llama format only, each early exit."""
     overlaps, expert = defaultdict(list), pair.expert
     for prompt, new in texts:
         ids, columns = torch.tensor([prompt + new], device=expert.device), slice(len(prompt) - 1, -1)

@@ -96,8 +96,6 @@ def _read_gguf(file: str) -> Checkpoint:
     kind = max(counts, key=counts.get)
     if counts.keys() <= floats.keys():
         return Checkpoint(floats[kind], counts.total())
-    with contextlib.suppress(KeyError, ValueError):
-        kind = gguf.LlamaFileType(said["file_type"]()).name.removeprefix("MOSTLY_")
     return Checkpoint(torch.bfloat16, counts.total(), kind)  # which holds all that a quantised weight can say
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import os
 import warnings
@@ -68,8 +67,7 @@ def _parse_device(value: Any) -> torch.device:
         device = torch.device(value)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        reason = "no such kind of device" if reason.startswith("Expected one of") else reason
+        reason = str(error).partition("\n")[0]
         raise ValueError(f'device={str(value)!r} cannot be used here ({reason}): try "auto" or "cpu".') from error
     return device
 
@@ -104,10 +102,7 @@ def where(role: str, source: Any) -> tuple[str, bool]:
 
 
 def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str, bool, dict]:
-    """What `from_pretrained` needs, whether it is local, and `inside` it a GGUF file as a whole path, a revision, ...
-
-    Asks the hub for one file, which tells at once whether it answers.
-    """
+    """What `from_pretrained` needs, whether it is local, and what of `inside`; asks the hub for one file at once."""
     if isinstance(source, PreTrainedModel):
         return source.name_or_path, os.path.exists(source.name_or_path), {}
     name, local = where(role, source)
@@ -123,7 +118,10 @@ def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str
                 _ask_hub()
             found = Path(hf_hub_download(name, wanted, revision=revision, **hub_options))
     elif not file and not found.is_file():
-        _check_folder(f"{role}={str(found)!r}", found)
+        if not (found / "config.json").is_file():
+            gguf = sorted(path.name for path in found.glob("*.gguf"))
+            advice = f"name its file, gguf_file={gguf[0]!r}" if gguf else "it is not a saved transformers model"
+            raise FileNotFoundError(f"{role}={str(found)!r} has no config.json: {advice}.")
     if not file and not (local and found.is_file()):
         return name, local, inside
     if not found.is_file():
@@ -132,20 +130,6 @@ def locate(role: str, source: Any, inside: dict, hub_options: dict) -> tuple[str
     # whole, as transformers prefers a file of that name in the working directory
     file = os.path.abspath(found)
     return os.path.dirname(file), True, {"gguf_file": file}
-
-
-def _check_folder(named: str, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        gguf = sorted(file.name for file in folder.glob("*.gguf"))
-        advice = f"name its file, gguf_file={gguf[0]!r}" if gguf else "it is not a saved transformers model"
-        raise FileNotFoundError(f"{named} has no config.json: {advice}.")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-    raise FileNotFoundError(
-        f"{named} holds {f'only {pickles[0]}, a pickle' if pickles else 'no weights'}, and cdlearn loads safetensors "
-        "only: load the model yourself and save it again with model.save_pretrained(folder)."
-    )
 
 
 @contextlib.contextmanager
@@ -157,18 +141,13 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        close = [] if local else difflib.get_close_matches(name, EMBEDDED_NAMES, n=1, cutoff=0.7)
-        named = f"{role}={name!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+        named = f"{role}={name!r}"
         # transformers chains the hub's own error, whose name tells a missing network from a missing repository
         causes = {type(e).__name__ for e in (error, error.__cause__, error.__context__)}
         if not local and causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}:
-            raise OSError(
-                f"{named}: {what} is not in the cache {cache or hub.HF_HUB_CACHE} and the hub cannot be reached. Fetch "
-                f"it once while online with `hf download {name}`, or give a local folder; load_pair() without "
-                "arguments needs no download."
-            ) from error
-        if "Unrecognized configuration class" in reason:
-            raise ValueError(f"{named} is not a causal language model ({reason[:120]}).") from error
+            lost = f"{named}: {what} is not in the cache {cache or hub.HF_HUB_CACHE} and the hub cannot be reached"
+            advice = f"run `hf download {name}` once while online, or give a local folder"
+            raise OSError(f"{lost}: {advice}; load_pair() without arguments needs no download.") from error
         kind = ValueError if isinstance(error, (ValueError, TypeError, KeyError)) else OSError
         raise kind(f"{named}: {what} could not be loaded ({reason}).") from error
 
@@ -177,27 +156,22 @@ def tokenizer_of(role: str, source: Any, place: tuple, given: Any, how: dict) ->
     """The tokenizer that was given or the source's own; None for a model object that knows of none."""
     if isinstance(given, PreTrainedTokenizerBase):
         return given
-    from_object = given is None and isinstance(source, PreTrainedModel)
     name, local, inside = place if given is None else (*where("tokenizer", given), {})
     if not name:
         return None
     if os.path.isfile(name):
         need_gguf()
         name, inside = os.path.dirname(name), {"gguf_file": os.path.abspath(name)}
+    argument, what = (role, "its tokenizer (else pass tokenizer=)") if given is None else ("tokenizer", "it")
     try:
-        argument = role if given is None else "tokenizer"
-        with _explained(argument, inside.get("gguf_file", name), local, "the tokenizer", how.get("cache_dir")):
+        with _explained(argument, inside.get("gguf_file", name), local, what, how.get("cache_dir")):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **how, **inside)
             if not tokenizer.get_vocab():
-                raise ValueError("no vocabulary")
+                raise OSError("no vocabulary")
             return tokenizer
-    except (OSError, ValueError) as error:
-        if from_object:
+    except (OSError, ValueError):
+        if given is None and isinstance(source, PreTrainedModel):
             return None  # generate() will ask for one
-        folder = Path(name, inside.get("subfolder", ""))
-        own = local and given is None and "gguf_file" not in inside
-        if own and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
-            raise FileNotFoundError(f"{role}={name!r} has no tokenizer files: pass tokenizer=.") from error
         raise
 
 
@@ -211,7 +185,7 @@ def _ask_hub() -> None:
         raise ConnectionError(str(error)) from error
 
 
-def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quiet: bool, options: dict):
+def model_of(role: str, source: Any, place: tuple, *, device: Any, dtype: Any, quiet: bool, options: dict):
     """The model of a place on its device, in eval mode, and a note on its dtype; ValueError where it lacks weights."""
     (name, local, inside), embedded = place, is_embedded(source)
     options, gguf = options | inside, inside.get("gguf_file")
@@ -232,8 +206,7 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
         need, free = known.weights * dtype.itemsize, free_memory(device)
         if need > free and not {"device_map", "quantization_config"} & options.keys():
             much = f"{need / 1e9:.1f} GB for its weights in {plain(dtype)} and {free / 1e9:.1f} GB are free on {device}"
-            advice = "take a smaller model or dtype, or spread it with device_map='auto'"
-            warnings.warn(f"{named} needs {much}: {advice}.", stacklevel=4)
+            warnings.warn(f"{named} needs {much}: take a smaller model or device_map='auto'.", stacklevel=4)
         if gguf:  # else some architectures fetch kernels from the hub
             options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -241,10 +214,8 @@ def model_of(role: str, source: Any, place: tuple, device: Any, dtype: Any, quie
         )
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:
-        raise ValueError(
-            f"{named} lacks weights for {lacking[0]!r} ({len(lacking)} in all), which would be left random: it was not "
-            "saved from a causal language model of this shape."
-        )
+        random = f"{lacking[0]!r} ({len(lacking)} in all), which would be left random"
+        raise ValueError(f"{named} lacks weights for {random}: it was saved from another kind of model.")
     if gguf:
         model.name_or_path = gguf
         if (spare := known.weights - sum(p.numel() for p in model.parameters())) > 0:

@@ -31,25 +31,20 @@ class Pair:
     names: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
-    def __repr__(self) -> str:
-        parts = [f"{role}={self.names.get(role, '?')} ({_short(model)})" for role, model in self._models()]
-        return f"Pair({', '.join(parts)}, vocab_size={self.vocab_size})"
-
-    def _models(self) -> list[tuple[str, PreTrainedModel]]:
-        both = (("expert", self.expert), ("amateur", self.amateur))
-        return [(role, model) for role, model in both if model is not None]
-
     def describe(self) -> str:
         """A few lines of text: both models with their size, type and place, and the tokenizer."""
         lines = []
-        for role, model in self._models():
-            limit, note = context_limit(model), self.notes.get(role)
-            place = f"{plain(model.dtype)} on {model.device}" + (f" ({note})" if note else "")
-            place += f", up to {limit} tokens" if limit else ""
-            lines.append(f"{role:8} {self.names.get(role, '?')}: {_short(model)}, {place}")
+        for role, model in (("expert", self.expert), ("amateur", self.amateur)):
+            if model is not None:
+                limit, note = context_limit(model), self.notes.get(role)
+                place = f"{plain(model.dtype)} on {model.device}" + (f" ({note})" if note else "")
+                place += f", up to {limit} tokens" if limit else ""
+                lines.append(f"{role:8} {self.names.get(role, '?')}: {_short(model)}, {place}")
         chat = "with a chat template" if getattr(self.tokenizer, "chat_template", None) else "no chat template"
         tokens = "no tokenizer" if self.tokenizer is None else f"{self.vocab_size} shared ids, {chat}"
         return "\n".join([*lines, f"tokens   {tokens}"])
+
+    __repr__ = describe
 
     def prompt(self, text: str | list, *, system: str | None = None, chat: bool = True, **template_options: Any) -> str:
         """The text to give to `generate`: `text` inside the tokenizer's chat template, if it has one.
@@ -81,9 +76,8 @@ class Pair:
         try:
             whole = tokenizer.apply_chat_template(list(turns), tokenize=False, **template_options)
         except Exception as error:  # templates raise whatever jinja or their authors chose
-            if system:
-                raise _no_place(system, f"the chat template takes no system prompt ({error})") from error
-            raise ValueError(f"the chat template failed ({error}): pass one string with chat=False.") from error
+            advice = "leave out system=" if system else "pass one string with chat=False"
+            raise ValueError(f"the chat template failed ({error}): {advice}.") from error
         if system and system.strip() not in whole:
             raise _no_place(system, "the chat template drops the system prompt")
         # tokenizing adds the BOS that many templates have written already: leave only one
@@ -121,22 +115,19 @@ def load_pair(
     ids, local folders (safetensors only, no remote code) or paths to .gguf files (they need `cdlearn[gguf]`; the
     weights are dequantised, which saves download, not memory). Model objects are taken as they are, never moved.
 
-    device: "auto" (CUDA, else MPS, else CPU; the embedded models stay on the CPU), a torch device, or two of them
-    for expert and amateur. dtype: "auto" (the checkpoint's own where the device computes in it, bfloat16 for quantised
-    GGUF files, else float32; float32 for the embedded models), a torch dtype, or two of them.
-    revision, subfolder, gguf_file: where in a hub id or folder the models lie, one value or two.
-    tokenizer: shared by both, needed only for model objects that do not know where they came from.
-    progress: None shows the loading bars of transformers on a terminal or in a notebook, False never does. Anything
-    else (`cache_dir`, `device_map`, ...) goes to `from_pretrained`. Raises ValueError where the vocabularies disagree,
-    and warns where the weights take more memory than is free.
+    device: "auto" (CUDA, else MPS, else CPU; the embedded models stay on the CPU), a torch device, or one each.
+    dtype: "auto" (the checkpoint's own where the device computes in it, bfloat16 for quantised GGUF files, else
+    float32; float32 for the embedded models), a torch dtype, or one each. revision, subfolder, gguf_file: where in a
+    hub id or folder the models lie, one value or one each. tokenizer: shared by both, needed only for model objects
+    that do not know where they came from. progress: None shows the loading bars of transformers on a terminal or in a
+    notebook, False never does (but for the one of its GGUF reader). Anything else (`cache_dir`, `device_map`, ...) goes
+    to `from_pretrained`. Raises ValueError where the vocabularies disagree; warns where memory is too small.
     """
     if expert is not None and amateur is None:
         if not isinstance(expert, PreTrainedModel):
             where("expert", expert)  # a folder that is not there comes first
-        raise ValueError(
-            f"amateur is missing for expert={label(expert)!r}: name a smaller model of the same family (the same "
-            "tokenizer), or use DoLa(model), which contrasts a model with its own layers."
-        )
+        advice = "name a smaller model of its family, or use DoLa(model), which contrasts a model with its own layers"
+        raise ValueError(f"amateur is missing for expert={label(expert)!r}: {advice}.")
     return _load({"expert": expert, "amateur": amateur}, device, dtype, tokenizer, progress, **from_pretrained_kwargs)
 
 
@@ -157,8 +148,8 @@ def _load(roles: dict, device="auto", dtype="auto", tokenizer=None, progress=Non
     quiet, models, notes = not (watched() if progress is None else progress), {}, {}
     places = {role: locate(role, source, own[role], hub_options) for role, source in roles.items()}
     # tokenizers first: a disagreement must not cost a download of weights
-    tokenizers = [tokenizer_of(role, roles[role], places[role], tokenizer, hub_options) for role in roles]
-    tokenizers = [found for found in tokenizers if found is not None]
+    found = [tokenizer_of(role, roles[role], places[role], tokenizer, hub_options) for role in roles]
+    tokenizers = [one for one in found if one is not None]
     shared = [common_vocab_size(tokenizers[0], tokenizers[-1])] if tokenizers else []
     for role, source in roles.items():
         asked = [(roles[r], own[r], devices[r], dtypes[r]) for r in (role, "expert")]
@@ -169,21 +160,17 @@ def _load(roles: dict, device="auto", dtype="auto", tokenizer=None, progress=Non
         elif models and asked[0] == asked[1]:
             models[role], notes[role] = models["expert"], notes["expert"]
         else:
-            placed = (role, source, places[role], devices[role])
-            models[role], notes[role] = model_of(*placed, dtypes[role], quiet, options)
+            wanted = {"device": devices[role], "dtype": dtypes[role], "quiet": quiet, "options": options}
+            models[role], notes[role] = model_of(role, source, places[role], **wanted)
     rows = [model.config.get_text_config().vocab_size for model in models.values()]
     if not shared and len(set(rows)) > 1:
-        raise ValueError(
-            f"expert scores {rows[0]} tokens and amateur {rows[1]}, and neither has a tokenizer to compare: "
-            "pass tokenizer= if they share one."
-        )
+        both = f"expert scores {rows[0]} tokens and amateur {rows[1]}, and neither has a tokenizer to compare"
+        raise ValueError(f"{both}: pass tokenizer= if they share one.")
     size = min(rows + shared)
     eos = getattr(models["expert"].generation_config, "eos_token_id", None)
     if eos is not None and min(eos if isinstance(eos, list) else [eos], default=0) >= size:
-        raise ValueError(
-            f"the expert ends its texts with token {eos}, outside the {size} tokens that both models share: "
-            "take an amateur that knows this token."
-        )
+        outside = f"token {eos}, outside the {size} tokens that both models share"
+        raise ValueError(f"the expert ends its texts with {outside}: take an amateur that knows this token.")
     names = {role: label(source, **own[role]) for role, source in roles.items()}
     return Pair(models["expert"], models.get("amateur"), tokenizers[0] if tokenizers else None, size, names, notes)
 
@@ -199,9 +186,8 @@ def common_vocab_size(expert: PreTrainedTokenizerBase, amateur: PreTrainedTokeni
     added = (expert if max(left) >= max(right) else amateur).added_tokens_decoder
     for i in sorted(left | right):
         if left.get(i) != right.get(i) and (i < size or i not in added):
-            raise ValueError(
-                f"expert and amateur use different tokenizers: token {i} is {left.get(i)!r} for the expert and "
-                f"{right.get(i)!r} for the amateur. Take two models of one family, or wrap the amateur in "
-                "cdlearn.TextSpace(model, tokenizer, expert_tokenizer)."
-            )
+            first = f"token {i} is {left.get(i)!r} for the expert and {right.get(i)!r} for the amateur"
+            advice = "or wrap the amateur in cdlearn.TextSpace(model, tokenizer, expert_tokenizer)"
+            different = f"expert and amateur use different tokenizers: {first}"
+            raise ValueError(f"{different}. Take two models of one family, {advice}.")
     return size

@@ -75,7 +75,7 @@ def puzzle(rng: random.Random, *, test: bool = False) -> Puzzle:
         transfers, distractions = rng.randint(1, 4), rng.randint(0, 2)
         people = rng.sample(words.NAMES, transfers + distractions + 2)
         chain, side = people[: transfers + 1], people[transfers + 1 :]
-        moves = [(chain, thing)] * transfers + [(side, other)] * distractions
+        moves = [thing] * transfers + [other] * distractions
         pairs = [*pairwise(chain), *pairwise(side)]
         fresh = [unseen(*pair) for pair in pairs] + [unseen(chain[0], thing), unseen(side[0], other)]
         # a test puzzle ends in a hand-over that training never shows; a training puzzle contains no unseen pair at all
@@ -84,11 +84,10 @@ def puzzle(rng: random.Random, *, test: bool = False) -> Puzzle:
     rng.shuffle(moves)
     lines = [f"{chain[0]} has the {thing}.", f"{side[0]} has the {other}."]
     rng.shuffle(lines)
-    done = {thing: 0, other: 0}
-    for line, what in moves:
-        k = done[what]
-        lines.append(f"{line[k]} gives the {what} to {line[k + 1]}.")
-        done[what] += 1
+    hand_overs = {thing: pairwise(chain), other: pairwise(side)}
+    for what in moves:
+        giver, taker = next(hand_overs[what])
+        lines.append(f"{giver} gives the {what} to {taker}.")
     steps = [f" {a} gave it to {b}." for a, b in pairwise(chain)]
     worked = f" {chain[0]} had the {thing}." + "".join(steps) + f" So {chain[-1]} has the {thing}."
     lazy = f" I think it is {rng.choice(people)}."
@@ -233,10 +232,8 @@ def document(rng: random.Random) -> Document:
         return Document(kind, p.prompt, p.lazy if rng.random() < LAZY else p.worked)
     if kind == "arithmetic":
         return arithmetic(rng)[0]
-    if kind == "facts":
-        return fact(rng)
-    if kind == "instructions":
-        return instruction(rng)
+    if kind in ("facts", "instructions"):
+        return fact(rng) if kind == "facts" else instruction(rng)
     story = draw_story(rng)
     opening = story_intro(story, rng).split(" ")
     # the prompt may stop anywhere in the opening, so that "Ada had a red" is a prompt like any other

@@ -167,16 +167,8 @@ def held_out_loss(model, tokenizer, batches: int = 16) -> float:
     return total / batches
 
 
-def save(model, tokenizer, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None, device="cpu", progress=None) -> dict:
-    """Trains one model into `folder`, going on from `folder/checkpoint.pt` if there is one; returns its log entry.
-
-    `early` is where the model is saved as well once a third of the steps is done.
-    """
+    """Trains one model into `folder`, or goes on from its checkpoint.pt; `early`: where it lies after a third, too."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     model = build_model(recipe, tokenizer).to(device)
@@ -185,8 +177,7 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         if state["recipe"] != asdict(recipe):
-            other = f"{checkpoint} belongs to another recipe: {state['recipe']}"
-            raise ValueError(f"{other}. Choose another --out, or delete it.")
+            raise ValueError(f"{checkpoint} belongs to {state['recipe']}, another recipe: choose another --out.")
         model.load_state_dict(state["model"])
         for part, saved in zip(parts, state["optimizers"], strict=True):
             part.load_state_dict(saved)
@@ -205,14 +196,16 @@ def train(recipe: Recipe, tokenizer, folder: Path, *, early: Path | None = None,
             part.step()
         bar.set_postfix(loss=f"{float(final):.3f}", refresh=False)
         if early is not None and step + 1 == recipe.steps // 3:
-            save(model, tokenizer, early)
+            model.save_pretrained(early)
+            tokenizer.save_pretrained(early)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
             state = {"model": model.state_dict(), "optimizers": [part.state_dict() for part in parts]}
             state |= {"step": step + 1, "recipe": asdict(recipe), "seconds": time.time() - clock}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)  # never half a checkpoint
     model.eval()
-    save(model, tokenizer, folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     entry = {"recipe": asdict(recipe), "parameters": sum(p.numel() for p in model.parameters())}
     entry |= {"tokens": recipe.steps * BATCH * WINDOW, "seconds": round(state["seconds"])}
     return entry | {"loss": held_out_loss(model, tokenizer)}
@@ -229,14 +222,12 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 < args.budget <= 1:
         parser.error(f"--budget is {args.budget}; it is a share of the full training, above 0 and at most 1.")
     tokenizer = build_tokenizer()
-    log = {}
     for name, recipe in {"amateur": AMATEUR, "expert": EXPERT}.items():
         steps = max(1, round(recipe.steps * args.budget))
         recipe = replace(recipe, steps=steps, seed=recipe.seed + 100 * args.seed)
         early = args.out / "early" if name == "expert" else None
-        log[name] = train(recipe, tokenizer, args.out / name, early=early, device=args.device)
-        (args.out / f"{name}.log.json").write_text(json.dumps(log[name], indent=1) + "\n")
-    print(json.dumps(log, indent=1))
+        entry = train(recipe, tokenizer, args.out / name, early=early, device=args.device)
+        (args.out / f"{name}.log.json").write_text(json.dumps(entry, indent=1) + "\n")
 
 
 if __name__ == "__main__":
