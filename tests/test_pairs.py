@@ -261,9 +261,14 @@ def test_offline_hub_id_says_file_cache_and_remedy(tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_mistyped_name_of_the_embedded_models_is_guessed():
+    with pytest.raises(OSError, match="did you mean 'expert'"):
+        load_expert("expret")
+
+
 def test_a_folder_with_pickles_only_is_refused(llama, tmp_path):
     os.rename(f"{llama}/model.safetensors", f"{llama}/pytorch_model.bin")
-    with pytest.raises(OSError, match="no file named model.safetensors"):
+    with pytest.raises(OSError, match="no file named model.safetensors.*save_pretrained"):
         load_pair(llama, llama)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import os
 import warnings
@@ -141,13 +142,16 @@ def _explained(role: str, name: str, local: bool, what: str, cache: Any):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        named = f"{role}={name!r}"
+        close = [] if local else difflib.get_close_matches(name, EMBEDDED_NAMES, n=1, cutoff=0.7)
+        named = f"{role}={name!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
         # transformers chains the hub's own error, whose name tells a missing network from a missing repository
         causes = {type(e).__name__ for e in (error, error.__cause__, error.__context__)}
         if not local and causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}:
             lost = f"{named}: {what} is not in the cache {cache or hub.HF_HUB_CACHE} and the hub cannot be reached"
             advice = f"run `hf download {name}` once while online, or give a local folder"
             raise OSError(f"{lost}: {advice}; load_pair() without arguments needs no download.") from error
+        if "named model.safetensors" in reason:  # where pickles are all there is
+            reason += " cdlearn reads safetensors only: load the model yourself and save it with save_pretrained"
         kind = ValueError if isinstance(error, (ValueError, TypeError, KeyError)) else OSError
         raise kind(f"{named}: {what} could not be loaded ({reason}).") from error
 
