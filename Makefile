@@ -83,7 +83,8 @@ EVAL = $(BIN)/python -m cdlearn eval $(MODELS) --prompts-file .ci/real
 
 # the evaluations go on where they were stopped
 real: $(STAMP)
-	CDLEARN_PAIR="$(PAIR)" $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(REAL)
+	CDLEARN_PAIR="$(PAIR)" $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+		--coalesce-streams $(REAL)
 	$(EVAL)/openings.jsonl --max-new-tokens 100 --batch 24 --out build/real/openings --json .ci/real/openings.json \
 		--methods greedy "contrastive strength=1" "contrastive beta=0.5" "sample top_p=0.95" "sample min_p=0.1" \
 		"greedy repetition_penalty=1.1" dola amateur
