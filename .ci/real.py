@@ -69,10 +69,11 @@ def evaluation(name: str, metrics: list[str]) -> list[str]:
 
 
 def speeds() -> list[str]:
-    """The rows of both benches side by side."""
-    both = [read(f"bench-{kind}.json") for kind in ("bfloat16", "float32")]
-    rows = [{row["method"]: row for row in bench["rows"]} for bench in both]
-    lines = ["| | against | bfloat16: ms | ratio | float32: ms | ratio | must be |", "|---|---|---|---|---|---|---|"]
+    """The rows of the benches side by side."""
+    kinds = [kind for kind in ("bfloat16", "float32") if (FOLDER / f"bench-{kind}.json").exists()]
+    rows = [{row["method"]: row for row in read(f"bench-{kind}.json")["rows"]} for kind in kinds]
+    heads = ["", "against", *(head for kind in kinds for head in (f"{kind}: ms", "ratio")), "must be"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, row in rows[0].items():
         cells = [name, row["against"]]
         for found in (kind[name] for kind in rows):
@@ -90,29 +91,30 @@ def about(name: str) -> str:
 
 
 def page() -> str:
-    place = read("bench-bfloat16.json")["machine"]
-    device = ", ".join(f"{key} {value}" for key, value in place.items())
-    return "\n".join([
+    """What was measured so far: a section for every file that is there."""
+    place = ", ".join(f"{key} {value}" for key, value in read("bench-bfloat16.json")["machine"].items())
+    lines = [
         "# A real pair, measured", "",
         "Expert: Qwen2.5-Coder-1.5B-Instruct. Amateur: Qwen2.5-Coder-0.5B-Instruct. Both were read from files of 4-bit "
         "weights and turned back into bfloat16. `make real` makes all of it again: the texts, the tables, and the "
         "outputs of [notebook 13](13_a_real_pair.ipynb). In brackets: 95% bootstrap intervals over the prompts.", "",
-        f"Machine: {device}.", "",
-        "## 24 openings, continued by 100 tokens", "",
-        *evaluation("openings.json", ["rep-2", "rep-2, tokens", "diversity"]), "",
-        "rep-2: word pairs that the same text has said before, in percent. Diversity: the mean over the texts of "
-        f"(1 - rep-2)(1 - rep-3)(1 - rep-4), in percent. No chat template. {about('openings.json')}.", "",
-        "## 100 sums in words", "",
-        *evaluation("sums.json", ["last number"]), "",
-        "Percent of answers whose last number is right. In the chat template, at most 160 tokens. "
-        f"{about('sums.json')}.", "",
-        "## Speed", "",
-        "Steps are held against the bare forward passes beside them, texts against the plain loop. Batch 1.", "",
-        *speeds(), "",
-    ])  # fmt: skip
+        f"Machine: {place}.", "",
+    ]  # fmt: skip
+    if (FOLDER / "openings.json").exists():
+        lines += ["## 24 openings, continued by 100 tokens", ""]
+        lines += evaluation("openings.json", ["rep-2", "rep-2, tokens", "diversity"])
+        lines += ["", "rep-2: word pairs (token pairs) that the same text has said before, in percent. Diversity: the "
+                  "mean over the texts of (1 - rep-2)(1 - rep-3)(1 - rep-4), in percent. No chat template. "
+                  f"{about('openings.json')}.", ""]  # fmt: skip
+    if (FOLDER / "sums.json").exists():
+        lines += ["## 100 sums in words", "", *evaluation("sums.json", ["last number"])]
+        lines += ["", "Percent of answers whose last number is right. In the chat template, at most 160 tokens. "
+                  f"{about('sums.json')}.", ""]  # fmt: skip
+    lines += ["## Speed", "", "Steps are held against the bare forward passes beside them, texts against the plain "
+              "loop. Batch 1.", "", *speeds(), ""]  # fmt: skip
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
     (FOLDER / "sums.jsonl").write_text(sums(), encoding="utf-8")
-    if (FOLDER / "openings.json").exists():
-        PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")

@@ -8,15 +8,27 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("pages", ROOT / ".ci" / "pages.py")
-pages = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pages)
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pages, real = loaded("pages"), loaded("real")
 
 
 def test_the_index_is_current():
     page = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
     assert pages.with_index(page) == page, "run `make pages`"
     assert all(f"]({path.name})" in pages.index() for path in pages.notebooks())
+
+
+def test_the_page_of_the_real_pair_and_its_sums_are_current():
+    assert real.page() == real.PAGE.read_text(encoding="utf-8"), "run `make pages`"
+    assert real.sums() == (real.FOLDER / "sums.jsonl").read_text(encoding="utf-8")
 
 
 def test_the_gallery_is_current():

@@ -148,7 +148,10 @@ def _draft(
             raise NonFiniteError(f"the draft's {error}") from None
         best = probs.amax(dim=-1) if probs is not None else (scores.amax(dim=-1) - scores.logsumexp(dim=-1)).exp()
         for pace, on, none, sure in zip(paces, going, silent.tolist(), best.tolist()):
-            pace.stop() if none else on and pace.add(sure)
+            if none:
+                pace.stop()
+            elif on:
+                pace.add(sure)
         going = torch.tensor(going) & ~silent.cpu()
         if not bool(going.any()):
             break
