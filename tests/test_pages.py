@@ -28,6 +28,8 @@ def test_the_index_is_current():
 
 def test_the_page_of_the_real_pair_and_its_sums_are_current():
     assert real.page() == real.PAGE.read_text(encoding="utf-8"), "run `make pages`"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert real.with_table(readme) == readme, "run `make pages`"
     assert real.sums() == (real.FOLDER / "sums.jsonl").read_text(encoding="utf-8")
 
 
