@@ -131,7 +131,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else (names or [platform.machine()])[0]
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     place = {"device": f"{device.type} ({name})", "threads": torch.get_num_threads()} | versions
-    return place | {"peak memory": f"{_peak(device) / 2**20:.0f} MiB" if _peak(device) else "unknown"}
+    return place | {"peak memory": f"{peak / 2**20:.0f} MiB" if (peak := _peak(device)) else "unknown"}
 
 
 def _peak(device: torch.device) -> int:

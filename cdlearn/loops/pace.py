@@ -30,7 +30,7 @@ class Pace:
     """
 
     def __init__(self, gamma: int | str, price: float) -> None:
-        self.longest, self.price = (LONGEST, price) if gamma == "auto" else (int(gamma), 0.0)
+        self.longest, self.price = LONGEST if gamma == "auto" else int(gamma), price  # price 0: none stops the draft
         self._seen = [[0.0, 0.0] for _ in range(_BINS)]  # accepted, tested
         self._first = 1.0  # the acceptance of first tokens, of late
         self._idle = 0

@@ -138,7 +138,8 @@ def _draft(
     while any(going := [pace.goes_on for pace in paces]):
         # the target could not even read a token from the padding of a wider vocabulary
         scores = run.penalized(draft.ask(ids, mask)[:, -1, :vocab], ids, mask)  # (b, V)
-        silent = scores.amax(dim=-1) == NEVER  # a draft may have nothing to say
+        top = scores.amax(dim=-1)
+        silent = top == NEVER  # a draft may have nothing to say
         scores = scores.masked_fill(silent[:, None], 0.0)
         if sampling["temperature"] > 0:
             points = torch.stack([row.uniforms(1)[0] if on else torch.zeros(()) for row, on in zip(rows, going)])
@@ -146,7 +147,7 @@ def _draft(
             tokens, probs = choose(scores, points, **sampling)
         except NonFiniteError as error:
             raise NonFiniteError(f"the draft's {error}") from None
-        best = probs.amax(dim=-1) if probs is not None else (scores.amax(dim=-1) - scores.logsumexp(dim=-1)).exp()
+        best = probs.amax(dim=-1) if probs is not None else (top - scores.logsumexp(dim=-1)).exp()
         for pace, on, none, sure in zip(paces, going, silent.tolist(), best.tolist()):
             if none:
                 pace.stop()

@@ -102,6 +102,11 @@ def _forked(value: Any) -> Any:
     return value
 
 
+def settings_around(source: Source, **own: Any) -> dict[str, Any]:
+    """The settings of a source around another: its own, and those of the inner one by names of their own."""
+    return own | {f"source_{name}": value for name, value in source.settings.items()}
+
+
 def padded(rows: Sequence[Sequence[int]], *, left: bool = True) -> tuple[Tensor, Tensor]:
     """Rows of any lengths as ids [B, T] int64, filled up with 0 on one side, and their mask [B, T] bool."""
     width = max(map(len, rows), default=0)

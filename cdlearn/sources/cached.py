@@ -193,7 +193,7 @@ class CachedLM(Source):
             if records:
                 cache.activate_past_recording()
         self.reset()  # an interrupt in the middle of a forward pass must not leave half a cache behind
-        positions = torch.ones_like(ids).cumsum(dim=1) - 1 if mask is None else (mask.cumsum(dim=1) - 1).clamp(min=0)
+        positions = torch.arange(end).expand(ids.shape) if mask is None else (mask.cumsum(dim=1) - 1).clamp(min=0)
         for begin in range(start, end, self._piece):
             stop = min(begin + self._piece, end)
             keep = stop - max(first, begin)  # not above 0: these columns have no scores

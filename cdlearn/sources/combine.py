@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cdlearn.checks import check_alpha, check_contrast, check_count, check_number, is_int, short
 from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, mixed_scores
-from cdlearn.sources.base import Source, padded
+from cdlearn.sources.base import Source, padded, settings_around
 from cdlearn.sources.cached import as_source
 from cdlearn.trace.record import CONTRAST, Form
 
@@ -113,11 +113,7 @@ class Prompted(Source):
     inner = ("source",)
 
     def __init__(
-        self,
-        source: Source | PreTrainedModel,
-        prefix: str | Sequence[int] | Mapping[Any, Any],
-        *,
-        tokenizer: Any = None,
+        self, source: Source | PreTrainedModel, prefix: str | Sequence[int] | Mapping, *, tokenizer: Any = None
     ) -> None:
         super().__init__()
         self.source = as_source(source, "source").fork()
@@ -134,8 +130,7 @@ class Prompted(Source):
         if self.max_positions is not None:
             self.max_positions -= longer
         self.unnormalised = self.source.unnormalised
-        own = {"method": "prompted", "prefix_tokens": longer}
-        self.settings = own | {f"source_{name}": value for name, value in self.source.settings.items()}
+        self.settings = settings_around(self.source, method="prompted", prefix_tokens=longer)
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         ids, real = ids.clone(), torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.clone()
@@ -190,8 +185,7 @@ class Window(Source):
         compose(self, [self.source])
         self.k = check_count(k, "k", high=self.max_positions)
         self.max_positions, self.rewindable, self.unnormalised = None, True, self.source.unnormalised
-        own = {"method": "window", "k": self.k}
-        self.settings = own | {f"source_{name}": value for name, value in self.source.settings.items()}
+        self.settings = settings_around(self.source, method="window", k=self.k)
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from cdlearn.checks import BROKEN, check_tokenizer
 from cdlearn.scores import NEVER
-from cdlearn.sources.base import Source, padded
+from cdlearn.sources.base import Source, padded, settings_around
 from cdlearn.sources.cached import as_source
 
 _CHUNK = 64  # candidate texts in one forward pass
@@ -38,7 +38,7 @@ class TextSpace(Source):
         eos = expert_tokenizer.eos_token_id
         self.eos_token_ids = () if eos is None else (eos,)
         self.device = self.source.device
-        self.settings = {"method": "text space"} | {f"source_{k}": v for k, v in self.source.settings.items()}
+        self.settings = settings_around(self.source, method="text space")
         self._special = set(expert_tokenizer.all_special_ids)
         self._rows: list[Source] = []  # a cache for each row: their texts have nothing in common
 
