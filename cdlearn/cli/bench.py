@@ -82,13 +82,13 @@ def load(
 
 def measure(
     expert: PreTrainedModel, amateur: PreTrainedModel, stories: Sequence[Tensor] = (), *,
-    batch: int = 1, context: int = 32, steps: int = 64, repetitions: int = 5, threads: int | None = None,
-    own: bool = True,
+    batch: int = 1, context: int = 32, steps: int = 64, tokens: int = 64, repetitions: int = 5,
+    threads: int | None = None, own: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the machine, the setting, and rows: one for each method.
 
     Each repetition decodes `steps` tokens in `batch` rows after `context` random ones with every method in turn, and
-    continues the stories, ids [1, T] that the models can read, by `steps` tokens. In a row: method, ms (a step, or a
+    continues the stories, ids [1, T] that the models can read, by so many `tokens`. In a row: method, ms (a step, or a
     token of a text, or from the call to the scores of the first token; median), against, ratio (times to the bare
     forwards or the method named in `against`; for speculative rows the speed-up over it), low and high (over
     repetitions), predicted (the speed-up that the measured passes and tokens per round give, were the loop free: arXiv
@@ -99,15 +99,15 @@ def measure(
     torch.set_num_threads(threads or before)
     try:
         with options.bar((repetitions + 1) * (1 + bool(stories)), "repetition") as bar:
-            numbers = {"steps": steps, "repetitions": repetitions, "bar": bar, "own": own}
-            rows = _step_rows(expert, amateur, batch, context, **numbers)
-            rows += _text_rows(expert, amateur, stories, **numbers) if stories else []
+            numbers = {"repetitions": repetitions, "bar": bar, "own": own}
+            rows = _step_rows(expert, amateur, batch, context, steps=steps, **numbers)
+            rows += _text_rows(expert, amateur, stories, tokens=tokens, **numbers) if stories else []
         place = machine(expert.device)
     finally:
         torch.set_num_threads(before)
     sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (expert, amateur)]
     setting = {"expert": f"{sizes[0]:.1f}M", "amateur": f"{sizes[1]:.2f}M", "batch": batch, "context": context}
-    setting |= {"steps": steps, "repetitions": repetitions, "dtype": str(expert.dtype)}
+    setting |= {"steps": steps, "tokens": tokens, "repetitions": repetitions, "dtype": str(expert.dtype)}
     rows = [row | {"aim": AIMS.get(row["method"], ("", ""))[not own]} for row in rows]
     return {"machine": place, "setting": setting, "rows": rows}
 
@@ -174,13 +174,13 @@ def _step_rows(expert, amateur, batch: int, context: int, *, steps: int, repetit
 
 
 def _text_rows(
-    expert, amateur, stories: Sequence[Tensor], *, steps: int, repetitions: int, bar: Any, own: bool
+    expert, amateur, stories: Sequence[Tensor], *, tokens: int, repetitions: int, bar: Any, own: bool
 ) -> list:
     """Whole texts: each speculative loop's speed-up over its plain loop, beside what theory makes of the acceptance."""
     shared = CachedLM(amateur)  # the draft is the contrast's own amateur
     layer = max(1, expert.config.get_text_config().num_hidden_layers // 3)
     bare = {"expert": expert, "amateur": amateur} | ({"exit": EarlyExit(expert, layer).model} if own else {})
-    numbers = {"max_new_tokens": steps, "eos_token_ids": (), "trace": False, "progress": False}
+    numbers = {"max_new_tokens": tokens, "eos_token_ids": (), "trace": False, "progress": False}
 
     def contrast() -> Source:
         return Contrast(expert, shared, beta=0.5)
@@ -193,7 +193,7 @@ def _text_rows(
         f"self-speculative, exit {layer}": (
             "greedy text", lambda ids: speculate(expert, EarlyExit(expert, layer), ids, **numbers),
         ),
-        "transformers assisted": ("greedy text", lambda ids: greedy(expert, ids, steps, assistant_model=amateur)),
+        "transformers assisted": ("greedy text", lambda ids: greedy(expert, ids, tokens, assistant_model=amateur)),
     }  # fmt: skip
     methods = _chosen(methods, own)
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -202,16 +202,16 @@ def _text_rows(
     for timed in [False] + [True] * repetitions:
         for name, (_, decode) in methods.items():
             total = 0.0
-            for ids in stories:
+            for ids in stories if timed else stories[:1]:
                 shared.reset()
                 start = now(expert.device)
                 made = decode(ids)
                 total += now(expert.device) - start
-                stats = getattr(made, "stats", {})
+                stats = getattr(made, "stats", {}) if timed else {}
                 keys = ("rounds", "drafted", "accepted", "tested", "new_tokens")
                 counts[name].update({key: stats.get(key, 0) for key in keys})
             if timed:
-                seconds[name].append(total / len(stories) / steps)
+                seconds[name].append(total / len(stories) / tokens)
         if timed:
             passes.append(bare_passes(bare, stories[0]))
         bar.update()
@@ -260,7 +260,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch", type=count, default=1, help="rows decoded at once (default: 1)")
     parser.add_argument("--context", type=count, default=32, help="tokens before the first step (default: 32)")
     steps = options.number(int, 2)
-    parser.add_argument("--steps", type=steps, help="tokens per repetition (default: 64; of a pair of yours 24)")
+    parser.add_argument("--steps", type=steps, help="steps per repetition (default: 64; of a pair of yours 16)")
+    parser.add_argument("--tokens", type=steps, default=64, help="tokens of each text (default: 64)")
     parser.add_argument("--repetitions", type=count, help="default: 5; of a pair of yours 3")
     parser.add_argument("--threads", type=count, help="CPU threads (default: torch's choice)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -268,9 +269,9 @@ def main(argv: list[str]) -> int:
     named = bool(args.expert or args.amateur)
     if named and args.size != "embedded":
         parser.error(f"--size {args.size} names a pair, and so does --expert or --amateur: give one of them")
-    args.steps, args.repetitions = args.steps or (24 if named else 64), args.repetitions or (3 if named else 5)
+    args.steps, args.repetitions = args.steps or (16 if named else 64), args.repetitions or (3 if named else 5)
     models = load(args.size, args.expert, args.amateur, args.device, args.dtype)
-    numbers = {name: getattr(args, name) for name in ("batch", "context", "steps", "repetitions", "threads")}
+    numbers = {name: getattr(args, name) for name in ("batch", "context", "steps", "tokens", "repetitions", "threads")}
     record = measure(*models, **numbers, own=not named)
     if args.json:
         print(json.dumps(record, indent=1))

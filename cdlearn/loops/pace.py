@@ -11,8 +11,8 @@ from torch import nn
 from cdlearn.checks import check_count, check_word, is_int
 from cdlearn.sources import Source
 
-LONGEST = 12  # tokens that "auto" drafts at most
-COLUMN = 0.1  # what one more column costs the target, in passes over a single one
+LONGEST = 24  # tokens that "auto" drafts at most
+COLUMN = 0.04  # what one more column costs the target, in passes over a single one
 _BINS = 8  # of the draft's probability, each with its own acceptance rate
 _TRUST = 8  # tests after which a bin's own acceptance weighs as much as the draft's word
 _MEMORY = 0.9  # how much of the acceptance of first tokens is remembered per round
