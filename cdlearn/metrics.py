@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import check_count, check_word, is_int, short
+from cdlearn.checks import check_count, check_ids, check_list, check_number, check_text, check_tokenizer, check_word
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
 from cdlearn.sources.base import padded
 
 _NUMBERS = 2**25  # scores asked for at once: 134 MB, and a few times that inside a source of several parts
+_KINDS = "strings or lists of token ids, of a Generation its .text"
 MASKED = -1000.0  # what a token outside the mask costs: its choice still differs from others by the other tokens
 
 
@@ -27,7 +28,7 @@ Text = str | Sequence[int]
 
 def ngram_counts(text: Text, n: int) -> tuple[int, int]:
     """How many distinct n-grams of words (of a string) or of tokens (of ids) a text has, and how many in all."""
-    grams = _ngrams(text, n)
+    grams = _ngrams(text if isinstance(text, str) else check_ids(text, "text", _KINDS), check_count(n, "n"))
     return len(set(grams)), len(grams)
 
 
@@ -81,7 +82,9 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[in
     Spaces that end the prompt go to the continuation, where most tokenizers keep them: the rule of the
     lm-evaluation-harness. An empty prompt becomes the BOS, or else the EOS. Raises ValueError where there is neither.
     """
-    spaces = len(prompt) - len(prompt.rstrip())
+    check_tokenizer(tokenizer)
+    check_text(continuation, "continuation")
+    spaces = len(check_text(prompt, "prompt")) - len(prompt.rstrip())
     if spaces:
         prompt, continuation = prompt[:-spaces], prompt[-spaces:] + continuation
     front = len(tokenizer(prompt)["input_ids"])
@@ -110,11 +113,11 @@ def token_log_probs(
     Raises ValueError for a row without a prompt or an unknown convention. arXiv 2309.03883, section 3.1.
     """
     check_word(convention, "convention", ("textbook", "reference"))
-    check_count(batch_size, "batch_size")
-    for k, (prompt, _) in enumerate(rows):
-        if not len(prompt):
-            raise ValueError(f"rows[{k}] has a prompt without a token: start it with the tokenizer's BOS.")
+    batch_size = check_count(batch_size, "batch_size")
+    if not (isinstance(masked, float) and masked == NEVER):
+        masked = check_number(masked, "masked", low=-1e6, high=1e6)
     source = as_source(source, "source")
+    rows = [_row(row, f"rows[{k}]", source.vocab_size) for k, row in enumerate(check_list(rows, "rows", "pairs"))]
     log_probs = [torch.zeros(0)] * len(rows)
     # neighbours in length share a batch: the least padding
     order = sorted((k for k, row in enumerate(rows) if len(row[1])), key=lambda k: len(rows[k][0]) + len(rows[k][1]))
@@ -123,6 +126,15 @@ def token_log_probs(
         for k, values in zip(chosen, _batch(source, [rows[k] for k in chosen], convention, masked)):
             log_probs[k] = values
     return log_probs
+
+
+def _row(row: Any, name: str, vocab: int) -> list[list[int]]:
+    row = [check_ids(ids, name) for ids in check_list(row, name, "prompt ids and continuation ids")]
+    if len(row) != 2 or not row[0]:
+        raise ValueError(f"{name} has a prompt without a token: start it with the tokenizer's BOS.")
+    if not all(0 <= token < vocab for ids in row for token in ids):
+        raise ValueError(f"{name} holds a token outside the source's vocabulary of {vocab}: use its own tokenizer.")
+    return row
 
 
 @torch.inference_mode()
@@ -162,10 +174,10 @@ def choice_scores(
     choice. arXiv 2309.03883, section 3.1.
     """
     rows = []
-    for choice in choices:
-        space = "" if prompt[-1:].isspace() or choice[:1].isspace() or not prompt else " "
-        if not choice.strip():
-            raise ValueError(f"choice {choice!r} is empty: give it a text.")
+    for k, choice in enumerate(check_list(choices, "choices", "texts")):
+        if not check_text(choice, f"choices[{k}]").strip():
+            raise ValueError(f"choices[{k}] is {choice!r}, which is empty: give it a text.")
+        space = "" if check_text(prompt, "prompt")[-1:].isspace() or choice[:1].isspace() or not prompt else " "
         rows.append(encode_pair(tokenizer, prompt, space + choice))
     return [float(values.double().sum()) for values in token_log_probs(source, rows, convention=convention)]
 
@@ -182,7 +194,7 @@ def perplexity(
     any token at all it is 1, no surprise: read it beside the lengths. The value depends on the tokenizer: compare it
     under one model only. Raises TypeError or ValueError naming the argument.
     """
-    prompts, texts = _listed(prompts, "prompts"), _listed(texts, "texts")
+    prompts, texts = check_list(prompts, "prompts", "texts"), check_list(texts, "texts", "texts")
     if len(prompts) != len(texts):
         raise ValueError(f"prompts holds {len(prompts)} and texts {len(texts)}: pass one prompt for every text.")
     rows = []
@@ -194,24 +206,11 @@ def perplexity(
         elif isinstance(prompt, str) or isinstance(text, str):
             raise TypeError(f"prompts[{k}] and texts[{k}] are of two kinds: pass two strings or two lists of ids.")
         else:
-            rows.append((_ids(prompt, f"prompts[{k}]"), _ids(text, f"texts[{k}]")))
+            rows.append((check_ids(prompt, f"prompts[{k}]", _KINDS), check_ids(text, f"texts[{k}]", _KINDS)))
     log_probs = token_log_probs(source, rows, batch_size=batch_size, masked=NEVER)
     tokens = sum(values.numel() for values in log_probs)
     nats = -sum(float(values.double().sum()) for values in log_probs)
     return math.exp(min(nats / tokens, 709.0)) if tokens and nats < math.inf else math.inf if tokens else 1.0
-
-
-def _listed(values: Sequence[Any], name: str) -> list[Any]:
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise TypeError(f"{name} is {short(values)}: pass a list with an entry for every text.")
-    return list(values)
-
-
-def _ids(tokens: Any, name: str) -> list[int]:
-    tokens = tokens.tolist() if hasattr(tokens, "tolist") else tokens
-    if not isinstance(tokens, (list, tuple)) or not all(map(is_int, tokens)):
-        raise TypeError(f"{name} is {short(tokens)}; pass strings or lists of token ids, of a Generation its .text.")
-    return list(tokens)
 
 
 def _units(text: Text) -> Sequence[Any]:
@@ -224,8 +223,8 @@ def _ngrams(text: Text, n: int) -> list[tuple[Any, ...]]:
 
 
 def _checked(texts: Sequence[Text], n: int = 1) -> list[Text]:
-    texts = _listed(texts, "texts")
-    texts = [text if isinstance(text, str) else _ids(text, f"texts[{k}]") for k, text in enumerate(texts)]
+    texts = check_list(texts, "texts", _KINDS)
+    texts = [text if isinstance(text, str) else check_ids(text, f"texts[{k}]", _KINDS) for k, text in enumerate(texts)]
     if len({isinstance(text, str) for text in texts}) > 1:
         raise TypeError("texts holds strings and lists of token ids: pass one kind, words and tokens do not add up.")
     check_count(n, "n")

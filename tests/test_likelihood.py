@@ -141,7 +141,7 @@ def test_bad_arguments(tokenizer):
         token_log_probs(model, ROWS, convention="paper")
     with pytest.raises(ValueError, match=r"rows\[0\] has a prompt without a token"):
         token_log_probs(model, [([], [3])])
-    with pytest.raises(ValueError, match="choice ' ' is empty"):
+    with pytest.raises(ValueError, match=r"choices\[1\] is ' '"):
         choice_scores(model, "a\n", ["b", " "], tokenizer=tokenizer)
     nothing = character_tokenizer()
     nothing.bos_token = nothing.eos_token = None

@@ -121,7 +121,7 @@ def test_bad_texts(metric):
         metric("a b")
     with pytest.raises(TypeError, match="texts is None: pass a list"):
         metric(None)
-    with pytest.raises(TypeError, match=r"texts\[1\] is None; pass strings"):
+    with pytest.raises(TypeError, match=r"texts\[1\] is None: pass strings"):
         metric(["a", None])
 
 
