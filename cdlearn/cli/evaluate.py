@@ -100,7 +100,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nanswers ({before} were there already) and numbers: answers.jsonl and results.csv in {args.out}")
     if args.json:
         setup = {"seed": args.seed, "n": args.n, "seconds": seconds, "threads": threads, "torch": torch.__version__}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n")
     print(f"\n{seconds} s on {threads} threads, seed {args.seed}")
     return 0
@@ -119,6 +118,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"{options.flag(name)} needs --methods: the toy world's own table has its own numbers")
     if args.no_grid and not whole:
         parser.error("--no-grid changes nothing here: the grid belongs to the toy world's own table")
+    if args.json:  # an error now, not after hours
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.open("a").close()
     args.batch = args.batch or (BATCH_OF_OTHERS if args.expert else BATCH)
     args.n, args.max_new_tokens = args.n or (None if file else 500), args.max_new_tokens or (64 if file else None)
 
