@@ -340,7 +340,7 @@ def test_an_interrupt_keeps_what_is_finished_and_nothing_else(monkeypatch):
 
 
 def record(item, answer="x"):
-    return {"task": "t", "strategy": "s", "item": item, "answer": answer}
+    return {"task": "t", "strategy": "s", "item": item, "answer": answer, "token_ids": [5]}
 
 
 def test_a_folder_remembers_and_every_answer_is_on_disk_at_once(tmp_path):
@@ -370,24 +370,68 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
         assert folder["t", "s", 2]["answer"] == "again"
 
 
-def test_a_broken_line_before_the_last_is_an_error(tmp_path):
+ODD = [
+    "{half",
+    "[]",
+    "{}",
+    "null",
+    "[" * 100_000,
+    "\0" * 9,
+    "\ufffd",
+    '{"task": "t"}',
+    json.dumps(record(0))[:9] + "{}",
+]
+ODD += [
+    json.dumps(record(0) | change)
+    for change in (
+        {"task": ["t"]}, {"task": 3}, {"strategy": None}, {"item": False}, {"item": 0.0}, {"item": "0"}, {"answer": 3},
+        {"answer": None}, {"answer": ["a"]}, {"answer": {"a": 1}}, {"token_ids": None}, {"token_ids": ["5"]},
+        {"token_ids": [5.0]}, {"token_ids": 5},
+    )
+]  # fmt: skip
+ODD += [json.dumps({key: value for key, value in record(0).items() if key != left}) for left in record(0)]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_line_counts_for_nothing_and_stays(tmp_path, odd):
     with Records(tmp_path, {}) as folder:
-        folder.add(record(0))
+        folder.add(record(1))
     path = tmp_path / "answers.jsonl"
-    for broken in (b"{half\n", b"[]\n", b'{"task": "t"}\n'):
-        path.write_bytes(broken + json.dumps(record(1)).encode() + b"\n")
-        with pytest.raises(ValueError, match="answers.jsonl, line 1, is not an answer"):
-            Records(tmp_path, {})
-        assert path.read_bytes().startswith(broken)  # nothing was thrown away
+    path.write_bytes(odd.encode() + b"\n" + path.read_bytes())
+    with Records(tmp_path, {}) as folder:
+        assert dict(folder) == {("t", "s", 1): record(1)} and folder.odd == [1]
+        folder.add(record(0))
+    with Records(tmp_path, {}) as folder:
+        assert len(folder) == 2 and folder.odd == [1] and path.read_bytes().startswith(odd.encode())
 
 
 def test_other_settings_are_refused_in_one_sentence(tmp_path):
-    Records(tmp_path, {"n": 3, "stop": None}).__exit__()
+    Records(tmp_path, {"n": 5}).__exit__()  # nothing depends on them yet
+    with Records(tmp_path, {"n": 3, "stop": None}) as folder:
+        folder.add(record(0))
     with pytest.raises(ValueError, match=r"was begun with n = 3, and this run has 4: give the same settings, or ano"):
         Records(tmp_path, {"n": 4, "stop": None})
     with pytest.raises(ValueError, match="was begun with stop = None, and this run has"):
         Records(tmp_path, {"n": 3, "stop": ["Q:"]})
     Records(tmp_path, {"n": 3, "stop": None}).__exit__()
+    for broken in ("", "{", "3", '"ab"', None):  # whose answers these are, nobody knows
+        path = tmp_path / "settings.json"
+        path.unlink() if broken is None else path.write_text(broken)
+        with pytest.raises(ValueError, match="--out .* holds no settings.json"):
+            Records(tmp_path, {"n": 3, "stop": None})
+
+
+def test_what_cannot_be_written_is_named_by_its_flag(prompts, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    ask = ["--prompts-file", prompts, "--methods", "greedy"]
+    monkeypatch.setattr(methods, "generate", lambda *a, **k: pytest.fail("asked before it was checked"))
+    for flag, path in itertools.product(("--out", "--json"), (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y")):
+        with pytest.raises(OSError, match=f"{flag} .*; give a"):
+            main([*ask, flag, str(path)])
+    with pytest.raises(OSError, match="--json .*; give a file"):
+        main([*ask, "--json", str(tmp_path)])
+    with pytest.raises(OSError, match="--out .*; give a folder"):
+        main([*ask, "--out", str(tmp_path / "file")])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
@@ -582,6 +626,7 @@ def test_a_chat_template_is_put_around_the_prompts(prompts, tmp_path):
         (["--methods", "greedy alpha=0.1"], "changes nothing with greedy"),
         (["--max-new-tokens", "4"], "--max-new-tokens belongs to --prompts-file"),
         (["--stop", "x"], "--stop belongs to --prompts-file"),
+        (["--prompts-file", "x", "--stop", ".", ""], "--stop"),
         (["--grade", "exact"], "--grade belongs to --prompts-file"),
         (["--prompts-file", "x", "--system-prompt", "y"], "add --chat-template"),
         (["--prompts-file", "x", "--no-grid"], "--no-grid changes nothing"),
