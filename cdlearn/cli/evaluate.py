@@ -83,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with Records(args.out, args.out and _settings(args, pair, tasks)) as records:
             before = len(records)
+            if records.odd:
+                lines = ", ".join(map(str, records.odd[:9]))
+                print(f"--out {args.out}: answers.jsonl, line {lines}: no answer, left out", file=sys.stderr)
             settings = {"seed": args.seed, "batch": args.batch, "records": records}
             if whole:
                 rows = table_rows(tasks, models, early=early, grid=not args.no_grid, **settings)
@@ -100,7 +103,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nanswers ({before} were there already) and numbers: answers.jsonl and results.csv in {args.out}")
     if args.json:
         setup = {"seed": args.seed, "n": args.n, "seconds": seconds, "threads": threads, "torch": torch.__version__}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n")
     print(f"\n{seconds} s on {threads} threads, seed {args.seed}")
     return 0
@@ -117,8 +119,16 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in OPTIONS:
         if whole and getattr(args, name) is not None:
             parser.error(f"{options.flag(name)} needs --methods: the toy world's own table has its own numbers")
+    if "" in (args.stop or ()):
+        parser.error("--stop '' ends every answer at once: give a text")
     if args.no_grid and not whole:
         parser.error("--no-grid changes nothing here: the grid belongs to the toy world's own table")
+    if args.json:
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            open(args.json, "a").close()
+        except OSError as error:
+            raise type(error)(f"--json {args.json}: {error.strerror}; give a file that can be written.") from None
     args.batch = args.batch or (BATCH_OF_OTHERS if args.expert else BATCH)
     args.n, args.max_new_tokens = args.n or (None if file else 500), args.max_new_tokens or (64 if file else None)
 
