@@ -109,9 +109,13 @@ def check_list(value: Any, name: str, of: str) -> list[Any]:
 def check_ids(value: Any, name: str, what: str = "token ids, a list of whole numbers") -> list[int]:
     """Token ids in a list, tuple, range, array or tensor of one dimension. what: what to pass, in words."""
     ids = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(ids, (list, tuple, range)) or not all(is_int(token) and abs(token) < 2**63 for token in ids):
+    if not isinstance(ids, (list, tuple, range)) or not all(map(is_int, ids)):
         raise TypeError(f"{name} is {short(value)}: pass {what}.")
-    return list(map(int, ids))
+    ids = list(map(int, ids))
+    for token in (min(ids), max(ids)) if ids else ():
+        if not -(2**63) <= token < 2**63:
+            raise ValueError(f"a token of {name} is {short(token)}: pass token ids, which have 64 bits at most.")
+    return ids
 
 
 def check_mask(value: Any, name: str, ids: Tensor | None = None, ids_name: str = "") -> Tensor:

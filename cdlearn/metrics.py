@@ -1,12 +1,14 @@
 """Numbers about texts: what they repeat, and how likely a source finds them.
 
-N-grams of texts are those of words, which whitespace separates, as in the papers; in Chinese, or in a loop without a
-space, a whole text is one word. N-grams of token ids see both: pass each text's ids in its place.
+N-grams of texts are those of words, which whitespace separates, as in the papers; where a script has no spaces,
+every character is a word, and so is an emoji. A loop inside a word ("BlueBlueBlue") shows over token ids only.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,32 +23,34 @@ from cdlearn.sources.base import padded
 _NUMBERS = 2**25  # scores asked for at once: 134 MB, and a few times that inside a source of several parts
 _KINDS = "strings or lists of token ids, of a Generation its .text"
 MASKED = -1000.0  # what a token outside the mask costs: its choice still differs from others by the other tokens
-
-
+UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"  # Thai, Khmer, kana, Han
+_ONE = f"{UNSPACED}\u2600-\u27bf\U0001f000-\U0001faff"  # and emoji
+# the two letters of a flag; a character, an emoji with its variant and skin tone and what is joined to it; a word
+_WORD = re.compile(rf"[\U0001f1e6-\U0001f1ff]{{2}}|[{_ONE}](?:[\ufe0f\U0001f3fb-\U0001f3ff]|\u200d.)*|[^\s{_ONE}]+")
 Text = str | Sequence[int]
 
 
 def ngram_counts(text: Text, n: int) -> tuple[int, int]:
-    """How many distinct n-grams of words (of a string) or of tokens (of ids) a text has, and how many in all."""
-    grams = _ngrams(text if isinstance(text, str) else check_ids(text, "text", _KINDS), check_count(n, "n"))
+    """How many distinct n-grams a text has, of words (of a string) or of tokens (of ids), and how many in all."""
+    grams = _ngrams(_units(text if isinstance(text, str) else _ids(text, "text")), check_count(n, "n"))
     return len(set(grams)), len(grams)
 
 
 def rep_n(texts: Sequence[Text], n: int, *, convention: str = "textbook") -> float:
     """Share of repeated n-grams in percent: `100 * (1 - distinct / total)`, 0 for texts with no n-gram at all.
 
-    texts: continuations, each a string (n-grams of words) or a list of token ids (n-grams of tokens), all of one kind;
-    n-grams are counted as distinct inside each text, then distinct and totals are summed over the texts. n: 1 or more.
-    convention: "textbook", or "reference" for the code behind the published numbers, which leaves out the last n-gram
-    of every text and rounds to two decimals.
-    Raises TypeError for anything but such a list, ValueError for n below 1 or an unknown convention.
+    texts: continuations, each a string (n-grams of words; of Chinese or Thai, of characters) or a list of token ids
+    (n-grams of tokens), all of one kind; n-grams are counted as distinct inside each text, then distinct and totals are
+    summed over the texts. n: 1 or more. convention: "textbook", or "reference" for the code behind the published
+    numbers, where words are what whitespace separates in any script, the last n-gram of every text is left out, and two
+    decimals remain. Raises TypeError for anything but such a list, ValueError for n below 1 or an unknown convention.
     Welleck et al., arXiv 1908.04319; the form contrastive decoding reports (arXiv 2210.15097, section 4.2).
     """
     texts = _checked(texts, n)
     check_word(convention, "convention", ("textbook", "reference"))
-    grams = [_ngrams(text, n) for text in texts]
+    grams = [_ngrams(_units(text), n) for text in texts]
     if convention == "reference":
-        grams = [row[:-1] for row in grams]
+        grams = [_ngrams(text.split() if isinstance(text, str) else text, n)[:-1] for text in texts]
     distinct, total = sum(len(set(row)) for row in grams), sum(len(row) for row in grams)
     percent = 100 * (1 - distinct / total) if total else 0.0
     return round(percent, 2) if convention == "reference" else percent
@@ -72,8 +76,9 @@ def distinct_n(texts: Sequence[Text], n: int) -> float:
     Li et al., arXiv 1510.03055 (distinct-1 and distinct-2).
     """
     texts = _checked(texts, n)
-    words = sum(len(_units(text)) for text in texts)
-    return len({gram for text in texts for gram in _ngrams(text, n)}) / words if words else 0.0
+    rows = [_units(text) for text in texts]
+    words = sum(map(len, rows))
+    return len({gram for row in rows for gram in _ngrams(row, n)}) / words if words else 0.0
 
 
 def encode_pair(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -84,10 +89,7 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[in
     """
     check_tokenizer(tokenizer)
     check_text(continuation, "continuation")
-    spaces = len(check_text(prompt, "prompt")) - len(prompt.rstrip())
-    if spaces:
-        prompt, continuation = prompt[:-spaces], prompt[-spaces:] + continuation
-    front = len(tokenizer(prompt)["input_ids"])
+    front = len(tokenizer(check_text(prompt, "prompt").rstrip())["input_ids"])
     whole = list(tokenizer(prompt + continuation)["input_ids"])
     if front:
         return whole[:front], whole[front:]
@@ -98,19 +100,16 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[in
 
 
 def token_log_probs(
-    source: Source | Any,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
-    *,
-    batch_size: int = 16,
-    convention: str = "textbook",
-    masked: float = MASKED,
-) -> list[Tensor]:
+    source: Source | Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16,
+    convention: str = "textbook", masked: float = MASKED,
+) -> list[Tensor]:  # fmt: skip
     """The log-probability in nats of every token of every continuation under a source: a [tokens] float tensor a row.
 
     source: a source or a transformers model. rows: (prompt ids, continuation ids); a prompt has at least one id, an
     empty continuation gives an empty tensor. Scores are normalised over what the source's mask keeps; a token it drops
     gets `masked`. convention="reference": normalised over all tokens, and masked after that, as in DoLa's evaluation.
-    Raises ValueError for a row without a prompt or an unknown convention. arXiv 2309.03883, section 3.1.
+    Raises TypeError for what are no ids, ValueError for a row without a prompt, a token outside the vocabulary or an
+    unknown convention. arXiv 2309.03883, section 3.1.
     """
     check_word(convention, "convention", ("textbook", "reference"))
     batch_size = check_count(batch_size, "batch_size")
@@ -129,11 +128,9 @@ def token_log_probs(
 
 
 def _row(row: Any, name: str, vocab: int) -> list[list[int]]:
-    row = [check_ids(ids, name) for ids in check_list(row, name, "prompt ids and continuation ids")]
+    row = [_ids(ids, name, vocab) for ids in check_list(row, name, "prompt ids and continuation ids")]
     if len(row) != 2 or not row[0]:
         raise ValueError(f"{name} has a prompt without a token: start it with the tokenizer's BOS.")
-    if not all(0 <= token < vocab for ids in row for token in ids):
-        raise ValueError(f"{name} holds a token outside the source's vocabulary of {vocab}: use its own tokenizer.")
     return row
 
 
@@ -145,22 +142,18 @@ def _batch(source: Source, rows: list, convention: str, masked: float) -> list[T
     texts = [[*prompt, *new][:-1] for prompt, new in rows]  # the scores after the last token are not asked for
     ids, real = padded(texts)  # (B, T), padded on the left
     targets, counts = padded([new for _, new in rows])  # (B, n)
+    off = {name: value for name, value in (("alpha", None), ("top_k", 0)) if name in source.settings}
+    unmasked = source.changed(**off) if off and convention == "reference" else source
     step, found = max(1, _NUMBERS // (len(rows) * source.vocab_size)), []
     for start in range(0, n, step):  # a long text, which is alone, in pieces: the source goes on where it stopped
         stop = min(start + step, n)
         call = ids[:, : ids.shape[1] - n + stop], real[:, : ids.shape[1] - n + stop], stop - start
         scores = source(*call)  # (B, stop - start, V)
-        logp = (_unmasked(source)(*call) if convention == "reference" else scores).log_softmax(dim=-1)
+        logp = (unmasked(*call) if unmasked is not source else scores).log_softmax(dim=-1)
         chosen = targets[:, start:stop, None].to(logp.device)
         values = logp.gather(-1, chosen).where(scores.gather(-1, chosen) > NEVER, masked)
         found.append(values[..., 0].cpu())
     return [values[real] for values, real in zip(torch.cat(found, dim=1), counts)]
-
-
-def _unmasked(source: Source) -> Source:
-    """The same source without its mask; a source that has none as it is."""
-    off = {name: value for name, value in (("alpha", None), ("top_k", 0)) if name in source.settings}
-    return source.changed(**off) if off else source
 
 
 def choice_scores(
@@ -187,17 +180,17 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-probability, in nats, of the continuations' tokens given their prompts.
 
-    source: a source or a transformers model; a masked source gives its own distribution, infinite where
-    it drops a token.
-    prompts, texts: as many strings (with `tokenizer`), or lists of token ids. All tokens count alike, so long texts
-    count more; an EOS counts where the ids hold it. An empty continuation has no token and adds nothing, and without
-    any token at all it is 1, no surprise: read it beside the lengths. The value depends on the tokenizer: compare it
-    under one model only. Raises TypeError or ValueError naming the argument.
+    source: a source or a transformers model; a masked source gives its own distribution, infinite where it drops a
+    token. prompts, texts: as many strings (with `tokenizer`), or lists of token ids. All tokens count alike, so long
+    texts count more; an EOS counts where the ids hold it. An empty continuation has no token and adds nothing, and
+    without any token at all it is 1, no surprise: read it beside the lengths. The value depends on the tokenizer:
+    compare it under one model only. Raises TypeError or ValueError naming the argument.
     """
     prompts, texts = check_list(prompts, "prompts", "texts"), check_list(texts, "texts", "texts")
+    source = as_source(source, "source")
     if len(prompts) != len(texts):
         raise ValueError(f"prompts holds {len(prompts)} and texts {len(texts)}: pass one prompt for every text.")
-    rows = []
+    rows, size = [], source.vocab_size
     for k, (prompt, text) in enumerate(zip(prompts, texts)):
         if isinstance(prompt, str) and isinstance(text, str):
             if tokenizer is None:
@@ -206,26 +199,32 @@ def perplexity(
         elif isinstance(prompt, str) or isinstance(text, str):
             raise TypeError(f"prompts[{k}] and texts[{k}] are of two kinds: pass two strings or two lists of ids.")
         else:
-            rows.append((check_ids(prompt, f"prompts[{k}]", _KINDS), check_ids(text, f"texts[{k}]", _KINDS)))
+            rows.append((_ids(prompt, f"prompts[{k}]", size), _ids(text, f"texts[{k}]", size)))
     log_probs = token_log_probs(source, rows, batch_size=batch_size, masked=NEVER)
-    tokens = sum(values.numel() for values in log_probs)
-    nats = -sum(float(values.double().sum()) for values in log_probs)
-    return math.exp(min(nats / tokens, 709.0)) if tokens and nats < math.inf else math.inf if tokens else 1.0
+    nats = -float(torch.cat(log_probs).double().mean()) if any(map(len, log_probs)) else 0.0
+    return math.exp(nats) if nats < 709 else math.inf
+
+
+def _ids(tokens: Any, name: str, size: int | None = None) -> list[int]:
+    """Token ids as a list; size: of the vocabulary that they must lie in."""
+    ids = check_ids(tokens, name, _KINDS)
+    for token in ids if size else ():
+        check_count(token, f"a token of {name}", low=0, high=size - 1)
+    return ids
 
 
 def _units(text: Text) -> Sequence[Any]:
-    return text.split() if isinstance(text, str) else text
+    return _WORD.findall(unicodedata.normalize("NFC", text)) if isinstance(text, str) else text
 
 
-def _ngrams(text: Text, n: int) -> list[tuple[Any, ...]]:
-    units = _units(text)
+def _ngrams(units: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
     return [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
 
 
 def _checked(texts: Sequence[Text], n: int = 1) -> list[Text]:
+    check_count(n, "n")
     texts = check_list(texts, "texts", _KINDS)
-    texts = [text if isinstance(text, str) else check_ids(text, f"texts[{k}]", _KINDS) for k, text in enumerate(texts)]
+    texts = [text if isinstance(text, str) else _ids(text, f"texts[{k}]") for k, text in enumerate(texts)]
     if len({isinstance(text, str) for text in texts}) > 1:
         raise TypeError("texts holds strings and lists of token ids: pass one kind, words and tokens do not add up.")
-    check_count(n, "n")
     return texts

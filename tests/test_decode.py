@@ -452,7 +452,7 @@ BAD_CALLS = [
     (lambda: generate(MODEL, [5, 6], attention_mask=[0.0, -1e9]), ValueError, "attention_mask"),
     (lambda: generate(MODEL, [5, 6], attention_mask=[[1, object()]]), TypeError, "attention_mask"),
     (lambda: generate(MODEL, "a\ud800", tokenizer=byte_tokenizer()), ValueError, "prompt"),
-    (lambda: generate(MODEL, [10**30]), TypeError, "prompt"),
+    (lambda: generate(MODEL, [10**30]), ValueError, "prompt"),
     (lambda: generate(MODEL, [5], num_return_sequences=2**40), ValueError, "num_return_sequences"),
     (lambda: generate(MODEL, [5], repetition_penalty=1e-50), ValueError, "repetition_penalty"),
     (lambda: generate(MODEL, ["a", "b"], tokenizer=byte_tokenizer(), stream=lambda text: None), TypeError, "stream"),

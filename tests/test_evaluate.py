@@ -5,22 +5,27 @@ import functools
 import itertools
 import json
 import math
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
 from conftest import character_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import tiny_model
 
 import cdlearn
 from cdlearn import methods
 from cdlearn.cli.evaluate import main
 from cdlearn.evaluate import answers as asking
-from cdlearn.evaluate import report
+from cdlearn.evaluate import questions, report
 from cdlearn.evaluate import toyworld as toy
 from cdlearn.evaluate.folder import Records
 from cdlearn.evaluate.questions import Choices, read_prompts, read_questions
@@ -134,6 +139,11 @@ def test_a_prompts_file_becomes_two_tasks(tmp_path):
     ("line", "says"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "not JSON"),
+        ('{"prompt": "a", "answer": ["\\ud800"]}', "not JSON .*surrogate"),
+        ("3", 'no text under "prompt"'),
+        ("null", 'no text under "prompt"'),
         ('["a"]', 'no text under "prompt"'),
         ('{"prompt": 3}', 'no text under "prompt"'),
         ('{"prompt": "a", "answer": 3}', '"answer" is not a text'),
@@ -143,7 +153,13 @@ def test_a_prompts_file_becomes_two_tasks(tmp_path):
         ('{"prompt": "a", "choices": ["b", "c"], "answer": 2}', "one of the choices"),
         ('{"prompt": "a", "choices": ["b", "c"], "answer": true}', "one of the choices"),
         ('{"prompt": "a", "group": 3}', '"group" is not a text'),
-        ('{"prompt": "a", "answer": "..."}', '"answer" is not a text'),
+        ('{"prompt": "a", "answer": []}', '"answer" is not a text'),
+        ('{"prompt": "a", "answer": [null]}', '"answer" is not a text'),
+        ('{"prompt": "a", "answer": "..."}', "\"answer\" '...' holds no letter"),
+        ('{"prompt": "a", "answer": ["4", "。"]}', "'。'\\] holds no letter"),
+        ('{"prompt": "a", "answer": "…", "grade": "exact"}', "holds no letter"),
+        ('{"prompt": "a", "answer": "%"}', 'holds no letter, .* "grade": "exact"'),
+        ('{"prompt": "a", "answer": "\\u200b\\u0301"}', "holds no letter"),
         ('{"prompt": "a", "answer": "b", "grade": "f1"}', "\"grade\" is 'f1': .* contains, exact, last number"),
         ('{"prompt": "a", "answer": "b", "grade": ["exact"]}', '"grade" is'),
         ('{"prompt": "a", "grade": "exact"}', '"grade" is'),
@@ -153,7 +169,7 @@ def test_a_prompts_file_becomes_two_tasks(tmp_path):
 )
 def test_bad_lines_are_named(tmp_path, line, says):
     path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "fine"}\n' + line + "\n")
+    path.write_text('{"prompt": "fine\u2028"}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=f"--prompts-file .*, line 2: .*{says}"):
         read_questions(path)
 
@@ -163,10 +179,12 @@ def test_files_that_hold_nothing_are_refused(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(FileNotFoundError, match="--prompts-file"):
         read_prompts(path)
-    for content, says in ((b"\n \n", "holds no prompt"), (b'{"prompt": "\xe9"}', "is not UTF-8")):
+    for content, says in ((b"", "no prompt"), (b"\n \n", "no prompt"), (b'{"prompt": "\xe9"}', "is not UTF-8")):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=f"--prompts-file .*{says}"):
             read_prompts(path)
+    with pytest.raises(OSError, match="--prompts-file .*holds lines like"):
+        read_prompts(tmp_path)
 
 
 def test_lines_may_be_plain_texts(tmp_path):
@@ -191,11 +209,19 @@ RIGHT = [
     ("เมืองหลวงคือกรุงเทพมหานคร", "กรุงเทพ"), ("คำตอบคือ๔๒", "42"), ("คำตอบคือ-4ครับ", "-4"), ("राजधानी दिल्ली है", "दिल्ली"),
     ("return x + 1;", "x + 1"), ("f(x)", "(x)"), ("a[-1]", "-1"), ("int n=１２;", "12"), ("E\u0301te\u0301.", "été"),
     ("10-4=6", "4"), ("1,2,3", "2"), ("1,234 people", "1234"), ("it is 4.0.", "4"), ("$48.00.", "48"), ("-$4", "-4"),
-    ("so...4", "4"), ("−4", "-4"), ("COVID-19", "19"),
+    ("so...4", "4"), ("−4", "-4"), ("COVID-19", "19"), ("It is 12.", "12"), ("3/4 of it", "3/4"), ("½ cup", "1/2"),
+    ("+4", "4"), ("4", "+4.0"), ("٣٫٥ كيلو", "3.5"), ("١٬٢٠٠", "1200"), ("عاصمة فرنسا باريس.", "باريس"),
+    ("Ｐａｒｉｓ", "paris"), ("STRASSE", "Straße"), ("H₂O", "h2o"), ("ﬁne", "FINE"), ("don’t", "don't"),
+    ("दिल्ली।", "दिल्ली"), ("well‑known", "well-known"),
+    ("ok 👍🏽!", "👍🏽"), ("❤️", "❤"), ("👨‍👩‍👧 ja", "👨‍👩‍👧"), ("a\0b", "ab"), ("3²", "3²"), ("\\frac{3}{4}", "3/4"),
 ]  # fmt: skip
 WRONG = [
     ("It is 12.5", "12"), ("-4", "4"), ("10-4=6", "-4"), ("the 4th", "4"), ("x2", "2"), ("v1.2.3", "3"), ("1e5", "1"),
     ("2.4 apples", "4 apples"), ("1,234", "234"), ("foo_bar", "foo"), ("cathedral", "cat"), ("दिल्ली", "दिल"), ("", "a"),
+    ("3/4", "3"), ("3/4", "4"), ("3/4", "0.75"), ("1/2/2024", "2"), ("1.2.3", "1.2"), ("12.34.56", "12.3"),
+    ("3²", "3"), ("3²", "32"), ("10⁻³", "10"), ("3½", "3"), ("½", "2"), ("１２．５", "12"), ("答案是-4", "4"),
+    ("👍🏽", "👍"), ("👨‍👩‍👧", "👨"), ("می‌خواهم", "می"), ("e\u0301te\u0301", "ete"), ("Ａ１", "1"), ("١٢٫٥", "12"),
+    ("+12.5", "+12"),
 ]  # fmt: skip
 
 
@@ -213,6 +239,8 @@ def test_answers_are_found_in_any_script_and_numbers_as_numbers(tmp_path, text, 
         ("18 * 3 = 54, so $1,200.", "1200", 1), ("so **42**", "42.0", 1), ("#### 48\n", "a + b\n#### 48", 1),
         ("about 12km.", "12", 1),
         ("答案：1,000元。", "1000", 1), ("คำตอบคือ ๔๒ ครับ", "42", 1), ("x = -3;", "-3", 1), ("\\boxed{7}", "7", 1),
+        ("so \\frac{3}{4}", "3/4", 1), ("3/4", "4", 0), ("x = 2²", "2", 0), ("so １，２００．", "1200", 1),
+        ("٣٫٥", "3.5", 1),
         ("48, not 47", "48", 0), ("x = -3;", "3", 0), ("four", "4", 0), ("", "4", 0), ("1" * 6000, "1", 0),
     ],
 )  # fmt: skip
@@ -223,13 +251,28 @@ def test_the_last_number_counts(tmp_path, text, answer, right):
     assert grade["last number"] == (right, 1) and grade["contains the answer"] == (0, 0)
 
 
+@pytest.mark.parametrize("answer", ["%", "()", "é", "straße", "Ｙ", "👍🏽", "３/４", "서울", "x += 1", "ไทย"])
+def test_a_text_is_its_own_answer_however_it_is_written(tmp_path, answer):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "", "answer": answer, "grade": "exact"}])
+    ((task, (item,)),) = read_questions(path).values()
+    for form, change in itertools.product(("NFC", "NFD", "NFKC", "NFKD"), (str.upper, str.casefold, str)):
+        assert task.grade(item, f" {unicodedata.normalize(form, change(answer))}.\n")["is the answer"] == (True, 1)
+    assert task.grade(item, answer + answer)["is the answer"] == (False, 1)
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=12))
+def test_a_text_holds_itself_and_composing_changes_nothing(text):
+    said = questions._plain(text)
+    assert said == questions._plain(unicodedata.normalize("NFD", text)) == questions._plain(f"\t{text} . ")
+    assert not said or questions._holds(said, said) or unicodedata.category(said[0])[0] == "M"
+
+
 def test_a_file_may_hold_several_grades_and_any_character(tmp_path):
     path = tmp_path / "p.jsonl"  # line separators of Unicode are text inside a JSON string
-    path.write_text(
-        '{"prompt": "a\u2028b\x85c", "answer": "Yes", "grade": "exact"}\n{"prompt": "", "answer": "4"}\n', "utf-8"
-    )
+    lines = ['{"prompt": "a\u2028b\x85c\u2029", "answer": "Yes", "grade": "exact"}', '{"prompt": "", "answer": "4"}']
+    path.write_bytes("".join(["\ufeff", *(f"{line}\r\n" for line in lines)]).encode())
     ((task, items),) = read_questions(path).values()
-    assert items[0].prompt == "a\u2028b\x85c"
+    assert items[0].prompt == "a\u2028b\x85c\u2029" and [item.group for item in items] == ["line 1", "line 2"]
     grades = [
         {name: asked for name, (_, asked) in task.grade(item, "yes.").items() if asked and "answer" in name}
         for item in items
@@ -340,7 +383,7 @@ def test_an_interrupt_keeps_what_is_finished_and_nothing_else(monkeypatch):
 
 
 def record(item, answer="x"):
-    return {"task": "t", "strategy": "s", "item": item, "answer": answer}
+    return {"task": "t", "strategy": "s", "item": item, "answer": answer, "token_ids": [5]}
 
 
 def test_a_folder_remembers_and_every_answer_is_on_disk_at_once(tmp_path):
@@ -370,24 +413,68 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
         assert folder["t", "s", 2]["answer"] == "again"
 
 
-def test_a_broken_line_before_the_last_is_an_error(tmp_path):
+ODD = [
+    "{half",
+    "[]",
+    "{}",
+    "null",
+    "[" * 100_000,
+    "\0" * 9,
+    "\ufffd",
+    '{"task": "t"}',
+    json.dumps(record(0))[:9] + "{}",
+]
+ODD += [
+    json.dumps(record(0) | change)
+    for change in (
+        {"task": ["t"]}, {"task": 3}, {"strategy": None}, {"item": False}, {"item": 0.0}, {"item": "0"}, {"answer": 3},
+        {"answer": None}, {"answer": ["a"]}, {"answer": {"a": 1}}, {"token_ids": None}, {"token_ids": ["5"]},
+        {"token_ids": [5.0]}, {"token_ids": 5},
+    )
+]  # fmt: skip
+ODD += [json.dumps({key: value for key, value in record(0).items() if key != left}) for left in record(0)]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_line_counts_for_nothing_and_stays(tmp_path, odd):
     with Records(tmp_path, {}) as folder:
-        folder.add(record(0))
+        folder.add(record(1))
     path = tmp_path / "answers.jsonl"
-    for broken in (b"{half\n", b"[]\n", b'{"task": "t"}\n'):
-        path.write_bytes(broken + json.dumps(record(1)).encode() + b"\n")
-        with pytest.raises(ValueError, match="answers.jsonl, line 1, is not an answer"):
-            Records(tmp_path, {})
-        assert path.read_bytes().startswith(broken)  # nothing was thrown away
+    path.write_bytes(odd.encode() + b"\n" + path.read_bytes())
+    with Records(tmp_path, {}) as folder:
+        assert dict(folder) == {("t", "s", 1): record(1)} and folder.odd == [1]
+        folder.add(record(0))
+    with Records(tmp_path, {}) as folder:
+        assert len(folder) == 2 and folder.odd == [1] and path.read_bytes().startswith(odd.encode())
 
 
 def test_other_settings_are_refused_in_one_sentence(tmp_path):
-    Records(tmp_path, {"n": 3, "stop": None}).__exit__()
+    Records(tmp_path, {"n": 5}).__exit__()  # nothing depends on them yet
+    with Records(tmp_path, {"n": 3, "stop": None}) as folder:
+        folder.add(record(0))
     with pytest.raises(ValueError, match=r"was begun with n = 3, and this run has 4: give the same settings, or ano"):
         Records(tmp_path, {"n": 4, "stop": None})
     with pytest.raises(ValueError, match="was begun with stop = None, and this run has"):
         Records(tmp_path, {"n": 3, "stop": ["Q:"]})
     Records(tmp_path, {"n": 3, "stop": None}).__exit__()
+    for broken in ("", "{", "3", '"ab"', None):  # whose answers these are, nobody knows
+        path = tmp_path / "settings.json"
+        path.unlink() if broken is None else path.write_text(broken)
+        with pytest.raises(ValueError, match="--out .* holds no settings.json"):
+            Records(tmp_path, {"n": 3, "stop": None})
+
+
+def test_what_cannot_be_written_is_named_by_its_flag(prompts, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    ask = ["--prompts-file", prompts, "--methods", "greedy"]
+    monkeypatch.setattr(methods, "generate", lambda *a, **k: pytest.fail("asked before it was checked"))
+    for flag, path in itertools.product(("--out", "--json"), (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y")):
+        with pytest.raises(OSError, match=f"{flag} .*; give a"):
+            main([*ask, flag, str(path)])
+    with pytest.raises(OSError, match="--json .*; give a file"):
+        main([*ask, "--json", str(tmp_path)])
+    with pytest.raises(OSError, match="--out .*; give a folder"):
+        main([*ask, "--out", str(tmp_path / "file")])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
@@ -513,11 +600,11 @@ def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
 def test_results_are_tidy(uninterrupted):
     rows = list(csv.DictReader((uninterrupted[0] / "results.csv").open(encoding="utf-8")))
     names = ["greedy", "sample top_p=0.95", "contrastive beta=0.5"]
-    metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "rep-2, tokens"]
+    metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "rep-2, tokens", "diversity, tokens"]
     assert [(r["strategy"], r["metric"]) for r in rows] == list(itertools.product(names, metrics))
     assert {r["task"] for r in rows} == {"stories"} and {r["items"] for r in rows} == {"12"}
     assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in rows)
-    assert all(float(r["minus_greedy_low"]) <= float(r["minus_greedy"]) for r in rows[5:])
+    assert all(float(r["minus_greedy_low"]) <= float(r["minus_greedy"]) for r in rows[6:])
 
 
 def test_a_folder_grows_by_methods_and_refuses_other_items(prompts, tmp_path):
@@ -540,10 +627,32 @@ def test_numbers_from_flags_are_part_of_the_methods_name(prompts, tmp_path, caps
     assert set(kept) == {"greedy repetition_penalty=1.2", "dola layers=2,4 repetition_penalty=1.2"}
 
 
-def test_loops_without_spaces_show_in_the_tokens():
+def test_loops_without_spaces_show_in_the_tokens(tmp_path):
     task = Task("t", None, lambda item, text: {"rep-2": (0, 0)}, 0)
     record = {"answer": "天天天天", "token_ids": [7, 7, 7, 7]}
     assert asking._graded(task, items_of(1)[0], record) == {"rep-2": (0, 0), "rep-2, tokens": (2, 3)}
+    ((task, (item,)),) = read_questions(write_lines(tmp_path / "p.jsonl", ["Say it."])).values()
+    made = asking._graded(task, item, record | {"answer": "BlueBlueBlueBlue"})  # one word: nothing is said of words
+    assert made["rep-2"] == made["diversity"] == (0, 0)
+    assert made["rep-2, tokens"] == (2, 3) and made["diversity, tokens"] == (pytest.approx(1 / 3 * 1 / 2), 1)
+    assert asking._graded(task, item, record)["rep-2"] == (2, 3)  # four characters of a script without spaces
+
+
+def test_an_odd_line_does_not_change_a_resumed_run(uninterrupted, tmp_path, capsys):
+    whole, arguments = uninterrupted
+    shutil.copytree(whole, tmp_path / "out")
+    lines = (whole / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    foreign = json.dumps(json.loads(lines[4]) | {"item": False, "answer": "ball happy"}).encode() + b"\n"
+    (tmp_path / "out" / "answers.jsonl").write_bytes(
+        b"".join([foreign, *lines[:4], lines[4][:20] + lines[5], *lines[6:]])
+    )
+    capsys.readouterr()
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert re.search(f"--out {re.escape(str(tmp_path))}.*answers.jsonl.* 1, 6\\D", capsys.readouterr().err)
+    assert (tmp_path / "out" / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+    kept = {tuple(sorted(map(str, json.loads(line).items()))) for line in lines}
+    new = (tmp_path / "out" / "answers.jsonl").read_bytes().splitlines()[-2:]
+    assert all(tuple(sorted(map(str, json.loads(line).items()))) in kept for line in new)  # the same two again
 
 
 def test_a_folder_is_graded_again_with_another_grade(tmp_path, capsys, monkeypatch):
@@ -582,6 +691,7 @@ def test_a_chat_template_is_put_around_the_prompts(prompts, tmp_path):
         (["--methods", "greedy alpha=0.1"], "changes nothing with greedy"),
         (["--max-new-tokens", "4"], "--max-new-tokens belongs to --prompts-file"),
         (["--stop", "x"], "--stop belongs to --prompts-file"),
+        (["--prompts-file", "x", "--stop", ".", ""], "--stop"),
         (["--grade", "exact"], "--grade belongs to --prompts-file"),
         (["--prompts-file", "x", "--system-prompt", "y"], "add --chat-template"),
         (["--prompts-file", "x", "--no-grid"], "--no-grid changes nothing"),

@@ -141,6 +141,11 @@ def test_bad_arguments(tokenizer):
         token_log_probs(model, ROWS, convention="paper")
     with pytest.raises(ValueError, match=r"rows\[0\] has a prompt without a token"):
         token_log_probs(model, [([], [3])])
+    for bad in (["3"], [3.7], 3, "3"):
+        with pytest.raises(TypeError, match=r"rows\[1\] is"):
+            token_log_probs(model, [([3], [3]), ([3], bad)])
+    with pytest.raises(ValueError, match=r"a token of rows\[0\] is 97"):
+        token_log_probs(model, [([3], [97])])
     with pytest.raises(ValueError, match=r"choices\[1\] is ' '"):
         choice_scores(model, "a\n", ["b", " "], tokenizer=tokenizer)
     nothing = character_tokenizer()

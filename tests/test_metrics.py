@@ -1,9 +1,10 @@
 import itertools
 import math
+import unicodedata
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tiny import tiny_model
 
@@ -125,11 +126,19 @@ def test_bad_texts(metric):
         metric(["a", None])
 
 
-@pytest.mark.parametrize("metric", [rep_n, distinct_n])
-@pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("metric", [rep_n, distinct_n, lambda texts, n: ngram_counts(texts[0], n)])
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "2", None])
 def test_bad_n(metric, n):
     with pytest.raises((TypeError, ValueError), match="n is .*pass (a whole number|at least 1)"):
         metric(["a"], n)
+    assert metric(["a b"], 10**30) in (0, (0, 0))
+
+
+@pytest.mark.parametrize("text", [None, 3, b"ab", ["3"], [3.7], [True], {3}, {"a": 1}, iter([3]), torch.tensor(3)])
+def test_counts_are_of_a_text_or_of_ids(text):
+    with pytest.raises(TypeError, match="^text is .*lists of token ids"):
+        ngram_counts(text, 2)
+    assert ngram_counts(torch.tensor([3, 4, 3, 4]), 2) == ngram_counts((3, 4, 3, 4), 2) == (2, 3)
 
 
 @given(TEXTS, st.integers(1, 4))
@@ -140,12 +149,69 @@ def test_tokens_are_counted_as_words_are(texts, n):
     assert rep_n(rows, n, convention="reference") == rep_n(texts, n, convention="reference")
 
 
-@pytest.mark.parametrize("loop", ["天是蓝的。" * 20, "BlueBlueBlue" * 9, "ไก่จิกเด็ก" * 9])
-def test_a_loop_without_spaces_shows_over_tokens(loop):
-    assert rep_n([loop], 2) == 0 and diversity([loop]) == 1  # one word
-    ids = [ord(letter) for letter in loop]
-    assert rep_n([ids], 2) > 80 and diversity([ids]) < 0.01
-    assert rep_n(torch.tensor([ids]), 2) == rep_n([tuple(ids)], 2) == rep_n([ids], 2)
+# a text of its script, what it is counted as, and how many of these it has
+SCRIPTS = {
+    "Chinese": ("天是蓝的。", "天 是 蓝 的 。"),
+    "Japanese": ("空は青い、パリ", "空 は 青 い 、 パ リ"),
+    "Thai": ("ไก่จิ", " ".join("ไก่จิ")),
+    "mixed": ("用Python写code", "用 Python 写 code"),
+    "Korean": ("서울은 크다 ", "서울은 크다"),
+    "Arabic": ("السماء زرقاء\n", "السماء زرقاء"),
+    "Hindi": ("दिल्ली बड़ी है ", "दिल्ली बड़ी है"),
+    "accents": ("e\u0301te\u0301 ", "été"),
+    "code": ("for i in x:\n    f(i)\n", "for i in x: f(i)"),
+    "emoji": ("😀🚀", "😀 🚀"),
+    "one emoji each": ("👨‍👩‍👧👍🏽❤️🇩🇪❤️‍🔥", "👨‍👩‍👧 👍🏽 ❤️ 🇩🇪 ❤️‍🔥"),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_words_of_every_script(name):
+    text, words = SCRIPTS[name]
+    count = len(words.split())
+    assert ngram_counts(text, 1) == (count, count) and rep_n([text], 1) == 0 and distinct_n([text], 1) == 1
+    assert ngram_counts(text * 9, 2) == (count, 9 * count - 1)
+    assert rep_n([text * 9], 2) > 80 and diversity([text * 30]) < 0.01
+    spaced = " ".join([words] * 9)
+    for n in (2, 3, 4):  # the published code knows whitespace only
+        assert rep_n([text * 9], n) == rep_n([spaced], n)
+        assert rep_n([text * 9], n, convention="reference") == reference([text * 9], n)
+
+
+def test_a_loop_inside_a_word_shows_over_tokens():
+    for loop in ("BlueBlueBlue" * 9, "x=1;" * 9):
+        assert rep_n([loop], 2) == 0 and diversity([loop]) == 1  # one word
+        ids = [ord(letter) for letter in loop]
+        assert rep_n([ids], 2) > 80 and diversity([ids]) < 0.01
+        assert rep_n(torch.tensor([ids]), 2) == rep_n([tuple(ids)], 2) == rep_n([ids], 2)
+
+
+ANY = st.text(st.characters(codec="utf-8"), max_size=30) | st.text("天是 กไ่e\u0301é👍🏽\u200d🇩🇪ab", max_size=30)
+
+
+@given(ANY, st.integers(1, 5))
+@example("🇩🇪" * 3, 1)
+def test_any_text_has_a_share_that_unicode_forms_do_not_change(text, n):
+    assert 0 <= rep_n([text], n) <= 100 and 0 < diversity([text]) <= 1 and 0 <= distinct_n([text], n) <= 1
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, text)
+        assert ngram_counts(other, n) == ngram_counts(text, n) and distinct_n([other], n) == distinct_n([text], n)
+
+
+@given(
+    st.lists(
+        st.text("abcßéдж한서مبअआ", min_size=1, max_size=5), unique_by=lambda word: unicodedata.normalize("NFC", word)
+    )
+)
+def test_distinct_words_repeat_nothing(words):
+    assert all(rep_n([" ".join(words)], n) == 0 for n in (1, 2, 3, 10**30))
+    assert ngram_counts("\n".join(words), 1) == (len(words), len(words)) and diversity(["\t".join(words)]) == 1
+
+
+@given(st.lists(st.sampled_from("天地玄黄กขคง😀🚀"), unique=True))
+def test_distinct_characters_repeat_nothing_where_a_script_has_no_spaces(words):
+    assert all(rep_n(["".join(words)], n) == 0 for n in (1, 2, 3))
+    assert ngram_counts("".join(words), 1) == (len(words), len(words))
 
 
 @pytest.mark.parametrize("metric", [lambda texts: rep_n(texts, 2), diversity, lambda texts: distinct_n(texts, 2)])
@@ -218,7 +284,13 @@ def test_the_arguments_of_the_new_metrics_are_checked(tokenizer):
             perplexity(model, [bad], [[3]])
         with pytest.raises(TypeError, match=r"texts\[0\] is"):
             perplexity(model, [[3]], [bad])
-    with pytest.raises(ValueError, match="batch_size is -1"):
-        perplexity(model, [[3]], [[3]], batch_size=-1)
+    for size in (-1, 0, 1.5, True, None):
+        with pytest.raises((TypeError, ValueError), match=f"batch_size is {size}"):
+            perplexity(model, [[3]], [[3]], batch_size=size)
+    for bad in (-1, 97, 10**30):
+        with pytest.raises(ValueError, match=rf"a token of prompts\[1\] is {bad}: pass"):
+            perplexity(model, [[3], [bad]], [[3], [3]])
+        with pytest.raises(ValueError, match=rf"a token of texts\[0\] is {bad}: pass"):
+            perplexity(model, [[3]], [[3, bad]])
     with pytest.raises(ValueError, match="without a token"):
         perplexity(model, [[]], [[3]])

@@ -83,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with Records(args.out, args.out and _settings(args, pair, tasks)) as records:
             before = len(records)
+            if records.odd:
+                lines = ", ".join(map(str, records.odd[:9]))
+                print(f"--out {args.out}: answers.jsonl, line {lines}: no answer, left out", file=sys.stderr)
             settings = {"seed": args.seed, "batch": args.batch, "records": records}
             if whole:
                 rows = table_rows(tasks, models, early=early, grid=not args.no_grid, **settings)
@@ -116,6 +119,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in OPTIONS:
         if whole and getattr(args, name) is not None:
             parser.error(f"{options.flag(name)} needs --methods: the toy world's own table has its own numbers")
+    if "" in (args.stop or ()):
+        parser.error("--stop '' ends every answer at once: give a text")
     if args.no_grid and not whole:
         parser.error("--no-grid changes nothing here: the grid belongs to the toy world's own table")
     if args.json:  # an error now, not after hours

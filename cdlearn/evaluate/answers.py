@@ -10,10 +10,10 @@ import torch
 from tqdm.auto import tqdm
 
 from cdlearn.evaluate.folder import Records
-from cdlearn.evaluate.questions import Choices
+from cdlearn.evaluate.questions import Choices, repetition
 from cdlearn.evaluate.report import rows_of
 from cdlearn.methods import OPTIONS, Decoder, Models, build, parse
-from cdlearn.metrics import choice_scores, ngram_counts
+from cdlearn.metrics import choice_scores
 from cdlearn.toyworld.tasks import Item, Task
 
 Tasks = dict[str, tuple[Task, list[Item]]]  # title -> a task and its items
@@ -28,7 +28,7 @@ def evaluate(tasks: Tasks, methods: dict[str, Sequence[str]], models: Models, **
     """
     decoders = {spec: build(models, *parse(spec)) for specs in methods.values() for spec in specs}
     asked = {
-        title: [spec for spec in methods[title] if not _is_choice(items[0]) or _plain(decoders[spec])]
+        title: [spec for spec in methods[title] if not isinstance(items[0].gold, Choices) or _plain(decoders[spec])]
         for title, (_, items) in tasks.items()
     }
     rows = []
@@ -59,7 +59,7 @@ def answers(
     """
     keys = [(task.name, spec, k) for k in range(len(items))]
     # prompts of similar lengths share a batch: the least padding; multiple choice is asked item by item
-    order, choice = sorted(range(len(items)), key=lambda k: len(items[k].prompt)), _is_choice(items[0])
+    order, choice = sorted(range(len(items)), key=lambda k: len(items[k].prompt)), isinstance(items[0].gold, Choices)
     size = 1 if choice else batch
     for start in range(0, len(items), size):
         group = order[start : start + size]
@@ -79,14 +79,9 @@ def answers(
 
 def _graded(task: Task, item: Item, record: dict[str, Any]) -> dict[str, tuple[float, float]]:
     grades = task.grade(item, record["answer"])
-    if "rep-2" in grades:  # graders see the text alone; a loop without spaces shows in the tokens only
-        distinct, total = ngram_counts(record["token_ids"], 2)
-        grades["rep-2, tokens"] = (total - distinct, total)
-    return grades
-
-
-def _is_choice(item: Item) -> bool:
-    return isinstance(item.gold, Choices)
+    # graders see the text alone; a loop without spaces shows in the tokens only
+    tokens = repetition(record.get("token_ids", [])).items()
+    return grades | {f"{name}, tokens": value for name, value in tokens if name in grades}
 
 
 def _plain(decoder: Decoder) -> bool:

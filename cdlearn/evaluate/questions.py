@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 
 from cdlearn.checks import is_int
-from cdlearn.metrics import diversity, ngram_counts
+from cdlearn.metrics import UNSPACED, Text, diversity, ngram_counts
 from cdlearn.toyworld.tasks import Item, Task
 
 FORMAT = 'lines like {"prompt": "2 + 2 =", "answer": "4"} or {"prompt": ..., "choices": ["3", "4"], "answer": 1}'
 # how an answer is graded -> the metric; a line without "grade" is graded by the first two
 GRADES = {"contains": "contains the answer", "exact": "is the answer", "last number": "last number"}
 
-# scripts without spaces between words (Thai to Burmese, Khmer, kana, Han) or with endings joined to them (Hangul)
-_JOINED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
-# -$1,234.5 or .5, but not the 2 of x2, the 3 of 1.2.3, the minus of 7-2 or of x-2
-_NUMBER = re.compile(
-    rf"(?<![^\W{_JOINED}])(?<!\d)(?<!\d\.)(?:(?<![)\]])([-−－]))?[$€£¥]?"
-    r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+)"
-)
+_JOINED = UNSPACED + "\uac00-\ud7af"  # no spaces between words, or endings joined to them (Hangul)
+_SMALL = "[²³¹⁰-₎¼-¾⅐-⅟↉]"  # exponents, indices, fractions
+# -$1,234.5 or .5 or 3/4, but not the 2 of x2, the 3 of 1.2.3 or of 3², the minus of 7-2 or of x-2
+_DIGITS = r"(?>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+)"
+_BEFORE = rf"(?<![^\W{_JOINED}]|\d)(?<!\d[./])"  # no letter, no digit
+_NUMBER = re.compile(rf"{_BEFORE}((?<![)\]])[-+])?[$€£¥]?({_DIGITS}(?:/{_DIGITS})*+)(?!\.\d|{_SMALL})")
+# signs with a plain twin that NFKC leaves (minus, fraction slash, Arabic points, apostrophe), and what nobody sees
+_TWINS = str.maketrans("−‐⁄٫٬’", "--/.,'", "\0\xad\u200b\ufe0e\ufe0f\ufeff")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def read_questions(
     path: see `read_prompts`. "choices" is a list of two or more strings, and "answer" then the right one or its number
     from 0; without choices "answer" is a string or a list of accepted strings, or left out: then only repetition is
     measured. "grade" says when a text is right: "contains" the answer (as whole words, where its script has spaces),
-    "exact" (it is the answer), or "last number" (its last number is the answer's). Numbers are compared as numbers.
+    "exact" (it is the answer), or "last number" (its last number is the answer's). Case and variants of characters do
+    not matter. Numbers are compared as numbers: 1,200.0 is 1200, 12.5 holds no 12, and 3/4 is neither 3 nor 0.75.
     "group" (a string) names items that belong together: the bootstrap draws them as one. n: the first n lines only.
     render: what becomes of a prompt, a chat template for instance. grade: of lines that do not say theirs (None:
     "contains" and "exact"). Raises ValueError naming file, line and key; OSError for a file that cannot be read.
@@ -77,15 +79,16 @@ def read_prompts(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON strings may hold U+2028
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts-file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"--prompts-file {path}: there is no such file. It holds {FORMAT}.") from error
+    except OSError as error:
+        raise type(error)(f"--prompts-file {path}: {error.strerror}; a prompts file holds {FORMAT}.") from error
     prompts = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 value = line if Path(path).suffix == ".txt" else json.loads(line)
-            except json.JSONDecodeError as error:
-                problem = f"--prompts-file {path}, line {number}: not JSON ({error.msg})"
+                json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            except (ValueError, RecursionError) as error:
+                problem = f"--prompts-file {path}, line {number}: not JSON ({getattr(error, 'msg', error)})"
                 raise ValueError(f"{problem}; write {FORMAT}, or call a file of plain lines .txt.") from None
             value = {"prompt": value} if isinstance(value, str) else value
             if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
@@ -111,10 +114,14 @@ def _item(value: dict[str, Any], number: int, render: Callable[[str], str], defa
             raise ValueError(f'"answer" must be one of the choices, or its number from 0 to {len(choices) - 1}.')
         return Item(render(value["prompt"]), Choices(tuple(choices), right), group)
     accepted = [] if answer is None else [answer] if isinstance(answer, str) else answer
-    if not isinstance(accepted, list) or not all(isinstance(text, str) and _plain(text) for text in accepted):
+    if answer == [] or not isinstance(accepted, list) or not all(isinstance(text, str) for text in accepted):
         raise ValueError('"answer" is not a text: give a string, a list of accepted strings, or leave it out.')
-    grade = value.get("grade", default)
-    known = {name: list(map(_plain, accepted)) for name in ([grade] if grade else ["contains", "exact"]) if accepted}
+    grade, plain = value.get("grade", default), list(map(_plain, accepted))
+    for text in plain:
+        if not any(unicodedata.category(c)[0] in "LNS" for c in text) and not (text and grade == "exact"):
+            advice = 'give a text with one, or for "%" and the like "grade": "exact"'
+            raise ValueError(f'"answer" {answer!r} holds no letter, number or symbol: {advice}.')
+    known = {name: plain for name in ([grade] if grade else ["contains", "exact"]) if plain}
     if not all(map(_numbers, known.get("last number", ()))):
         raise ValueError(f'"answer" {answer!r} holds no number for the grade "last number".')
     return Item(render(value["prompt"]), known, group)
@@ -139,21 +146,32 @@ def _grade_text(item: Item, text: str) -> dict[str, tuple[float, float]]:
         "exact": said in known["exact"],
         "last number": _numbers(said)[-1:] in [_numbers(answer)[-1:] for answer in known["last number"]],
     }
-    distinct, total = ngram_counts(text, 2)
     grades = {GRADES[name]: (is_right, name in item.gold) for name, is_right in right.items()}
-    return grades | {"rep-2": (total - distinct, total), "diversity": (diversity([text]), 1)}
+    return grades | repetition(text)
+
+
+def repetition(text: Text) -> dict[str, tuple[float, float]]:
+    """rep-2 and diversity of a text's words or token ids; one without two of them has no diversity."""
+    distinct, total = ngram_counts(text, 2)
+    return {"rep-2": (total - distinct, total), "diversity": (diversity([text]) * bool(total), total > 0)}
 
 
 def _plain(text: str) -> str:
-    """Text to compare: without case, runs of white space, dots around it; every number between two NUL, as 1234.5."""
-    text = _NUMBER.sub(_number, unicodedata.normalize("NFC", text).casefold())
-    return " ".join(text.split()).strip(" .。")
+    """Text to compare: without case, runs of white space, full stops around it; numbers between two NUL, as 1234.5.
+
+    Of variants of one character one is left (NFKC), but an exponent or fraction behind a digit stays: 3² is no 32.
+    """
+    text = re.sub(r"\\[dt]?frac{(.+?)}{(.+?)}", r"\1/\2", text)
+    parts = re.split(f"((?<=\\d){_SMALL}+)", text)
+    parts[::2] = [unicodedata.normalize("NFKC", part) for part in parts[::2]]
+    text = _NUMBER.sub(_number, "".join(parts).translate(_TWINS).casefold())
+    return " ".join(text.split()).strip(" .。।۔።")
 
 
 def _number(found: re.Match) -> str:
-    value = f"{Decimal(found[2].replace(',', '')):f}"
-    value = value.rstrip("0").rstrip(".") if "." in value else value
-    return f"\0{'-' if found[1] and value != '0' else ''}{value}\0"
+    parts = [f"{Decimal(part.replace(',', '')):f}" for part in found[2].split("/")]
+    value = "/".join(part.rstrip("0").rstrip(".") if "." in part else part for part in parts)
+    return f"\0{'-' if found[1] == '-' and value != '0' else ''}{value}\0"
 
 
 def _numbers(plain: str) -> list[str]:
@@ -170,6 +188,7 @@ def _holds(said: str, answer: str) -> bool:
 
 def _parts(two: str) -> bool:
     """Whether a word may end between two characters; at the end of a text there is one."""
-    accent = unicodedata.category(two[-1])[0] == "M"  # belongs to the letter before it
+    # an accent or a skin tone belongs to what stands before it, a joiner to both
+    bound = unicodedata.category(two[-1])[0] == "M" or re.search("[\u200c\u200d]|[\U0001f3fb-\U0001f3ff]$", two)
     inside = [c in "_\0" or unicodedata.category(c)[0] in "LMN" and not re.match(f"[{_JOINED}]", c) for c in two]
-    return len(two) < 2 or not (accent or all(inside))
+    return len(two) < 2 or not (bound or all(inside))

@@ -18,9 +18,10 @@ LEGEND = {
     "true": "names the capital",
     "true, unseen phrasing": "the same, asked as training never asked about that place",
     "myth": "names the largest city instead",
-    "rep-2": "word pairs that the same text has said before; less is better",
-    "rep-2, tokens": "the same of token pairs, which also see loops without spaces",
+    "rep-2": "word pairs (Chinese, Thai: character pairs) that the same text has said before; less is better",
+    "rep-2, tokens": "rep-2 of token pairs, which also sees loops inside a word",
     "diversity": "(1 - rep-2)(1 - rep-3)(1 - rep-4) of each text, their mean; more is better",
+    "diversity, tokens": "diversity of tokens",
     "consistent": "stories that contradict their prompt nowhere, be it that they say nothing",
     "mentions right": "mentions of colour, object, animal, place and hero that agree with the prompt",
     "named": "of these five, what the story names rightly",
@@ -31,8 +32,7 @@ LEGEND = {
     "1 - TV": "the acceptance rate of that draft in speculative sampling",
     "amateur's greedy choice": "tokens that the amateur alone would have chosen, too",
 }
-COLUMNS = ["strategy", "task", "metric", "value", "low", "high", "minus_greedy", "minus_greedy_low"]
-COLUMNS += ["minus_greedy_high", "items"]
+COLUMNS = "strategy task metric value low high minus_greedy minus_greedy_low minus_greedy_high items".split()
 
 
 def bootstrap(grades: list[dict], groups: list[str], metric: str, *, seed: int = 0) -> np.ndarray:
