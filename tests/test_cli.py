@@ -245,10 +245,8 @@ def test_a_closed_pipe_ends_quietly(models):
         ("compare x >&- <&-", 1, "standard output is closed"),
         ("<&-", 2, "--prompt"),
         ("compare <&-", 2, "--prompts-file"),
-        ("eval -n 1 --tasks facts --out FILE", 1, "--out FILE"),
         ("eval -n 1 --tasks facts --out=FILE/below", 1, "--out FILE/below"),
         ("eval -n 1 --tasks facts --json FILE/below", 1, "--json FILE/below"),
-        ("eval -n 1 --tasks facts --json .", 1, "--json ."),
     ],
 )
 def test_closed_streams_and_outputs_that_cannot_be_written_are_one_line(command, code, words, tmp_path):

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         print(file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        message = " ".join(options.named(error, argv).split()) or type(error).__name__
+        message = " ".join(str(error).split()) or type(error).__name__
         print(f"cdlearn: error: {options.clean(message)}", file=sys.stderr)
         return 1
 
