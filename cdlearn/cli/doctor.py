@@ -22,7 +22,7 @@ from cdlearn.methods import METHODS, Decoder, Models, build
 from cdlearn.pairs import Pair
 from cdlearn.pairs.checkpoint import native
 from cdlearn.pairs.loading import pick_device
-from cdlearn.sources.probes import holes_show, known, takes_several
+from cdlearn.sources.probes import goes_on_by, holes_show, known
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 Finding = tuple[str, str, str]  # (state, what, detail and fix)
@@ -92,14 +92,14 @@ def check_pair() -> Iterator[Finding]:
 def check_model(role: str, model: PreTrainedModel) -> Iterator[Finding]:
     """Ask a model what the library relies on: a few tokens, see `cdlearn.sources.probes`."""
     source = cdlearn.CachedLM(model)
-    several = bool(source.cache_name) and known(takes_several, model, source)
-    if several:
+    most = known(goes_on_by, model, source) if source.cache_name else 0
+    if most > 1:
         yield OK, f"{role}: cache", "several tokens fed to it score as in one pass"
-    elif source.cache_name:
-        why = "it goes on by one token at a time: more of them at once read the whole text"
-        yield BROKEN if source.rewindable else NOTE, f"{role}: cache", why
     else:
-        yield NOTE, f"{role}: cache", "none that can be used: every step reads the whole text"
+        why = (
+            "goes on by one token: more at once read the text again" if most else "none to use: every step reads it all"
+        )
+        yield BROKEN if source.masks else NOTE, f"{role}: cache", why
     if source.masks and not known(holes_show, model, source):
         yield OK, f"{role}: batches", "a masked column moves nothing"
     else:

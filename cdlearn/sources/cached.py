@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cdlearn.checks import check_count
 from cdlearn.sources.base import Source, float32
-from cdlearn.sources.probes import TURN, holes_show, known, takes_several
+from cdlearn.sources.probes import TURN, goes_on_by, holes_show, known
 
 _PIECE = 2048
 _OWN_STATE = ("recurrent_gemma", "rwkv")  # in their modules: kept, or weights that the first pass rescales
@@ -146,11 +146,11 @@ class CachedLM(Source):
         if keep == size:
             return
         checks = size - first > 1 and not (self.rewindable and size < self._window)  # columns that may be taken back
-        several = self.rewindable or size - keep == 1 or not (keep or checks) or known(takes_several, self.model, self)
-        if not several or long != self._long:
+        most = size if self.rewindable or not (keep or checks) else known(goes_on_by, self.model, self)
+        if size - keep > most or long != self._long:
             self.reset()
             keep = 0
-        if several and checks and first - keep > self.remember:  # first what stays: see `_saved`
+        if checks and most >= size and first - keep > self.remember:  # first what stays: see `_saved`
             self._feed(ids[:, :first], None if mask is None else mask[:, :first], keep, first - 1)
             keep = first
         self._feed(ids, mask, keep, max(keep, first))

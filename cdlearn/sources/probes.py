@@ -1,9 +1,15 @@
-"""What is found out about a model by asking it a few tokens: once per model object, when something first needs it."""
+"""What is found out about a model by asking it a few tokens: once per model object, when something first needs it.
+
+`holes_show` for rows with holes (ragged speculation), `goes_on_by` where a cache holds a state. With SmolLM2-135M in
+float32 on one thread they cost what 2 and 5 new tokens do; what DoLa and EarlyExit ask when they are made, 3.
+"""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -44,11 +50,16 @@ def holes_show(source: Any) -> bool:
     return not all(alike(tensor[1], tensor[0]) for tensor in probe._memory[-1][1])
 
 
-def takes_several(source: Any) -> bool:
-    """Whether a model goes on from its state by several tokens at once (Jamba: by one): three passes over four."""
-    ids, cold, warm = few(source.vocab_size), source.fork(), source.fork()
+def goes_on_by(source: Any) -> int:
+    """How many tokens at once a model's state takes up rightly: any number, one (Jamba), none. Three to five passes."""
+    ids, cold = few(source.vocab_size), source.fork()
     cold._feed(ids, None, 0, 2)
-    warm._feed(ids[:, :2], None, 0, 1)
-    warm._feed(ids, None, 2, 2)
-    pairs = zip(warm._memory[-2:], cold._memory[-2:])
-    return all(alike(ours, theirs, 1e-5) for (_, warm), (_, cold) in pairs for ours, theirs in zip(warm, cold))
+    for start, most in ((2, sys.maxsize), (3, 1)):
+        warm = source.fork()
+        warm._feed(ids[:, :start], None, 0, start - 1)
+        with suppress(Exception):  # whatever an architecture raises that was not made for it
+            warm._feed(ids, None, start, start)
+            pairs = zip(warm._memory[start - 4 :], cold._memory[start - 4 :])
+            if all(alike(ours, theirs, 1e-5) for (_, w), (_, c) in pairs for ours, theirs in zip(w, c)):
+                return most
+    return 0
