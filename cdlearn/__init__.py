@@ -17,6 +17,7 @@ def inspect(generation, *, source=None, compare=None):
 
 
 __version__ = "0.1.0"
+# not `inspect`: `from cdlearn import *` would put it in the place of the standard library's module
 __all__ = [
     "CachedLM",
     "Contrast",
@@ -33,7 +34,6 @@ __all__ = [
     "Window",
     "beam_search",
     "generate",
-    "inspect",
     "load_expert",
     "load_pair",
     "metrics",

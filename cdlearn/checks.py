@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import sys
+from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what tokenizers decode half a character to
+MOST_ROWS = 2**16  # beams, or continuations of one prompt
 
 
 class NonFiniteError(ValueError):
@@ -22,9 +27,12 @@ def is_int(value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it: its repr, or its kind where that is long or an address."""
-    text = repr(value)
-    return text if len(text) <= 60 and " at 0x" not in text else f"a {type(value).__name__}"
+    """A value as a message shows it: its repr, or its kind where that is long, an address or an error."""
+    try:
+        text = repr(value)
+    except Exception:  # a list inside itself a thousand times, a number of five thousand digits
+        text = ""
+    return text if 0 < len(text) <= 60 and " at 0x" not in text else f"a {type(value).__name__}"
 
 
 def watched() -> bool:
@@ -34,12 +42,19 @@ def watched() -> bool:
     return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
 
+def check_flag(value: Any, name: str, *, none: bool = False) -> None:
+    """True or False (none: or None)."""
+    if not isinstance(value, (bool, np.bool_)) and not (none and value is None):
+        raise TypeError(f"{name} is {short(value)}: pass {'True, False or None' if none else 'True or False'}.")
+
+
 def check_count(value: Any, name: str, *, low: int = 1, high: int | None = None) -> int:
     """A whole number from `low` to `high` (None: no end)."""
     if not is_int(value):
         raise TypeError(f"{name} is {short(value)}: pass a whole number.")
     if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} is {value}: pass {f'at least {low}' if high is None else f'{low} to {high}'}.")
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name} is {short(value)}: pass {bounds}.")
     return int(value)
 
 
@@ -47,11 +62,12 @@ def check_number(value: Any, name: str, *, low: float = 0.0, high: float = math.
     """A finite number from `low` (open_low: above it) to `high`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {short(value)}: pass a number.")
-    if not math.isfinite(value) or value < low or value > high or (open_low and value == low):
+    number = math.inf if is_int(value) and abs(int(value)) > 2**1000 else float(value)
+    if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
         bounds = f"above {low:g}" if open_low else f"at least {low:g}"
         bounds += f" and at most {high:g}" if high < math.inf else ""
-        raise ValueError(f"{name} is {value!r}: pass a number {bounds}.")
-    return float(value)
+        raise ValueError(f"{name} is {short(value)}: pass a number {bounds}.")
+    return number
 
 
 def check_alpha(alpha: Any) -> float | None:
@@ -61,8 +77,73 @@ def check_alpha(alpha: Any) -> float | None:
 
 def check_word(value: Any, name: str, words: tuple[str, ...]) -> None:
     """One of a few words."""
-    if value not in words:
-        raise ValueError(f"{name} is {short(value)}: pass {' or '.join(repr(word) for word in words)}.")
+    if not isinstance(value, str) or value not in words:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name} is {short(value)}: pass {' or '.join(repr(word) for word in words)}.")
+
+
+def check_text(value: Any, name: str) -> str:
+    """A text that a tokenizer can read: no surrogates, which are halves of characters."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {short(value)}: pass a text.")
+    if value != value.encode(errors="replace").decode():
+        raise ValueError(f"{name} holds a surrogate, half a character: read the text with errors='replace'.")
+    return value
+
+
+def check_path(value: Any, name: str = "path") -> Path:
+    """The path of a file."""
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in os.fspath(value):
+        raise TypeError(f"{name} is {short(value)}: pass the path of a file.")
+    return Path(check_text(os.fspath(value), name))
+
+
+def check_list(value: Any, name: str, of: str) -> list[Any]:
+    """The entries of a list, tuple, array, column or iterator; a text, a dict or a set is none."""
+    try:
+        return list(None if isinstance(value, (str, bytes, Mapping, Set)) else value)
+    except TypeError:
+        raise TypeError(f"{name} is {short(value)}: pass a list of {of}.") from None
+
+
+def check_ids(value: Any, name: str, what: str = "token ids, a list of whole numbers") -> list[int]:
+    """Token ids in a list, tuple, range, array or tensor of one dimension. what: what to pass, in words."""
+    ids = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(ids, (list, tuple, range)) or not all(map(is_int, ids)):
+        raise TypeError(f"{name} is {short(value)}: pass {what}.")
+    ids = list(map(int, ids))
+    for token in (min(ids), max(ids)) if ids else ():
+        if not -(2**63) <= token < 2**63:
+            raise ValueError(f"a token of {name} is {short(token)}: pass token ids, which have 64 bits at most.")
+    return ids
+
+
+def check_mask(value: Any, name: str, ids: Tensor | None = None, ids_name: str = "") -> Tensor:
+    """A mask as bool on the CPU, from a tensor, an array or lists of 0 and 1; of the shape [B, T] of ids, if given."""
+    try:
+        mask = torch.as_tensor(value).to("cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {short(value)}: pass 0 and 1 in a tensor or in lists.") from None
+    mask = mask[None] if mask.dim() == 1 else mask
+    if mask.dim() != 2 or not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"{name} must be [B, T] of 0 and 1: pass 1 for every token that counts, else 0.")
+    if ids is not None:
+        check_shapes(mask, ids, name, ids_name)
+    return mask.bool()
+
+
+def check_loop(
+    max_new_tokens: Any, num_return_sequences: Any, repetition_penalty: Any, seed: Any, trace: Any, progress: Any
+) -> tuple[int, int, float, int]:
+    """What every loop takes: its numbers."""
+    check_flag(trace, "trace")
+    check_flag(progress, "progress", none=True)
+    return (
+        check_count(max_new_tokens, "max_new_tokens"),
+        check_count(num_return_sequences, "num_return_sequences", high=MOST_ROWS),
+        check_number(repetition_penalty, "repetition_penalty", low=1e-6, high=1e6),  # beyond, scores would overflow
+        check_count(seed, "seed", low=0, high=2**63 - 1),
+    )
 
 
 def check_contrast(
@@ -70,7 +151,8 @@ def check_contrast(
 ) -> dict[str, Any]:
     """The numbers of a contrast in the one of its two forms that was asked for (neither: strength 1)."""
     if strength is not None and beta is not None:
-        raise ValueError(f"strength={strength!r} and beta={beta!r} were both given: they are two forms, choose one.")
+        both = f"strength={short(strength)} and beta={short(beta)}"
+        raise ValueError(f"{both} were both given: they are two forms, choose one.")
     checked: dict[str, Any] = {"alpha": check_alpha(alpha), "top_k": check_count(top_k, "top_k", low=0)}
     tau = check_number(amateur_temperature, "amateur_temperature", open_low=True)
     if beta is None:
@@ -90,19 +172,28 @@ def check_sampling(
     return temperature, top_k, top_p, check_number(min_p, "min_p", high=1.0)
 
 
-def check_tokenizer(value: Any, name: str = "tokenizer") -> None:
+def check_tokenizer(value: Any, name: str = "tokenizer", needs: tuple[str, ...] = ("decode", "__call__")) -> None:
     """Raise TypeError for what cannot turn text to ids and back."""
-    if not hasattr(value, "decode") or not callable(value):
+    if not all(hasattr(value, need) for need in needs):
         raise TypeError(f"{name} is {short(value)}: pass a transformers tokenizer, a pair's `.tokenizer` for instance.")
+
+
+def check_tensor(value: Any, name: str, shape: str, *, ids: bool = False) -> Tensor:
+    """A tensor of floats, or of token ids; without a dimension only where the shape is [...]."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}: pass a torch tensor of shape {shape}.")
+    if value.is_floating_point() == ids or value.is_complex() or (ids and value.dtype == torch.bool):
+        right = "token ids in a dtype of whole numbers" if ids else "a floating dtype, not token ids or a mask"
+        raise TypeError(f"{name} has dtype {value.dtype}: pass {right}.")
+    if shape != "[...]" and (value.dim() == 0 or ("V" in shape and value.shape[-1] == 0)):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}: pass {shape}.")
+    return value
 
 
 def check_logits(logits: Any, name: str) -> Tensor:
     """Logits [..., V], those in half precision as float32."""
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"{name} is a {type(logits).__name__}: pass a torch tensor of shape [..., V].")
-    if not logits.is_floating_point():
-        raise TypeError(f"{name} has dtype {logits.dtype}: pass logits in a floating dtype, not token ids or a mask.")
-    if logits.dim() == 0 or logits.numel() == 0:
+    logits = check_tensor(logits, name, "[..., V]")
+    if logits.numel() == 0:
         raise ValueError(f"{name} has shape {tuple(logits.shape)}: the last dimension must be the vocabulary.")
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
@@ -133,6 +224,7 @@ def check_probs(p: Any, q: Any) -> tuple[Tensor, Tensor]:
 
 def row_max(logits: Tensor, name: str, check: bool = True) -> Tensor:
     """The largest logit of every row, [..., 1]. NaN spreads through a maximum, so this one check finds all of it."""
+    check_flag(check, "check")
     best = logits.amax(dim=-1, keepdim=True)
     if check and not math.isfinite(best.sum().item()) and not bool(best.isfinite().all()):
         where = tuple((~best.isfinite()).nonzero()[0, :-1].tolist())
@@ -143,3 +235,10 @@ def row_max(logits: Tensor, name: str, check: bool = True) -> Tensor:
             f"{name} holds {what}{row}: check the model and its dtype, and that a mask leaves a token."
         )
     return best
+
+
+def check_finite(check: Any, **rows: Tensor) -> None:
+    """`row_max` of all these, for its errors alone; check=False looks at none."""
+    check_flag(check, "check")
+    for name, logits in rows.items() if check else ():
+        row_max(logits, name)

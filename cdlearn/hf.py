@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessor
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from cdlearn.checks import check_contrast, check_shapes
+from cdlearn.checks import check_contrast, check_mask, check_shapes
 from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores
 from cdlearn.sources import Source, as_source
 
@@ -82,6 +82,20 @@ class SourceForCausalLM(PreTrainedModel, GenerationMixin):
             return (logits, past_key_values)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
+    def generate(self, *args: Any, logits_processor: Any = None, **options: Any) -> Any:
+        """As in transformers; ValueError where its processors leave no number, as guidance_scale over a mask does."""
+        processors = LogitsProcessorList([*(logits_processor or ()), _check_left])
+        return super().generate(*args, logits_processor=processors, **options)
+
+
+def _check_left(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """The last processor of `generate`: the others may turn the -inf of masked tokens into NaN."""
+    best = scores.amax(dim=-1)
+    if bool(best.isnan().any()) or not bool((best > NEVER).any()):
+        what = "guidance_scale, or another processor of generate(), leaves no number among the tokens that are kept"
+        raise ValueError(f"{what}: build the source with alpha=None, or guide with cdlearn.Mix.")
+    return scores
+
 
 AutoConfig.register(SourceConfig.model_type, SourceConfig, exist_ok=True)
 AutoModelForCausalLM.register(SourceConfig, SourceForCausalLM, exist_ok=True)
@@ -124,7 +138,8 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
     ) -> None:
         self._numbers = check_contrast(alpha, top_k, strength, beta, amateur_temperature)
         self._formula = contrastive_scores if beta is None else contrastive_logits
-        self.amateur, self.attention_mask = as_source(amateur, "amateur"), attention_mask
+        self.amateur = as_source(amateur, "amateur")
+        self.attention_mask = None if attention_mask is None else check_mask(attention_mask, "attention_mask")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids: [B, T] so far; scores: [B, V] the expert's. Returns [B, V], -inf where not kept."""
@@ -136,7 +151,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
     def _mask(self, input_ids: Tensor) -> Tensor | None:
         if self.attention_mask is None:
             return None
-        mask = torch.as_tensor(self.attention_mask).to(input_ids.device)
+        mask = self.attention_mask.to(input_ids.device)
         if len(input_ids) % len(mask) or mask.shape[1] > input_ids.shape[1]:
             shapes = f"attention_mask has shape {tuple(mask.shape)} and the tokens so far {tuple(input_ids.shape)}"
             raise ValueError(f"{shapes}: pass the mask of the very prompts that generate() gets.")

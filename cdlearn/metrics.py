@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import check_count, check_word, is_int, short
+from cdlearn.checks import check_count, check_ids, check_list, check_number, check_text, check_tokenizer, check_word
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
 from cdlearn.sources.base import padded
 
 _NUMBERS = 2**25  # scores asked for at once: 134 MB, and a few times that inside a source of several parts
+_KINDS = "strings or lists of token ids, of a Generation its .text"
 MASKED = -1000.0  # what a token outside the mask costs: its choice still differs from others by the other tokens
 UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"  # Thai, Khmer, kana, Han
 _ONE = f"{UNSPACED}\u2600-\u27bf\U0001f000-\U0001faff"  # and emoji
@@ -31,8 +32,7 @@ Text = str | Sequence[int]
 
 def ngram_counts(text: Text, n: int) -> tuple[int, int]:
     """How many distinct n-grams a text has, of words (of a string) or of tokens (of ids), and how many in all."""
-    check_count(n, "n")
-    grams = _ngrams(_units(text if isinstance(text, str) else _ids(text, "text")), n)
+    grams = _ngrams(_units(text if isinstance(text, str) else _ids(text, "text")), check_count(n, "n"))
     return len(set(grams)), len(grams)
 
 
@@ -87,7 +87,9 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[in
     Spaces that end the prompt go to the continuation, where most tokenizers keep them: the rule of the
     lm-evaluation-harness. An empty prompt becomes the BOS, or else the EOS. Raises ValueError where there is neither.
     """
-    front = len(tokenizer(prompt.rstrip())["input_ids"])
+    check_tokenizer(tokenizer)
+    check_text(continuation, "continuation")
+    front = len(tokenizer(check_text(prompt, "prompt").rstrip())["input_ids"])
     whole = list(tokenizer(prompt + continuation)["input_ids"])
     if front:
         return whole[:front], whole[front:]
@@ -110,12 +112,11 @@ def token_log_probs(
     unknown convention. arXiv 2309.03883, section 3.1.
     """
     check_word(convention, "convention", ("textbook", "reference"))
-    check_count(batch_size, "batch_size")
+    batch_size = check_count(batch_size, "batch_size")
+    if not (isinstance(masked, float) and masked == NEVER):
+        masked = check_number(masked, "masked", low=-1e6, high=1e6)
     source = as_source(source, "source")
-    rows = [[_ids(ids, f"rows[{k}]", source.vocab_size) for ids in row] for k, row in enumerate(rows)]
-    for k, (prompt, _) in enumerate(rows):
-        if not prompt:
-            raise ValueError(f"rows[{k}] has a prompt without a token: start it with the tokenizer's BOS.")
+    rows = [_row(row, f"rows[{k}]", source.vocab_size) for k, row in enumerate(check_list(rows, "rows", "pairs"))]
     log_probs = [torch.zeros(0)] * len(rows)
     # neighbours in length share a batch: the least padding
     order = sorted((k for k, row in enumerate(rows) if len(row[1])), key=lambda k: len(rows[k][0]) + len(rows[k][1]))
@@ -124,6 +125,13 @@ def token_log_probs(
         for k, values in zip(chosen, _batch(source, [rows[k] for k in chosen], convention, masked)):
             log_probs[k] = values
     return log_probs
+
+
+def _row(row: Any, name: str, vocab: int) -> list[list[int]]:
+    row = [_ids(ids, name, vocab) for ids in check_list(row, name, "prompt ids and continuation ids")]
+    if len(row) != 2 or not row[0]:
+        raise ValueError(f"{name} has a prompt without a token: start it with the tokenizer's BOS.")
+    return row
 
 
 @torch.inference_mode()
@@ -159,10 +167,10 @@ def choice_scores(
     choice. arXiv 2309.03883, section 3.1.
     """
     rows = []
-    for choice in choices:
-        space = "" if prompt[-1:].isspace() or choice[:1].isspace() or not prompt else " "
-        if not choice.strip():
-            raise ValueError(f"choice {choice!r} is empty: give it a text.")
+    for k, choice in enumerate(check_list(choices, "choices", "texts")):
+        if not check_text(choice, f"choices[{k}]").strip():
+            raise ValueError(f"choices[{k}] is {choice!r}, which is empty: give it a text.")
+        space = "" if check_text(prompt, "prompt")[-1:].isspace() or choice[:1].isspace() or not prompt else " "
         rows.append(encode_pair(tokenizer, prompt, space + choice))
     return [float(values.double().sum()) for values in token_log_probs(source, rows, convention=convention)]
 
@@ -178,7 +186,8 @@ def perplexity(
     without any token at all it is 1, no surprise: read it beside the lengths. The value depends on the tokenizer:
     compare it under one model only. Raises TypeError or ValueError naming the argument.
     """
-    source, prompts, texts = as_source(source, "source"), _listed(prompts, "prompts"), _listed(texts, "texts")
+    prompts, texts = check_list(prompts, "prompts", "texts"), check_list(texts, "texts", "texts")
+    source = as_source(source, "source")
     if len(prompts) != len(texts):
         raise ValueError(f"prompts holds {len(prompts)} and texts {len(texts)}: pass one prompt for every text.")
     rows, size = [], source.vocab_size
@@ -196,20 +205,12 @@ def perplexity(
     return math.exp(nats) if nats < 709 else math.inf
 
 
-def _listed(values: Sequence[Any], name: str) -> list[Any]:
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise TypeError(f"{name} is {short(values)}: pass a list with an entry for every text.")
-    return list(values)
-
-
 def _ids(tokens: Any, name: str, size: int | None = None) -> list[int]:
     """Token ids as a list; size: of the vocabulary that they must lie in."""
-    tokens = tokens.tolist() if hasattr(tokens, "tolist") else tokens
-    if not isinstance(tokens, (list, tuple)) or not all(map(is_int, tokens)):
-        raise TypeError(f"{name} is {short(tokens)}; pass strings or lists of token ids, of a Generation its .text.")
-    for token in tokens if size else ():
+    ids = check_ids(tokens, name, _KINDS)
+    for token in ids if size else ():
         check_count(token, f"a token of {name}", low=0, high=size - 1)
-    return list(tokens)
+    return ids
 
 
 def _units(text: Text) -> Sequence[Any]:
@@ -222,7 +223,7 @@ def _ngrams(units: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
 
 def _checked(texts: Sequence[Text], n: int = 1) -> list[Text]:
     check_count(n, "n")
-    texts = _listed(texts, "texts")
+    texts = check_list(texts, "texts", _KINDS)
     texts = [text if isinstance(text, str) else _ids(text, f"texts[{k}]") for k, text in enumerate(texts)]
     if len({isinstance(text, str) for text in texts}) > 1:
         raise TypeError("texts holds strings and lists of token ids: pass one kind, words and tokens do not add up.")

@@ -14,14 +14,19 @@ from torch import Tensor
 from cdlearn.checks import (
     check_alpha,
     check_contrast,
+    check_finite,
+    check_list,
     check_logits,
+    check_mask,
     check_number,
     check_probs,
     check_sampling,
+    check_shapes,
+    check_tensor,
     check_two,
     check_word,
     row_max,
-)  # fmt: skip
+)
 
 NEVER = float("-inf")
 FLOOR = -1e5  # the least log-probability of an amateur: a token it rules out must not become +inf or NaN in the score
@@ -40,15 +45,9 @@ def plausibility_mask(expert_logits: Tensor, alpha: float | None) -> Tensor:
 
 
 def contrastive_scores(
-    expert_logits: Tensor,
-    amateur_logits: Tensor,
-    *,
-    alpha: float | None = 0.1,
-    strength: float = 1.0,
-    amateur_temperature: float = 1.0,
-    top_k: int = 0,
-    check: bool = True,
-) -> Tensor:
+    expert_logits: Tensor, amateur_logits: Tensor, *, alpha: float | None = 0.1, strength: float = 1.0,
+    amateur_temperature: float = 1.0, top_k: int = 0, check: bool = True,
+) -> Tensor:  # fmt: skip
     """Contrastive decoding: `log p_E - strength * log softmax(s_A / amateur_temperature)` where plausible, else -inf.
 
     expert_logits, amateur_logits: [..., V] float, the same shape. strength: 0 is the expert, 1 the paper.
@@ -66,14 +65,9 @@ def contrastive_scores(
 
 
 def contrastive_logits(
-    expert_logits: Tensor,
-    amateur_logits: Tensor,
-    *,
-    alpha: float | None = 0.1,
-    beta: float = 0.5,
-    top_k: int = 0,
+    expert_logits: Tensor, amateur_logits: Tensor, *, alpha: float | None = 0.1, beta: float = 0.5, top_k: int = 0,
     check: bool = True,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Contrastive decoding for reasoning: `(1 + beta) * s_E - beta * s_A` where plausible, else -inf.
 
     Shapes, mask, top_k and errors as in `contrastive_scores`; beta: 0 is the expert, 0.5 the paper. Returns logits.
@@ -81,7 +75,7 @@ def contrastive_logits(
     that one at temperature `1 / (1 + beta)`. arXiv 2309.09117, section 2.
     """
     expert, amateur = check_two(expert_logits, amateur_logits, "expert_logits", "amateur_logits")
-    alpha, top_k, beta = check_contrast(alpha, top_k, beta=beta).values()
+    alpha, top_k, beta = check_contrast(alpha, top_k, beta=check_number(beta, "beta")).values()
     keep = _keep(expert, row_max(expert, "expert_logits", check), alpha, top_k)
     floored = torch.maximum(amateur, row_max(amateur, "amateur_logits", check) + FLOOR)
     return torch.where(keep, torch.sub((1 + beta) * expert, floored, alpha=beta), NEVER)
@@ -97,15 +91,16 @@ def mixed_scores(
     nats; as a distribution it equals the weighted sum of raw logits, since the normalisers are row constants.
     Raises TypeError or ValueError naming the argument. arXiv 2306.17806, eq. 4; 2105.03023, eq. 2.
     """
+    logits, weights = check_list(logits, "logits", "tensors"), check_list(weights, "weights", "numbers")
     if len(logits) != len(weights) or not logits:
         raise ValueError(f"logits holds {len(logits)} tensors and weights {len(weights)} numbers: pass one for each.")
-    weights = [check_number(weight, "weight", low=-1e6, high=1e6) for weight in weights]
-    first, alpha = check_logits(logits[0], "logits"), check_alpha(alpha)
-    keep = None if alpha is None else _keep(first, row_max(first, "logits", check), alpha, top_k=0)
+    weights = [check_number(weight, f"weights[{k}]", low=-1e6, high=1e6) for k, weight in enumerate(weights)]
+    first, alpha = check_logits(logits[0], "logits[0]"), check_alpha(alpha)
+    keep = None if alpha is None else _keep(first, row_max(first, "logits[0]", check), alpha, top_k=0)
     total = torch.zeros_like(first)
-    for weight, part in zip(weights, logits):
-        first, part = check_two(first, part, "the first logits", "other logits")
-        row_max(part, "logits", check)
+    for k, (weight, part) in enumerate(zip(weights, logits)):
+        first, part = check_two(first, part, "logits[0]", f"logits[{k}]")
+        row_max(part, f"logits[{k}]", check)
         total = torch.add(total, torch.log_softmax(part, dim=-1).clamp(min=FLOOR), alpha=weight)
         if weight > 0:
             total = total.masked_fill(part == NEVER, NEVER)
@@ -121,11 +116,11 @@ def js_divergence(p_logits: Tensor, q_logits: Tensor, *, convention: str = "text
     """
     check_word(convention, "convention", ("textbook", "reference"))
     p_logits, q_logits = check_logits(p_logits, "p_logits"), check_logits(q_logits, "q_logits")
-    if p_logits.shape[-1] != q_logits.shape[-1]:
-        sizes = f"{p_logits.shape[-1]} tokens and q_logits {q_logits.shape[-1]}"
-        raise ValueError(f"p_logits has {sizes}: trim both to the tokens they share.")
-    for logits, name in ((p_logits, "p_logits"), (q_logits, "q_logits")) if check else ():
-        row_max(logits, name)
+    p_rows, q_rows = p_logits.shape[-2::-1], q_logits.shape[-2::-1]
+    if p_logits.shape[-1] != q_logits.shape[-1] or any(p != q and 1 not in (p, q) for p, q in zip(p_rows, q_rows)):
+        shapes = f"p_logits has shape {tuple(p_logits.shape)} and q_logits {tuple(q_logits.shape)}"
+        raise ValueError(f"{shapes}: trim both to the tokens they share; only leading dimensions broadcast.")
+    check_finite(check, p_logits=p_logits, q_logits=q_logits)
     p = torch.softmax(p_logits, dim=-1)
     if convention == "reference":  # the floor keeps it finite where one of the two rules a token out
         m = (p + torch.softmax(q_logits, dim=-1)).div_(2)
@@ -151,19 +146,21 @@ def dola_scores(
     final_logits, premature_logits: [..., V] float, the same shape. Returns [..., V] float in nats, -inf outside the
     mask. Errors as in `contrastive_scores`, which this is with strength 1. DoLa, arXiv 2309.03883, eq. 3 and 4.
     """
-    check_two(final_logits, premature_logits, "final_logits", "premature_logits")
-    return contrastive_scores(final_logits, premature_logits, alpha=alpha, check=check)
+    both = check_two(final_logits, premature_logits, "final_logits", "premature_logits")
+    check_finite(check, final_logits=both[0], premature_logits=both[1])
+    return contrastive_scores(*both, alpha=alpha, check=False)
 
 
 def penalize_repetition(scores: Tensor, token_ids: Tensor, *, penalty: float, mask: Tensor | None = None) -> Tensor:
     """Make tokens already in the row less likely: positive scores are divided by `penalty`, negative ones multiplied.
 
     scores: [B, V] float. token_ids: [B, T] int, prompt and output. mask: [B, T], 0 for padding that does not count.
-    penalty: above 0; 1 changes nothing. Returns [B, V]. CTRL, arXiv 1909.05858, section 4.1, with the sign rule that
-    transformers and DoLa's code use.
+    penalty: 1e-6 to 1e6; 1 changes nothing. Returns [B, V]. CTRL, arXiv 1909.05858, section 4.1, with the sign rule
+    that transformers and DoLa's code use.
     """
     scores = check_logits(scores, "scores")
-    penalty = check_number(penalty, "penalty", open_low=True)
+    penalty = check_number(penalty, "penalty", low=1e-6, high=1e6)
+    token_ids = check_tensor(token_ids, "token_ids", "[B, T]", ids=True)
     if scores.dim() != 2 or token_ids.dim() != 2 or len(scores) != len(token_ids):
         shapes = f"scores has shape {tuple(scores.shape)} and token_ids {tuple(token_ids.shape)}"
         raise ValueError(f"{shapes}: pass [B, V] and [B, T] with the same B.")
@@ -172,7 +169,7 @@ def penalize_repetition(scores: Tensor, token_ids: Tensor, *, penalty: float, ma
     # everything that does not count falls into one spare column, cut off below
     counts = (token_ids >= 0) & (token_ids < vocab)
     if mask is not None:
-        counts &= mask.to(scores.device).bool()
+        counts &= check_mask(mask, "mask", token_ids, "token_ids").to(scores.device)
     seen = torch.zeros(len(scores), vocab + 1, dtype=torch.bool, device=scores.device)
     return penalize_seen(scores, seen.scatter(1, token_ids.where(counts, vocab), True)[:, :vocab], penalty)
 
@@ -213,6 +210,9 @@ def sampling_probs(
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """One token per row, by the inverse of the cumulative distribution; [..., V], uniforms in [0, 1): [...] int."""
+    probs, uniforms = check_logits(probs, "probs"), check_tensor(uniforms, "uniforms", "[...]")
+    if probs.dim() > 1:
+        check_shapes(uniforms, probs[..., 0], "uniforms", "the rows of probs")
     cumulative = probs.double().cumsum(dim=-1)  # (..., V); not quite 1 at the end, so the draw is scaled to it
     total = cumulative[..., -1:]
     points = uniforms.to(probs.device, torch.float64)[..., None] * total
@@ -258,11 +258,11 @@ def verify_draft(
     rejection, from p after the last position otherwise (the bonus token). The output is distributed as p, whatever q.
     Raises TypeError or ValueError naming the argument. arXiv 2302.01318, algorithm 2.
     """
-    gamma = draft_tokens.shape[-1]
-    p, q = check_logits(p, "p"), check_logits(q, "q") if gamma else q
-    if p.shape[-2] != gamma + 1 or q.shape[-2] != gamma or uniforms.shape[-1] != gamma + 1:
-        has = f"{gamma} tokens per row, p {p.shape[-2]} rows, q {q.shape[-2]} and uniforms {uniforms.shape[-1]} numbers"
-        raise ValueError(f"draft_tokens holds {has}: pass gamma, gamma + 1, gamma and gamma + 1.")
+    gamma = check_tensor(draft_tokens, "draft_tokens", "[..., gamma]", ids=True).shape[-1]
+    p, q = check_logits(p, "p"), check_tensor(q, "q", "[..., gamma, V]")
+    check_shapes(draft_tokens, q[..., 0], "draft_tokens", "the rows of q")
+    check_shapes(check_tensor(uniforms, "uniforms", "[..., gamma + 1]"), p[..., 0], "uniforms", "the rows of p")
+    check_shapes(uniforms[..., 1:], draft_tokens, "uniforms, one of them left out,", "draft_tokens")
     vocab = max(p.shape[-1], q.shape[-1])
     p, q = (torch.nn.functional.pad(probs, (0, vocab - probs.shape[-1])) for probs in (p, q))
     draft_tokens, uniforms = draft_tokens.to(p.device), uniforms.to(p.device, torch.float64)
@@ -288,7 +288,7 @@ def _nucleus_cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
         if k == size or bool((before[..., -1] >= top_p).all()):
             break
         k = min(8 * k, size)
-    return top.gather(-1, (before < top_p).sum(dim=-1, keepdim=True) - 1)  # the best token has 0 before it: at least 1
+    return top.gather(-1, (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1) - 1)  # a top_p may round to 0
 
 
 def _keep(expert: Tensor, best: Tensor, alpha: float | None, top_k: int) -> Tensor:

@@ -157,10 +157,17 @@ def test_several_prompts_stop_strings_and_text():
 def test_an_interrupt_returns_the_best_so_far():
     got = beam_search(Interrupted(EXPERT), PROMPTS[0], num_beams=3, max_new_tokens=9, eos_token_ids=())
     assert got.finish_reason == "interrupted" and len(got.token_ids) == 3
+    whole = beam_search(EXPERT, PROMPTS[0], num_beams=3, max_new_tokens=3, eos_token_ids=())
+    assert got.trace.token_ids == got.token_ids == whole.token_ids
+    assert torch.allclose(got.trace.score, whole.trace.score, atol=1e-5)
+    several = beam_search(Interrupted(EXPERT), PROMPTS, num_beams=3, max_new_tokens=9, num_return_sequences=2)
+    assert [len(one.trace) for one in several] == [len(one.token_ids) for one in several] and len(several[0].trace) == 3
+    assert {one.finish_reason for one in several} == {"interrupted"}
 
 
 BAD_CALLS = [
     (dict(num_beams=0), ValueError, "num_beams is 0"),
+    (dict(num_beams=2**31), ValueError, "num_beams"),
     (dict(num_beams="5"), TypeError, "num_beams is '5'"),
     (dict(num_beams=2, num_return_sequences=3), ValueError, "num_return_sequences is 3"),
     (dict(convention="paper"), ValueError, "convention is 'paper'"),

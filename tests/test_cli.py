@@ -238,6 +238,28 @@ def test_a_closed_pipe_ends_quietly(models):
     assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", 5)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("--prompt x >&-", 1, "standard output is closed"),
+        ("compare x >&- <&-", 1, "standard output is closed"),
+        ("<&-", 2, "--prompt"),
+        ("compare <&-", 2, "--prompts-file"),
+        ("eval -n 1 --tasks facts --out FILE", 1, "--out FILE"),
+        ("eval -n 1 --tasks facts --out=FILE/below", 1, "--out FILE/below"),
+        ("eval -n 1 --tasks facts --json FILE/below", 1, "--json FILE/below"),
+        ("eval -n 1 --tasks facts --json .", 1, "--json ."),
+    ],
+)
+def test_closed_streams_and_outputs_that_cannot_be_written_are_one_line(command, code, words, tmp_path):
+    (tmp_path / "FILE").write_text("")
+    line = f"{sys.executable} -m cdlearn {command}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == code
+
+
 def test_utf8_in_and_out_with_a_c_locale():
     env = dict(os.environ, LC_ALL="C", LANG="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "cdlearn", "--json", "--max-new-tokens", "3", "--prompt", "Ada 🙂 été"]

@@ -343,3 +343,14 @@ def test_a_source_that_says_its_form_is_rescored_drawn_and_handed_out(tmp_path):
     assert "second" in (tmp_path / "page.html").read_text() and plots.plot_strength(trace, 0)
     with pytest.raises(ValueError, match="beta=1.0 cannot change"):
         trace.rescore(beta=1.0)
+
+
+def test_a_trace_without_positions_says_so():
+    empty = Recorder().trace(0, [3], steps=0, settings={"method": "contrastive"}, tokenizer=None)
+    for ask in (
+        lambda: empty.rescore(strength=1.0),
+        lambda: empty.flip_points(0),
+        lambda: empty.first_change(alpha=0.5),
+    ):
+        with pytest.raises(ValueError, match="no positions"):
+            ask()

@@ -4,12 +4,14 @@ import math
 import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
 from tiny import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from cdlearn import Trace
 from cdlearn.loops.generate import Generation, generate, pick
 from cdlearn.loops.text import TextWriter
 from cdlearn.scores import contrastive_scores, penalize_repetition, sampling_probs
@@ -445,7 +447,44 @@ BAD_CALLS = [
     (lambda: generate(MODEL, torch.tensor([[5, 6]]), attention_mask=[[1, 0]]), ValueError, "left"),
     (lambda: generate(MODEL, torch.tensor([[5, 6]]), attention_mask=[[1]]), ValueError, "attention_mask"),
     (lambda: pick(torch.zeros(1, 3), None, temperature=1.0), ValueError, "uniforms"),
+    (lambda: generate(MODEL, {}), TypeError, "prompt"),
+    (lambda: generate(MODEL, {"input_ids": [5, 6], "attention_mask": "ab"}), TypeError, "attention_mask"),
+    (lambda: generate(MODEL, [5, 6], attention_mask=[0.0, -1e9]), ValueError, "attention_mask"),
+    (lambda: generate(MODEL, [5, 6], attention_mask=[[1, object()]]), TypeError, "attention_mask"),
+    (lambda: generate(MODEL, "a\ud800", tokenizer=byte_tokenizer()), ValueError, "prompt"),
+    (lambda: generate(MODEL, [10**30]), ValueError, "prompt"),
+    (lambda: generate(MODEL, [5], num_return_sequences=2**40), ValueError, "num_return_sequences"),
+    (lambda: generate(MODEL, [5], repetition_penalty=1e-50), ValueError, "repetition_penalty"),
+    (lambda: generate(MODEL, ["a", "b"], tokenizer=byte_tokenizer(), stream=lambda text: None), TypeError, "stream"),
+    (lambda: generate(MODEL, "a", tokenizer=byte_tokenizer(), stream=lambda: None), TypeError, "stream"),
+    (lambda: generate(MODEL, "a", tokenizer=byte_tokenizer(), trace="no"), TypeError, "trace"),
 ]
+
+
+def test_numpy_numbers_are_numbers():
+    plain = dict(temperature=1.0, seed=2, max_new_tokens=9, top_k=3, repetition_penalty=1.5, num_return_sequences=2)
+    kinds = dict(temperature=np.float32, seed=np.int64, max_new_tokens=np.uint8, top_k=np.uint8,
+                 repetition_penalty=np.float64, num_return_sequences=np.int8)  # fmt: skip
+    theirs = {name: kinds[name](value) for name, value in plain.items()}
+    ours, same = (generate(MODEL, [5], eos_token_ids=(), **options) for options in (plain, theirs))
+    assert [one.token_ids for one in ours] == [one.token_ids for one in same]
+    assert Trace.from_json(same[0].trace.to_json()).settings == ours[0].trace.settings
+
+
+def test_a_nucleus_smaller_than_a_float_is_the_best_token():
+    greedy = generate(MODEL, [5], max_new_tokens=4, eos_token_ids=()).token_ids
+    assert generate(MODEL, [5], max_new_tokens=4, eos_token_ids=(), temperature=1.0, top_p=1e-50).token_ids == greedy
+
+
+def test_a_repetition_penalty_of_the_models_own_is_said_once():
+    model = tiny_model("llama", seed=9)
+    model.generation_config.repetition_penalty = 1.3
+    with pytest.warns(UserWarning, match="repetition_penalty=1.3"):
+        generate(Contrast(model, MODEL, alpha=0.5), [5], max_new_tokens=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(model, [5], max_new_tokens=1)
+        generate(Contrast(MODEL, tiny_model("llama", seed=8)), [5], max_new_tokens=1)
 
 
 def test_a_setting_that_changes_nothing_is_said():

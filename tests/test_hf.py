@@ -46,6 +46,18 @@ def test_every_source_and_left_padded_batches(source):
     assert tokens(model, ids, attention_mask=mask, max_new_tokens=8, use_cache=False) == want
 
 
+def test_processors_that_leave_no_number_are_refused_and_others_right():
+    masked, plain = as_causal_lm(Contrast(EXPERT, AMATEUR)), as_causal_lm(EXPERT)
+    with pytest.raises(ValueError, match="guidance_scale"):
+        tokens(masked, guidance_scale=1.5)
+    assert tokens(plain, guidance_scale=1.5) == tokens(EXPERT, guidance_scale=1.5) != tokens(plain)
+    with pytest.raises(ValueError, match="guidance_scale"):  # every token that is kept is ruled out
+        tokens(as_causal_lm(Contrast(EXPERT, AMATEUR, alpha=1.0)), suppress_tokens=list(range(97)))
+    assert tokens(masked, num_beams=3, suppress_tokens=[5]) == tokens(masked, num_beams=3, bad_words_ids=[[5]])
+    with pytest.raises(TypeError, match="attention_mask"):
+        ContrastiveLogitsProcessor(AMATEUR, attention_mask="left")
+
+
 def test_the_processor_in_left_padded_batches():
     ids, mask = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     processor = ContrastiveLogitsProcessor(AMATEUR, alpha=0.05, attention_mask=mask)

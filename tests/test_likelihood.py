@@ -146,7 +146,7 @@ def test_bad_arguments(tokenizer):
             token_log_probs(model, [([3], [3]), ([3], bad)])
     with pytest.raises(ValueError, match=r"a token of rows\[0\] is 97"):
         token_log_probs(model, [([3], [97])])
-    with pytest.raises(ValueError, match="choice ' ' is empty"):
+    with pytest.raises(ValueError, match=r"choices\[1\] is ' '"):
         choice_scores(model, "a\n", ["b", " "], tokenizer=tokenizer)
     nothing = character_tokenizer()
     nothing.bos_token = nothing.eos_token = None

@@ -122,7 +122,7 @@ def test_bad_texts(metric):
         metric("a b")
     with pytest.raises(TypeError, match="texts is None: pass a list"):
         metric(None)
-    with pytest.raises(TypeError, match=r"texts\[1\] is None; pass strings"):
+    with pytest.raises(TypeError, match=r"texts\[1\] is None: pass strings"):
         metric(["a", None])
 
 
@@ -288,9 +288,9 @@ def test_the_arguments_of_the_new_metrics_are_checked(tokenizer):
         with pytest.raises((TypeError, ValueError), match=f"batch_size is {size}"):
             perplexity(model, [[3]], [[3]], batch_size=size)
     for bad in (-1, 97, 10**30):
-        with pytest.raises(ValueError, match=rf"a token of prompts\[1\] is {bad}: pass 0 to 96"):
+        with pytest.raises(ValueError, match=rf"a token of prompts\[1\] is {bad}: pass"):
             perplexity(model, [[3], [bad]], [[3], [3]])
-        with pytest.raises(ValueError, match=rf"a token of texts\[0\] is {bad}: pass 0 to 96"):
+        with pytest.raises(ValueError, match=rf"a token of texts\[0\] is {bad}: pass"):
             perplexity(model, [[3]], [[3, bad]])
     with pytest.raises(ValueError, match="without a token"):
         perplexity(model, [[]], [[3]])

@@ -99,6 +99,7 @@ def test_dtype_and_device_for_each_role(llama, tmp_path):
     assert pair.expert.dtype == torch.bfloat16
     assert pair.amateur.dtype == (torch.float32)
     assert load_expert(llama, device="cpu", dtype=torch.float64).expert.dtype == torch.float64
+    assert load_expert(llama, device="cpu", torch_dtype=torch.float64).expert.dtype == torch.float64
 
 
 def test_a_model_spread_over_places_decodes_the_same(llama, tmp_path):

@@ -87,3 +87,9 @@ def test_every_public_name_exists():
     assert sorted(cdlearn.__all__) == sorted(set(cdlearn.__all__))
     for name in cdlearn.__all__:
         assert hasattr(cdlearn, name), name
+
+
+def test_everything_at_once_leaves_the_standard_library_alone():
+    names = {}
+    exec("import inspect\nfrom cdlearn import *", names)
+    assert names["inspect"].__name__ == "inspect" and callable(cdlearn.inspect)

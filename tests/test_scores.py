@@ -278,7 +278,11 @@ BAD_CALLS = [
     (lambda: sampling_probs(ROW, min_p=1.1), ValueError, "min_p is 1.1"),
     (lambda: sampling_probs(ROW, min_p="a"), TypeError, "min_p is 'a'"),
     (lambda: sampling_probs(ROW / 0), ValueError, "scores holds NaN"),
-    (lambda: penalize_repetition(ROW, torch.zeros(1, 1), penalty=1.2), ValueError, "token_ids"),
+    (lambda: penalize_repetition(ROW, torch.zeros(1, 1).long(), penalty=1.2), ValueError, "token_ids"),
+    (lambda: penalize_repetition(ROW, torch.zeros(2, 1), penalty=1.2), TypeError, "token_ids"),
+    (lambda: dola_scores(ROW / 0, ROW), ValueError, "final_logits holds NaN"),
+    (lambda: dola_scores(ROW, ROW / 0), ValueError, "premature_logits holds NaN"),
+    (lambda: js_divergence(ROW, torch.cat([ROW, ROW])), ValueError, "q_logits"),
     (lambda: penalize_repetition(ROW, torch.zeros(2, 1), penalty=0), ValueError, "penalty is 0"),
 ]
 

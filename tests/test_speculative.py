@@ -4,6 +4,7 @@ import math
 from functools import partial
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -467,6 +468,19 @@ def mamba():
     return hf.MambaForCausalLM(hf.MambaConfig(vocab_size=97, hidden_size=16, state_size=4, num_hidden_layers=2)).eval()
 
 
+def test_a_stream_that_asks_the_target_changes_no_trace():
+    tokenizer, options = character_tokenizer(), dict(gamma=3, max_new_tokens=12, eos_token_ids=())
+    target, draft = Contrast(tiny_model("llama"), tiny_model("llama", seed=1)), tiny_model("llama", seed=1)
+    quiet = cdlearn.speculate(target.fork(), draft, "abc", tokenizer=tokenizer, **options)
+    for touch in (lambda _: target(torch.tensor([[9, 8, 7, 6]])), lambda _: target(torch.tensor([[9]]))):
+        got = cdlearn.speculate(target, draft, "abc", tokenizer=tokenizer, stream=touch, **options)
+        assert got.token_ids == quiet.token_ids
+        for name, part in quiet.trace.parts.items():
+            assert torch.allclose(got.trace.parts[name], part, atol=1e-4)
+    short = cdlearn.speculate(target, draft, "abc", tokenizer=tokenizer, **options | {"max_new_tokens": np.uint8(12)})
+    assert short.token_ids == quiet.token_ids
+
+
 ROW = torch.tensor([0.5, 0.5])
 BAD_CALLS = [
     (lambda: speculate(BIG, SMALL, [5], gamma=0), ValueError, "gamma is 0"),
@@ -482,7 +496,9 @@ BAD_CALLS = [
     (lambda: accept_probability(ROW, ROW[:1]), ValueError, "p has shape"),
     (lambda: accept_probability(ROW * -3, ROW), ValueError, "p holds numbers outside"),
     (lambda: residual(ROW, ROW * 9), ValueError, "q holds numbers outside"),
-    (lambda: verify_draft(ROW[None], ROW[None], torch.zeros(1).long(), ROW), ValueError, "draft_tokens holds 1"),
+    (lambda: verify_draft(ROW[None], ROW[None], torch.zeros(1).long(), ROW), ValueError, "draft_tokens|uniforms"),
+    (lambda: verify_draft(ROW[None], ROW[None], [0], ROW), TypeError, "draft_tokens"),
+    (lambda: verify_draft(ROW[None], ROW[None], torch.zeros(1).long(), 0.5), TypeError, "uniforms"),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import character_tokenizer
 from tiny import tiny_model
 
-from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, generate, inspect, speculate
+from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Mix, Prompted, generate, inspect, speculate
 from cdlearn.show.inspector import Inspector
 
 EXPERT, AMATEUR = tiny_model("llama").double(), tiny_model("llama", seed=1, num_hidden_layers=1).double()
@@ -202,3 +202,30 @@ def test_bad_input_is_named(made):
 def test_importing_cdlearn_imports_no_widgets():
     code = "import cdlearn, sys; assert not {'ipywidgets', 'matplotlib', 'pandas'} & set(sys.modules), 'heavy import'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_script_may_end_while_a_text_is_written():
+    lines = """
+import cdlearn
+pair = cdlearn.load_pair()
+source = cdlearn.Contrast(pair.expert, pair.amateur)
+made = cdlearn.generate(source, "Ada", tokenizer=pair.tokenizer, max_new_tokens=150, eos_token_ids=())
+shown = cdlearn.inspect(made, source=source)
+shown.position = 1
+shown.regenerate()
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_source_is_a_source_and_a_model_will_do(made):
+    with pytest.raises(TypeError, match="source is a str"):
+        inspect(made, source="expert")
+    shown = inspect(made, source=EXPERT)
+    shown.regenerate(wait=True)
+    assert len(shown.versions) == 2
+
+
+def test_dola_behind_a_prefix_has_no_layers_tab():
+    made = generate(Prompted(DoLa(EXPERT, layers=[0, 1]), [5]), "ab", **OPTIONS | {"max_new_tokens": 2})
+    assert inspect(made)._tabs.titles == ("candidates",)

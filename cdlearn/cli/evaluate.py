@@ -123,12 +123,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--stop '' ends every answer at once: give a text")
     if args.no_grid and not whole:
         parser.error("--no-grid changes nothing here: the grid belongs to the toy world's own table")
-    if args.json:
-        try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            open(args.json, "a").close()
-        except OSError as error:
-            raise type(error)(f"--json {args.json}: {error.strerror}; give a file that can be written.") from None
+    if args.json:  # an error now, not after hours
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.open("a").close()
     args.batch = args.batch or (BATCH_OF_OTHERS if args.expert else BATCH)
     args.n, args.max_new_tokens = args.n or (None if file else 500), args.max_new_tokens or (64 if file else None)
 

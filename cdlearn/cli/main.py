@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # bytes that the locale could not decode arrive as surrogates; models want text
     argv = [arg.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for arg in argv]
-    options.use_utf8()
+    if not options.open_streams():
+        return 1
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         print(file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = " ".join(options.named(error, argv).split()) or type(error).__name__
         print(f"cdlearn: error: {options.clean(message)}", file=sys.stderr)
         return 1
 
@@ -95,7 +96,7 @@ def _run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     (spec,) = options.with_numbers(parser, args, [args.method])
     prompt = args.prompt
-    if prompt is None and sys.stdin and not sys.stdin.isatty():
+    if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n").removesuffix("\r")
     if not prompt:
         parser.error("no prompt: give --prompt TEXT, or pipe a text into standard input")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -154,8 +155,22 @@ def clean(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text)
 
 
-def use_utf8() -> None:
-    """Speak UTF-8 whatever the locale says: models do."""
+def named(error: Exception, argv: Sequence[str]) -> str:
+    """An error in words: one of a file with the flag that named the file."""
+    file = str(getattr(error, "filename", ""))
+    for flag, value in [*zip(argv, argv[1:]), *(arg.split("=", 1) for arg in argv if "=" in arg)]:
+        if file and value and flag.startswith("--") and (file.startswith(value) or value.startswith(file)):
+            return f"{flag} {value} cannot be used: {error.strerror}."
+    return str(error)
+
+
+def open_streams() -> bool:
+    """Speak UTF-8 whatever the locale says: models do. False, and a line, where nobody can read the output."""
+    sys.stdin, sys.stderr = sys.stdin or open(os.devnull), sys.stderr or open(os.devnull, "w")
+    if sys.stdout is None:
+        print("cdlearn: error: standard output is closed: send it to a terminal, a file or a pipe.", file=sys.stderr)
+        return False
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=errors)
+    return True

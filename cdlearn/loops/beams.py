@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import check_count, check_word
+from cdlearn.checks import MOST_ROWS, check_count, check_word
 from cdlearn.loops.generate import check_best, column
 from cdlearn.loops.run import Generation, Run
 from cdlearn.scores import NEVER
@@ -55,8 +55,8 @@ def beam_search(
     Raises TypeError or ValueError naming the argument, before any work.
     """
     source = as_source(source, "source")
-    check_count(num_beams, "num_beams")
-    check_count(num_return_sequences, "num_return_sequences")
+    num_beams = check_count(num_beams, "num_beams", high=MOST_ROWS)
+    num_return_sequences = check_count(num_return_sequences, "num_return_sequences")
     if num_return_sequences > num_beams:
         raise ValueError(f"num_return_sequences is {num_return_sequences} and num_beams {num_beams}: ask for fewer.")
     check_word(convention, "convention", ("sum", "reference"))
@@ -72,18 +72,20 @@ def beam_search(
     with run, source.alone():
         for first in range(0, len(run.rows), num_return_sequences):
             rows = run.rows[first : first + num_return_sequences]
-            beams: list[_Beam] = []
+            beams, stopped = [], None
             try:
-                for found in search(source, rows[0].prompt_ids, num_beams, max_new_tokens, _ending(rows[0], run)):
+                for found in search(source, rows[0].prompt_ids, num_beams, run.max_new_tokens, _ending(rows[0], run)):
                     beams = found
                     run.tick()
-            finally:  # an interrupt leaves the best so far
-                for row, beam in zip(rows, beams):
-                    stats[row.number]["score"] = beam.score
-                    run.take([row], [beam.tokens])
-            for row in rows:
-                row.finish_reason = row.finish_reason or "length"
+            except KeyboardInterrupt as interrupt:  # the best so far stay, each with its trace
+                stopped = interrupt
+            for row, beam in zip(rows, beams):
+                stats[row.number]["score"] = beam.score
+                run.take([row], [beam.tokens])
+                row.finish_reason = row.finish_reason or ("length" if stopped is None else "interrupted")
                 _replay(run, source, row)
+            if stopped is not None:
+                raise stopped
     return run.results(source, stats)
 
 

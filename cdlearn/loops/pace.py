@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from cdlearn.checks import check_count, check_word, is_int
+from cdlearn.checks import check_count, check_word, is_int, short
 from cdlearn.sources import Source
 
 LONGEST = 24  # tokens that "auto" drafts at most
@@ -77,7 +77,7 @@ def check_gamma(gamma: Any) -> None:
     elif isinstance(gamma, str):
         check_word(gamma, "gamma", ("auto",))
     else:
-        raise TypeError(f'gamma is {gamma!r}: pass "auto" or a whole number of at least 1.')
+        raise TypeError(f'gamma is {short(gamma)}: pass "auto" or a whole number of at least 1.')
 
 
 def price_of(draft: Source, target: Source) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import inspect
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import NonFiniteError, check_count, check_number, check_sampling, is_int, row_max, short, watched
+from cdlearn.checks import NonFiniteError, check_ids, check_loop, check_sampling, is_int, row_max, short, watched
 from cdlearn.loops.text import TextWriter, read_prompt, read_stops
 from cdlearn.scores import penalize_repetition
 from cdlearn.sources import Source
 from cdlearn.trace.record import Record, Recorder
+
+# of a model's generation_config: what changes greedy texts too, and is not applied here
+_IGNORED = ("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "sequence_bias")
+_TOLD = weakref.WeakSet()  # the models of which it was said
 
 
 @dataclass(repr=False)
@@ -42,7 +49,7 @@ class Generation:
     def _repr_html_(self) -> str:
         text = "" if self.text is None else f'<div style="white-space:pre-wrap">{html.escape(self.text)}</div>'
         trace = "" if self.trace is None else self.trace._repr_html_()
-        return f'<div>{text}<div style="font-size:85%">({self.finish_reason})</div>{trace}</div>'
+        return f'<div>{text}<div style="font-size:85%">({html.escape(self.finish_reason)})</div>{trace}</div>'
 
 
 class Run:
@@ -53,52 +60,38 @@ class Run:
     """
 
     def __init__(
-        self,
-        source: Source,
-        prompt: Any,
-        sampling: dict[str, Any],
-        *,
-        tokenizer: Any,
-        max_new_tokens: int,
-        stop: Any,
-        trace: bool,
-        attention_mask: Any,
-        eos_token_ids: Any,
-        num_return_sequences: int,
-        progress: bool | None,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stream: Any = None,
-        label: str = "generate",
-    ) -> None:
+        self, source: Source, prompt: Any, sampling: dict[str, Any], *, tokenizer: Any, max_new_tokens: int, stop: Any,
+        trace: bool, attention_mask: Any, eos_token_ids: Any, num_return_sequences: int, progress: bool | None,
+        repetition_penalty: float = 1.0, seed: int | None = None, stream: Any = None, label: str = "generate",
+    ) -> None:  # fmt: skip
         ids, mask, self.single = read_prompt(prompt, attention_mask, tokenizer)
         self.eos = _read_eos(source, tokenizer, eos_token_ids)
         stops = read_stops(stop, tokenizer)
-        check_count(max_new_tokens, "max_new_tokens")
-        check_count(num_return_sequences, "num_return_sequences")
-        check_number(repetition_penalty, "repetition_penalty", open_low=True)
         if seed is None:
             seed = torch.Generator().seed() % 2**31  # a fresh one, told in stats, so that any run can be repeated
-        check_count(seed, "seed", low=0, high=2**63 - 1)
+        self.max_new_tokens, several, self.penalty, self.seed = check_loop(
+            max_new_tokens, num_return_sequences, repetition_penalty, seed, trace, progress
+        )
         temperature, top_k, top_p, min_p = check_sampling(**sampling)
         if temperature == 0 and (top_k or top_p < 1 or min_p):
             numbers = f"top_k={top_k}, top_p={top_p} and min_p={min_p} change nothing at temperature 0, which is greedy"
             warnings.warn(f"{numbers}: pass temperature=1.0 to sample.", stacklevel=3)
-        check_fits(source, ids, mask, max_new_tokens)
-        if num_return_sequences > 1:
-            ids, mask = ids.repeat_interleave(num_return_sequences, 0), mask.repeat_interleave(num_return_sequences, 0)
+        if self.penalty == 1:
+            _warn_of_ignored(source)
+        check_fits(source, ids, mask, self.max_new_tokens)
+        if several > 1:
+            ids, mask = ids.repeat_interleave(several, 0), mask.repeat_interleave(several, 0)
             self.single = False
-        self.seed, self.max_new_tokens = seed, max_new_tokens
-        self.penalty, self.tokenizer = repetition_penalty, tokenizer
+        self.tokenizer = tokenizer
         self.streamer = stream if hasattr(stream, "put") and hasattr(stream, "end") else None
         if self.streamer is not None and len(ids) > 1:
             raise ValueError("stream is a transformers streamer, which takes one row: pass one prompt, or a callable.")
         emit = _read_stream(stream, self.streamer, tokenizer, self.single)
         self.ids, self.mask = ids, None if bool(mask.all()) else mask
         prompts = [row[real].tolist() for row, real in zip(ids, mask)]
-        self.rows = [_Row(r, tokens, tokenizer, stops, emit, seed + r) for r, tokens in enumerate(prompts)]
+        self.rows = [_Row(r, tokens, tokenizer, stops, emit, self.seed + r) for r, tokens in enumerate(prompts)]
         self.recorder = Recorder() if trace else None
-        self._bar = _progress_bar(progress, max_new_tokens, label, quiet=stream is not None)
+        self._bar = _progress_bar(progress, self.max_new_tokens, label, quiet=stream is not None)
         self._source = source
         self._started = time.perf_counter()
 
@@ -229,14 +222,25 @@ class _Row:
         return Generation(None if self.writer is None else self.writer.text, tokens, self.finish_reason, trace, stats)
 
 
+def _warn_of_ignored(source: Source) -> None:
+    """Say once for each model, the expert of a source, what of its generation_config is not applied."""
+    while source.inner and isinstance(part := getattr(source, source.inner[0]), (Source, list)):
+        source = part if isinstance(part, Source) else part[0]
+    model = getattr(source, "model", None)
+    known = {name: getattr(getattr(model, "generation_config", None), name, None) for name in _IGNORED}
+    said = ", ".join(f"{name}={short(value)}" for name, value in known.items() if value not in (None, 0, 1))
+    if said and model not in _TOLD:
+        _TOLD.add(model)
+        advice = "generate and speculate take repetition_penalty=, as_causal_lm(source).generate() all of them"
+        warnings.warn(f"the model's generation_config asks for {said}, which is not applied: {advice}.", stacklevel=4)
+
+
 def _read_eos(source: Source, tokenizer: Any, given: Sequence[int] | None) -> frozenset[int]:
     if given is None:
         known = source.eos_token_ids or (getattr(tokenizer, "eos_token_id", None),)
         return frozenset(token for token in known if token is not None)
-    given = (given,) if is_int(given) else given
-    if not isinstance(given, (list, tuple, set, frozenset)) or not all(is_int(token) for token in given):
-        raise TypeError(f"eos_token_ids is {short(given)}: pass a list of token ids, () for none.")
-    return frozenset(given)
+    given = [given] if is_int(given) else list(given) if isinstance(given, (set, frozenset)) else given
+    return frozenset(check_ids(given, "eos_token_ids"))
 
 
 def _read_stream(stream: Any, streamer: Any, tokenizer: Any, single: bool) -> Callable[[str, int], Any] | None:
@@ -246,6 +250,12 @@ def _read_stream(stream: Any, streamer: Any, tokenizer: Any, single: bool) -> Ca
         raise TypeError(f"stream is {short(stream)}: pass a callable taking text, or a transformers streamer.")
     if tokenizer is None:
         raise TypeError("stream is a callable taking text: pass tokenizer= so that there is text.")
+    with contextlib.suppress(ValueError):  # some built-in functions do not tell what they take
+        try:
+            inspect.signature(stream).bind(*("", 0)[: 1 if single else 2])
+        except TypeError:
+            takes = "a text" if single else "a text and the number of its row, for there are several"
+            raise TypeError(f"stream is {short(stream)}: pass a callable that takes {takes}.") from None
     return (lambda text, row: stream(text)) if single else stream
 
 

@@ -81,7 +81,7 @@ def speculate(
         eos_token_ids=eos_token_ids, num_return_sequences=num_return_sequences, progress=progress, label="speculate",
     )  # fmt: skip
     ids, mask = run.ids, torch.ones_like(run.ids).bool() if run.mask is None else run.mask
-    check_fits(draft, ids, mask, max_new_tokens)
+    check_fits(draft, ids, mask, run.max_new_tokens)
     counts = [dict.fromkeys(("rounds", "drafted", "tested", "accepted"), 0) for _ in run.rows]
     price, clock = price_of(draft, target) if gamma == "auto" else 0.0, Clock()
     paces = [Pace(gamma, price) for _ in run.rows]
@@ -90,13 +90,14 @@ def speculate(
             started = time.perf_counter()
             here = [paces[row.number] for row in rows]
             for row, pace in zip(rows, here):
-                pace.start(max_new_tokens - row.steps - 1)  # a round gives at most one token more than it drafts
+                pace.start(run.max_new_tokens - row.steps - 1)  # a round gives at most one token more than it drafts
             ids, mask, drawn_from = _draft(run, draft, target.vocab_size, ids, mask, here, sampling)
             sizes = torch.tensor([pace.size for pace in here])  # (b,)
             uniforms = [row.uniforms(pace.size + 1) if temperature > 0 else None for row, pace in zip(rows, here)]
             drafted, checking = int(sizes.max()), time.perf_counter()
             scores = target.ask(ids, mask, drafted + 1)  # (b, drafted + 1, V): after the last token, after each draft
             final = _penalized(run, scores, ids, mask)
+            asked = target.parts, target.details  # before a stream, which may ask the target something else
             facts = None if run.recorder is None else [{} for _ in rows]
             accepted, following, chances = _verify(final, drawn_from, ids, sizes, uniforms, sampling, lenience, facts)
             checked = time.perf_counter()
@@ -118,7 +119,7 @@ def speculate(
                 if facts is not None:
                     ending = following[k] if used[k] > accepted[k] else None
                     run.recorder.add_round(row.number, _round(count["rounds"], before[k], kept, ending, facts[k]))
-            _record(run, rows, used, target, scores, new, accepted, chances, counts)
+            _record(run, rows, used, asked, scores, new, accepted, chances, counts)
 
             # rejected tokens stay as holes where another row accepted more; after the longest run they are cut off
             longest = max(accepted)
@@ -256,7 +257,7 @@ def _penalized(run: Run, scores: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _record(
-    run: Run, rows: list, used: list[int], target: Source, scores: Tensor, new: list[list[int]],
+    run: Run, rows: list, used: list[int], asked: tuple[dict, dict], scores: Tensor, new: list[list[int]],
     accepted: list[int], chances: Tensor, counts: list[dict[str, int]],
 ) -> None:  # fmt: skip
     """The trace of a round: one step for every place in the run of tokens, with the rows that reached it."""
@@ -265,11 +266,10 @@ def _record(
     for k in range(max(used)):
         reached = [r for r, size in enumerate(used) if size > k]
         pick = slice(None) if len(reached) == len(rows) else reached
-        details = {name: values[pick, k] for name, values in target.details.items()}
+        parts, details = ({name: values[pick, k] for name, values in tensors.items()} for tensors in asked)
         details["round"] = torch.tensor([counts[rows[r].number]["rounds"] for r in reached])
         details["drafted"] = torch.tensor([k < accepted[r] for r in reached])
         details["accept_probability"] = chances[pick, k] if k < chances.shape[1] else torch.zeros(len(reached)).double()
-        parts = {name: values[pick, k] for name, values in target.parts.items()}
         run.record(
             [rows[r] for r in reached], scores[pick, k], parts, details, torch.tensor([new[r][k] for r in reached])
         )

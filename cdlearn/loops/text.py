@@ -7,10 +7,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from cdlearn.checks import BROKEN, check_shapes, check_tokenizer, is_int, short
+from cdlearn.checks import BROKEN, check_ids, check_mask, check_tensor, check_text, check_tokenizer, is_int, short
 from cdlearn.sources.base import padded
 
 
@@ -119,12 +118,14 @@ def read_prompt(prompt: Any, attention_mask: Any, tokenizer: Any) -> tuple[Tenso
     """ids [B, T] and mask [B, T] (bool), padded on the left, and whether the caller gave a single prompt."""
     if tokenizer is not None:
         check_tokenizer(tokenizer)
-    if isinstance(prompt, Mapping) or hasattr(prompt, "input_ids"):
+    if isinstance(prompt, Mapping):
+        if "input_ids" not in prompt:
+            raise TypeError(f"prompt is {short(prompt)}, without input_ids: pass text, or a tokenizer's output.")
         attention_mask = prompt.get("attention_mask") if attention_mask is None else attention_mask
         prompt = prompt["input_ids"]
     if isinstance(prompt, Tensor):
-        if prompt.is_floating_point() or prompt.dtype == torch.bool or prompt.dim() not in (1, 2):
-            raise TypeError(f"prompt is a tensor {tuple(prompt.shape)} of {prompt.dtype}: pass ids [B, T] int.")
+        if check_tensor(prompt, "prompt", "[B, T]", ids=True).dim() > 2:
+            raise ValueError(f"prompt has shape {tuple(prompt.shape)}: pass ids [B, T].")
         prompt = prompt[0] if prompt.dim() == 2 and len(prompt) == 1 else prompt
         single, rows = prompt.dim() == 1, prompt.reshape(-1, prompt.shape[-1]).tolist() if prompt.numel() else []
     else:
@@ -139,14 +140,11 @@ def read_prompt(prompt: Any, attention_mask: Any, tokenizer: Any) -> tuple[Tenso
             if attention_mask is not None:
                 raise ValueError("attention_mask was given with a text prompt: it belongs to prompts of token ids.")
             rows = [_encode(text, tokenizer) for text in rows]
-        elif not all(isinstance(row, (list, tuple)) and all(map(is_int, row)) for row in rows):
-            raise TypeError("prompt is a list of mixed things: pass texts, or token ids as whole numbers.")
+        else:
+            rows = [check_ids(row, f"prompt[{k}]") for k, row in enumerate(rows)]
     ids, mask = padded(rows)
     if attention_mask is not None:
-        given = torch.as_tensor(attention_mask).to("cpu").bool()
-        given = given[None] if given.dim() == 1 else given
-        check_shapes(given, ids, "attention_mask", "the prompt")
-        mask = mask & given
+        mask = mask & check_mask(attention_mask, "attention_mask", ids, "the prompt")
     if ids.numel() == 0 or not bool(mask.any(dim=1).all()):
         raise ValueError("prompt has a row without a token: start it with the tokenizer's BOS or any other token.")
     if not bool(mask[:, -1].all()):
@@ -156,7 +154,7 @@ def read_prompt(prompt: Any, attention_mask: Any, tokenizer: Any) -> tuple[Tenso
 
 def _encode(text: str, tokenizer: Any) -> list[int]:
     bos = getattr(tokenizer, "bos_token_id", None)
-    ids = list(tokenizer(text)["input_ids"]) or ([] if bos is None else [bos])
+    ids = list(tokenizer(check_text(text, "prompt"))["input_ids"]) or ([] if bos is None else [bos])
     if not ids:
         raise ValueError("prompt is empty and the tokenizer has no BOS token to start from: give at least one word.")
     return ids

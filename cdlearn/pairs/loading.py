@@ -17,6 +17,7 @@ from huggingface_hub import get_session, hf_hub_download, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from cdlearn.checks import short
 from cdlearn.pairs.checkpoint import Checkpoint, free_memory, need_gguf, pick_dtype, plain, read_checkpoint
 
 # transformers imports lazily: pay for the classes of the embedded pair now, so that load_pair() is quick
@@ -52,7 +53,7 @@ def for_each_role(value: Any, roles: dict, argument: str) -> dict:
     """One device (dtype, revision, ...) for every role, or one each; "auto" stays a word."""
     values = list(value) if isinstance(value, (tuple, list)) else [value] * len(roles)
     if len(values) != len(roles):
-        raise ValueError(f"{argument}={value!r} must be one value, or one each for {' and '.join(roles)}.")
+        raise ValueError(f"{argument}={short(value)} must be one value, or one each for {' and '.join(roles)}.")
     if argument in PLACE_OPTIONS:
         if not all(v is None or (isinstance(v, str) and v) for v in values):
             raise TypeError(f"{argument}={value!r} must be a name, or one each for {' and '.join(roles)}.")
@@ -63,7 +64,7 @@ def for_each_role(value: Any, roles: dict, argument: str) -> dict:
 
 def _parse_device(value: Any) -> torch.device:
     if not isinstance(value, (str, torch.device)):
-        raise TypeError(f'device={value!r} must be "auto", a string such as "cuda:0", or a torch.device.')
+        raise TypeError(f'device={short(value)} must be "auto", a string such as "cuda:0", or a torch.device.')
     try:
         device = torch.device(value)
         torch.empty(0, device=device)
@@ -77,7 +78,9 @@ def _parse_dtype(value: Any) -> torch.dtype:
     dtype = getattr(torch, value, None) if isinstance(value, str) else value
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         kind = ValueError if isinstance(value, (str, torch.dtype)) else TypeError
-        raise kind(f'dtype={value!r} must be "auto", "float32", "bfloat16", "float16" or another floating torch dtype.')
+        raise kind(
+            f'dtype={short(value)} must be "auto", "float32", "bfloat16", "float16" or another floating torch dtype.'
+        )
     return dtype
 
 
@@ -92,10 +95,10 @@ def where(role: str, source: Any) -> tuple[str, bool]:
         raise TypeError(f"{role} must be a hub id, a local folder, a .gguf file or a transformers object, got {kind}.")
     text, path = os.fspath(source), Path(source).expanduser()
     gguf = path.suffix.lower() == ".gguf"
-    if not text.strip() or (path.is_file() and not gguf):
+    if not text.strip() or (os.path.isfile(path) and not gguf):
         what = "a file" if text.strip() else "empty"
         raise ValueError(f"{role}={text!r} is {what}: give a hub id, the folder of a model, or a .gguf file.")
-    if path.exists():
+    if os.path.exists(path):  # unlike path.exists(), not an error for a name that is too long
         return str(path), True
     if gguf or isinstance(source, os.PathLike) or text[0] in "./~\\" or text.count("/") > 1:
         raise FileNotFoundError(f"{role}={text!r}: there is no such {'file' if gguf else 'folder'}.")

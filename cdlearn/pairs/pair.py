@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cdlearn.checks import short, watched
+from cdlearn.checks import check_flag, short, watched
 from cdlearn.pairs.checkpoint import plain
 from cdlearn.pairs.loading import PLACE_OPTIONS, for_each_role, label, locate, model_of, tokenizer_of, where
 from cdlearn.sources.cached import check_model, context_limit
@@ -57,8 +57,9 @@ class Pair:
         good = isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)
         if not good or not all(isinstance(turn.get(key), str) for turn in turns for key in ("role", "content")):
             raise TypeError(f'text is {short(text)}: pass a string, or a list of {{"role": "user", "content": "..."}}.')
-        if not isinstance(system or "", str):
+        if system is not None and not isinstance(system, str):
             raise TypeError(f"system is {short(system)}: pass a string.")
+        check_flag(chat, "chat")
         tokenizer = self.tokenizer
         template = getattr(tokenizer, "chat_template", None)
         if not chat or not template:
@@ -141,6 +142,8 @@ def _load(roles: dict, device="auto", dtype="auto", tokenizer=None, progress=Non
     for name, refused in (("trust_remote_code", True), ("use_safetensors", False)):
         if options.pop(name, None) == refused:
             raise ValueError(f"{name}={refused} is refused: load the model yourself and pass the object.")
+    check_flag(progress, "progress", none=True)
+    dtype = options.pop("torch_dtype", dtype)  # its older name in transformers
     roles = {role: role if source is None else source for role, source in roles.items()}
     devices, dtypes = for_each_role(device, roles, "device"), for_each_role(dtype, roles, "dtype")
     inside = {name: for_each_role(options.pop(name, None), roles, name) for name in PLACE_OPTIONS}

@@ -180,7 +180,7 @@ def layer_table(trace: Record, position: int, *, width: int = 24) -> str:
         borders = {k: f"3px solid {_HERE}" if chosen[k] == layer else "1px solid #999" for k in shown}
         cells = [_cell(f"{values[k]:.2g}", _shade(values[k] / largest), f"border:{borders[k]};padding:2px 4px")
                  for k in shown]  # fmt: skip
-        rows.append((f"layer {layer}", cells))
+        rows.append((html.escape(f"layer {layer}"), cells))
     heads = "".join(f"<th>{'&#9662; ' if k == position else ''}{names[k]}</th>" for k in shown)
     words = "Divergence of each candidate layer from the last, in nats; thick border: the layer that was contrasted."
     return f"{_table(rows, f'<tfoot><tr><th></th>{heads}</tr></tfoot>')}<div>{words}</div>"
@@ -199,9 +199,10 @@ def round_table(trace: Record, position: int) -> str:
                 word, background, test = "not looked at", "#ddd", ""
             cells.append(_cell(f"{token}<br><small>{word}{test}</small>", background))
         after = "" if facts["next_id"] is None else names_of(trace, [facts["next_id"]])[0]
-        cells.append(_cell(f"{after}<br><small>{facts['next_kind'] or 'ended'}</small>", "#fff"))
+        cells.append(_cell(f"{after}<br><small>{html.escape(facts['next_kind'] or 'ended')}</small>", "#fff"))
         here = facts["position"] <= position <= facts["position"] + accepted
-        rows.append((f"{'&#9656; ' if here else ''}round {facts['round']}", cells))
+        name = html.escape(f"round {facts['round']}")
+        rows.append((f"{'&#9656; ' if here else ''}{name}", cells))
     return _table(rows)
 
 

@@ -5,6 +5,7 @@ Only "regenerate" and "branch" run one, in the background. Plain ipywidgets, com
 
 from __future__ import annotations
 
+import atexit
 import math
 import threading
 from html import escape
@@ -15,6 +16,7 @@ import ipywidgets as widgets
 from cdlearn.loops.generate import Generation, generate
 from cdlearn.show import html
 from cdlearn.show.style import read_trace
+from cdlearn.sources import as_source
 from cdlearn.trace.rescore import at_position, changeable, strength_of
 from cdlearn.trace.trace import Trace
 
@@ -37,7 +39,8 @@ class Inspector(widgets.VBox):
 
     def __init__(self, trace: Trace, *, source: Any = None, compare: Trace | None = None) -> None:
         self.versions = {"recorded": trace}
-        self.trace, self.source, self.compare = trace, source, compare
+        self.trace, self.compare = trace, compare
+        self.source = None if source is None else as_source(source, "source")
         self._thread: threading.Thread | None = None
         self._cancelled = False
         super().__init__(self._build())
@@ -89,7 +92,7 @@ class Inspector(widgets.VBox):
         for name, box in self._numbers.items():
             box.layout.display = "" if name in self._changeable else "none"
         tabs = {"candidates": self._table}
-        tabs |= {"layers": self._layers} if "layers" in trace.parts else {}
+        tabs |= {"layers": self._layers} if "layers" in trace.settings else {}
         tabs |= {"speculation": self._rounds} if trace.rounds else {}
         self._tabs.children, self._tabs.titles = list(tabs.values()), list(tabs)
         recorded, branched = self.versions["recorded"], self._version.value.startswith("branch")
@@ -120,6 +123,8 @@ class Inspector(widgets.VBox):
             slider = self._sliders[name]
             if name == "alpha":
                 value = math.log10(value) if value else slider.min
+            elif value is None:  # as it was
+                continue
             slider.value = min(max(value, slider.min), slider.max)
 
     @property
@@ -150,7 +155,7 @@ class Inspector(widgets.VBox):
         self._table.value = html.candidate_table(new, position, recorded=trace.recorded_ids[position])
         highest = {name: 1.0 if name == "alpha" else self._sliders[name].max for name in self._changeable}
         self._flips.value = html.flip_scales(trace, position, highest)
-        self._layers.value = html.layer_table(trace, position) if "layers" in trace.parts else ""
+        self._layers.value = html.layer_table(trace, position) if "layers" in trace.settings else ""
         self._rounds.value = html.round_table(trace, position) if trace.rounds else ""
         ids = new.candidates[position, : min(12, new.candidates.shape[1] - 1)].tolist()
         self._candidate.options = list(zip(html.texts_of(trace, ids), ids))
@@ -171,6 +176,10 @@ class Inspector(widgets.VBox):
         """Stop what runs; what is there is kept."""
         self._cancelled = True
 
+    def _end(self) -> None:
+        self.cancel()
+        self._thread.join()
+
     def _run(self, name: str, added: list[int], settings: dict[str, Any], wait: bool) -> None:
         if self.source is None:
             raise ValueError("source is None: open the inspector with inspect(generation, source=source).")
@@ -183,6 +192,7 @@ class Inspector(widgets.VBox):
         self._bar.layout.visibility, self._cancel.disabled = "visible", False
         write = lambda: self._write(source, prefix, f"{name} {position}")  # noqa: E731
         self._thread = threading.Thread(target=self._safely, args=(write,), daemon=True)
+        atexit.register(self._end)  # a model that runs while the interpreter ends would abort it
         self._thread.start()
         if wait:
             self._thread.join()
@@ -193,6 +203,7 @@ class Inspector(widgets.VBox):
             made = generate(source, prefix, tokenizer=self.trace.tokenizer, max_new_tokens=self._bar.max,
                             stream=_Ticks(self), progress=False)  # fmt: skip
         finally:
+            atexit.unregister(self._end)
             self._bar.layout.visibility, self._cancel.disabled = "hidden", True
         number = sum(known.startswith(name) for known in self.versions)
         label = name if not number else f"{name} ({number + 1})"

@@ -83,7 +83,7 @@ def plot_strength(trace: Any, position: int, *, ax: Axes | None = None) -> Axes:
     trace = read_trace(trace)
     spans = trace.flip_points(position).strength
     if not spans:
-        method = trace.settings["method"]
+        method = trace.settings.get("method")
         raise ValueError(f"the trace's method is {method!r}, which has no strength: trace a Contrast.")
     here = at_position(trace, position)
     used = strength_of(here)

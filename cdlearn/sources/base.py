@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import is_int, row_max
+from cdlearn.checks import is_int, row_max, short
 from cdlearn.trace.record import Form
 
 Kept = Callable[[], Tensor] | None  # the tokens that matter, [B, n, V] bool, made when asked for; None: all
@@ -56,6 +56,7 @@ class Source:
         Raises TypeError or ValueError naming the argument, and ValueError for scores with NaN or +inf.
         """
         ids, mask = check_call(ids, mask, n)
+        n = int(n)
         with self.alone():
             scores = self.scores(ids, mask, n)
         seen = scores if mask is None else scores[mask[:, -n:].to(scores.device)]
@@ -67,7 +68,7 @@ class Source:
     def ask(self, ids: Tensor, mask: Tensor | None = None, n: int = 1) -> Tensor:
         """A call that does not wait for the device: for loops, which look at the numbers that they pick from."""
         with self.alone():
-            return self.scores(*check_call(ids, mask, n), n)
+            return self.scores(*check_call(ids, mask, n), int(n))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -153,7 +154,7 @@ def check_call(ids: Tensor, mask: Tensor | None, n: int) -> tuple[Tensor, Tensor
     if ids.dim() != 2 or ids.numel() == 0:
         raise ValueError(f"ids has shape {tuple(ids.shape)}: pass [B, T] with at least one row and one column.")
     if not is_int(n) or not 1 <= n <= ids.shape[1]:
-        raise ValueError(f"n is {n!r}: pass a whole number of columns from 1 to T = {ids.shape[1]}.")
+        raise ValueError(f"n is {short(n)}: pass a whole number of columns from 1 to T = {ids.shape[1]}.")
     ids = ids.to("cpu", torch.long)
     if mask is None:
         return ids, None

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cdlearn.checks import check_alpha, check_contrast, check_count, check_number, is_int, short
+from cdlearn.checks import (
+    check_alpha,
+    check_contrast,
+    check_count,
+    check_ids,
+    check_number,
+    check_text,
+    check_tokenizer,
+)
 from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, mixed_scores
 from cdlearn.sources.base import Kept, Source, padded, settings_around
 from cdlearn.sources.cached import as_source
@@ -83,10 +91,8 @@ class Mix(Source):
             raise TypeError("weighted must be a list of pairs: [(1.5, source), (-0.5, other_source)].")
         if not weighted:
             raise ValueError("weighted is empty: give at least one (weight, source).")
-        self.weights = [weight for weight, _ in weighted]
-        self.sources = [as_source(source) for _, source in weighted]
-        for weight in self.weights:
-            check_number(weight, "weight", low=-1e6, high=1e6)
+        self.weights = [check_number(weight, "weighted[...][0]", low=-1e6, high=1e6) for weight, _ in weighted]
+        self.sources = [as_source(source, f"weighted[{k}][1]") for k, (_, source) in enumerate(weighted)]
         self.alpha = check_alpha(alpha)
         self.settings = {"method": "mix", "weights": self.weights, "alpha": self.alpha}
         compose(self, self.sources)
@@ -136,6 +142,8 @@ class Prompted(Source):
             raise ValueError("prefix is an empty dict: give each prompt and what is read in its place.")
         if self.max_positions is not None:
             self.max_positions -= longer
+            if self.max_positions < 1:
+                raise ValueError(f"prefix has {longer} tokens, which fill the source's context: give fewer.")
         self.unnormalised = self.source.unnormalised
         self.settings = settings_around(self.source, method="prompted", prefix_tokens=longer)
 
@@ -164,17 +172,14 @@ class Prompted(Source):
 def _tokens(text: Any, tokenizer: Any, vocab: int) -> list[int]:
     """The ids of a prefix, given as text or ids."""
     if isinstance(text, str):
-        if tokenizer is None:
-            raise TypeError("prefix is text but tokenizer is None: pass tokenizer=, or token ids.")
-        text = tokenizer(text)["input_ids"]
-    text = text.reshape(-1).tolist() if isinstance(text, Tensor) else text
-    if not isinstance(text, (list, tuple)) or not all(is_int(token) for token in text):
-        raise TypeError(f"prefix is {short(text)}: pass text with tokenizer=, or a list of token ids.")
+        check_tokenizer(tokenizer)
+        text = tokenizer(check_text(text, "prefix"))["input_ids"]
+    text = check_ids(text.reshape(-1) if isinstance(text, Tensor) else text, "prefix")
     if not text:
         raise ValueError("prefix has no tokens: use the source as it is, or give at least one token.")
     if not all(0 <= token < vocab for token in text):
         raise ValueError(f"prefix holds a token outside the source's vocabulary of {vocab}.")
-    return [int(token) for token in text]
+    return text
 
 
 class Window(Source):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from cdlearn.checks import check_alpha, check_count, check_word
+from cdlearn.checks import check_alpha, check_count, check_flag, check_word, short
 from cdlearn.scores import NEVER, dola_scores, js_divergence
 from cdlearn.sources.base import float32
 from cdlearn.sources.cached import CachedLM, check_model
@@ -45,6 +45,7 @@ class EarlyExit(CachedLM):
         check_model(model)
         count = model.config.get_text_config(decoder=True).num_hidden_layers
         layer = check_count(layer, "layer", high=count)
+        check_flag(final_norm, "final_norm")
         norm, _ = known(_ending, model)
         super().__init__(_truncated(model, layer, "" if final_norm else norm), remember=remember)
         self.settings = {"method": "early exit", "model": type(model).__name__, "layer": layer}
@@ -80,6 +81,7 @@ class DoLa(CachedLM):
     ) -> None:
         super().__init__(model, remember=remember)
         check_word(divergence, "divergence", ("jsd", "reference"))
+        check_flag(final_norm, "final_norm")
         self.layers, self.alpha = _dola_layers(model, layers), check_alpha(alpha)
         self.final_norm, self.divergence = bool(final_norm), divergence
         numbers = {"layers": self.layers, "alpha": self.alpha, "final_norm": self.final_norm, "divergence": divergence}
@@ -266,9 +268,10 @@ def _dola_layers(model: PreTrainedModel, layers: str | list[int]) -> list[int]:
         return chosen
     kind = ValueError
     try:
+        layers = list(layers)
         chosen = [int(layer) for layer in layers if not isinstance(layer, bool) and layer == int(layer)]
-    except (TypeError, ValueError):
+    except (ArithmeticError, RuntimeError, TypeError, ValueError):
         chosen, kind = [], ValueError if isinstance(layers, str) else TypeError
     if not chosen or len(set(chosen)) != len(layers) or min(chosen) < 0 or max(chosen) >= count:
-        raise kind(f"layers is {layers!r}: {advice}.")
+        raise kind(f"layers is {short(layers)}: {advice}.")
     return chosen

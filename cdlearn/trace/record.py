@@ -114,7 +114,7 @@ class Recorder:
         if self._waiting and (rows != self._rows or (len(self._waiting) + 1) * size > limit):
             self._cut()
         self._rows = list(rows)
-        self._waiting.append((score, parts or {"expert": score}, details, chosen))
+        self._waiting.append((score, parts if "expert" in parts else {"expert": score} | parts, details, chosen))
         if len(self._waiting) >= self.steps:
             self._cut()
 
@@ -123,7 +123,7 @@ class Recorder:
         parts = {name: _stack([step[1][name] for step in self._waiting]) for name in self._waiting[0][1]}
         details = {name: _stack([step[2][name] for step in self._waiting]) for name in self._waiting[0][2]}
         chosen = _stack([step[3] for step in self._waiting]).to(score.device)[..., None]  # (S, b, 1)
-        expert = parts.get("expert", score)
+        expert = parts["expert"]
         self._vocab = expert.shape[-1]
         best = expert.topk(min(self.size, expert.shape[-1])).indices
         candidates = torch.cat([best, chosen], dim=-1)  # (S, b, N + 1)
@@ -137,7 +137,7 @@ class Recorder:
             for what in found[0]:
                 values = [facts[what] for facts in found]
                 block[what][name] = values[0] if layers[0] is part else torch.stack(values, dim=2)
-        block["rank"] = block["ranks"]["expert"] if "expert" in parts else _rank(expert, expert.gather(-1, chosen))
+        block["rank"] = block["ranks"]["expert"]
         self._blocks.append((self._rows, _map(block, Tensor.cpu)))
         self._waiting = []
 

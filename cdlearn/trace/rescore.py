@@ -85,6 +85,8 @@ def changeable(trace: Record) -> list[str]:
 
 def new_settings(trace: Record, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a source made with these changes would have, or a ValueError or TypeError."""
+    if not len(trace):
+        raise ValueError("the trace has no positions: generate at least one token.")
     method, can = trace.settings.get("method"), changeable(trace)
     if not can:
         raise ValueError(
@@ -93,7 +95,7 @@ def new_settings(trace: Record, changes: Mapping[str, Any]) -> dict[str, Any]:
         )
     for name in changes:
         if name not in can:
-            value = f"{name}={changes[name]!r}"
+            value = f"{name}={short(changes[name])}"
             raise ValueError(f"{value} cannot change in a trace of {method!r}: what can is {', '.join(can)}.")
     new = dict(trace.settings) | {name: value for name, value in changes.items() if name != "layer"}
     knobs = [form.knob for form in trace.forms if form.knob in changes]
@@ -154,14 +156,14 @@ def lines(trace: Record, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, b
     repetition penalty, which looks at the signs of scores, would need that constant.
     """
     form, exact = form_of(trace, settings), True
-    raw = form.raw if form.raw is not None else settings["alpha"] is None
+    raw = form.raw if form.raw is not None else settings.get("alpha") is None
     values = {}
     for name in dict.fromkeys((*form.over, *form.against)):
         if raw:
             part = trace.parts[name].double()
             values[name] = torch.maximum(part, part.amax(dim=1, keepdim=True) + FLOOR)
         elif name == form.tempered:
-            tau = settings["amateur_temperature"]
+            tau = settings.get("amateur_temperature", 1.0)
             normaliser, exact = _tempered_normaliser(trace, name, tau)
             values[name] = (trace.parts[name].double() / tau - normaliser[:, None]).clamp(min=FLOOR)
         else:

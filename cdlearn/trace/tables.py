@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdlearn.checks import BROKEN
+from cdlearn.checks import BROKEN, check_count
 from cdlearn.scores import NEVER
 from cdlearn.trace.record import Record
 from cdlearn.trace.rescore import truncated
@@ -33,7 +33,7 @@ def to_frame(trace: Record, *, top: int | None = None) -> pd.DataFrame:
     shown = torch.ones_like(chosen)
     shown[:, -1] = ~chosen[:, :-1].any(dim=1)  # the extra column matters only for a token outside the candidates
     if top is not None:
-        shown &= (ranks <= top) | chosen
+        shown &= (ranks <= min(check_count(top, "top"), width)) | chosen
     position = torch.arange(positions)[:, None].expand_as(shown)[shown]
     token_ids = trace.candidates[shown].tolist()
     columns: dict[str, Any] = {
