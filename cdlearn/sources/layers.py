@@ -268,10 +268,10 @@ def _dola_layers(model: PreTrainedModel, layers: str | list[int]) -> list[int]:
         return chosen
     kind = ValueError
     try:
-        layers = list(layers)
-        chosen = [int(layer) for layer in layers if not isinstance(layer, bool) and layer == int(layer)]
+        given = list(layers)
+        chosen = [int(layer) for layer in given if not isinstance(layer, bool) and layer == int(layer)]
     except (ArithmeticError, RuntimeError, TypeError, ValueError):
         chosen, kind = [], ValueError if isinstance(layers, str) else TypeError
-    if not chosen or len(set(chosen)) != len(layers) or min(chosen) < 0 or max(chosen) >= count:
+    if not chosen or len(set(chosen)) != len(given) or min(chosen) < 0 or max(chosen) >= count:
         raise kind(f"layers is {short(layers)}: {advice}.")
     return chosen
