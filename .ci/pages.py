@@ -3,6 +3,7 @@
 - the index in notebooks/README.md, between its two markers, from every notebook's own first cell
 - notebooks/thumbnails/NN.png, from every notebook's first figure
 - notebooks/gallery.md, by `cdlearn compare` on notebooks/prompts.jsonl
+- notebooks/architectures.md, by trying every family of tests/architectures.py
 - notebooks/thumbnails/results.png, the README's figure, from the numbers that `cdlearn eval` left beside the pair
 - the README's tables of speed, between their markers, and notebooks/thumbnails/bench.png, from .ci/bench (make bench)
 - the setup cell of every notebook, which installs cdlearn where it is missing (Colab)
@@ -13,6 +14,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -114,6 +116,14 @@ def gallery() -> str:
         "from the hub for those: the same command with `--expert` and `--amateur`.\n\n"
         f"Made by `make pages`, which runs `cdlearn {command}`.\n\n{printed.getvalue()}"
     )
+
+
+def architectures() -> str:
+    """The page of what works with which family of models, as the tests find it."""
+    sys.path.insert(0, str(FOLDER.parent / "tests"))
+    from architectures import page
+
+    return page()
 
 
 def with_setup(notebook: dict) -> dict:
@@ -262,6 +272,7 @@ def main() -> None:
     page = FOLDER / "README.md"
     page.write_text(with_index(page.read_text(encoding="utf-8")), encoding="utf-8")
     (FOLDER / "gallery.md").write_text(gallery(), encoding="utf-8")
+    (FOLDER / "architectures.md").write_text(architectures(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from cdlearn import CachedLM, generate
 from cdlearn.pairs import checkpoint, loading
 from cdlearn.pairs.checkpoint import Checkpoint, free_memory, native, pick_dtype
 from cdlearn.pairs.pair import load_expert, load_pair
+from cdlearn.sources.cached import context_limit
 
 CPU, IDS = torch.device("cpu"), torch.tensor([[1, 40, 41, 42, 50]])
 BFLOAT16 = {True: torch.bfloat16, False: torch.float32}
@@ -367,7 +368,7 @@ def test_a_missing_head_is_named(family, tmp_path):
         (dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=256), 1024),  # as Qwen documents it
         (dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64), 256),  # as DeepSeek writes it
         (dict(rope_type="linear", factor=4.0), 1024),
-        (dict(rope_type="dynamic", factor=2.0), 512),
+        (dict(rope_type="dynamic", factor=2.0), 256),
         (
             dict(
                 rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -393,4 +394,4 @@ def test_context_limits_respect_rope_scaling(rope, limit, tmp_path):
 
 def test_a_negative_limit_is_none():
     xlnet = hf.XLNetLMHeadModel(hf.XLNetConfig(vocab_size=97, d_model=16, n_layer=1, n_head=2, d_inner=16)).eval()
-    assert CachedLM(xlnet).max_positions is None
+    assert context_limit(xlnet) is None

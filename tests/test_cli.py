@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from architectures import model_of
 from conftest import character_tokenizer
 from packaging.requirements import Requirement
 from tiny import tiny_model
@@ -426,8 +427,23 @@ def test_doctor_describes_the_models_it_is_given(run, tmp_path):
     code, out, _ = run("doctor", "--expert", "early", "--amateur", "amateur", with_models=False)
     assert code == 0 and re.search(r"^expert +embedded early: llama, .*float32 on cpu", out, re.M)
     assert re.search(r"^amateur +embedded amateur: ", out, re.M) and re.search(r"^tokens +\d+ shared", out, re.M)
+    for role in ("expert", "amateur"):
+        assert all(re.search(rf"^ok +{role}: {what}", out, re.M) for what in ("cache", "batches", "layers"))
     code, _, error = run("doctor", "--expert", str(tmp_path / "none.gguf"), with_models=False)
     assert code == 1 and "no such file" in error
+
+
+@pytest.mark.parametrize(
+    "family, notes",
+    [
+        ("Llama", []), ("MPT", ["batches"]), ("Mamba", ["cache", "batches"]), ("Mamba 2", ["batches"]),
+        ("BERT, as a decoder", ["layers"]), ("MiniMax", ["cache", "batches"]),
+    ],
+)  # fmt: skip
+def test_doctor_says_what_is_slow_or_impossible_with_a_model(family, notes):
+    found = list(doctor.check_model("expert", model_of(family)))
+    assert [what for _, what, _ in found] == ["expert: cache", "expert: batches", "expert: layers"]
+    assert [what.split()[-1] for state, what, _ in found if state == doctor.NOTE] == notes
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,11 @@ def test_one_folder_twice_is_loaded_once(llama):
 
 
 def test_model_objects_are_taken_as_they_are(llama, tokenizer):
-    expert, amateur = tiny_model("llama", seed=1).train(), tiny_model("gpt2", seed=2)
+    expert, amateur = tiny_model("llama", seed=1), tiny_model("gpt2", seed=2)
     pair = load_pair(expert, amateur, tokenizer=tokenizer)
     assert pair.expert is expert and pair.amateur is amateur and pair.tokenizer is tokenizer
-    assert not expert.training
+    with pytest.raises(ValueError, match="amateur is in training mode"):  # nor is a model changed
+        load_pair(expert, tiny_model("gpt2").train())
     assert load_pair(expert, amateur).tokenizer is None
     assert load_pair(expert, llama, device="cpu").tokenizer is not None
     with pytest.raises(ValueError, match="97 tokens and amateur 99"):
@@ -320,7 +321,7 @@ def test_models_that_are_not_causal_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Unrecognized configuration class.*T5Config"):
         load_expert(tmp_path / "t5", device="cpu")
     bert = BertModel(BertConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(TypeError, match="BertModel, not a causal language model"):
+    with pytest.raises(TypeError, match="expert is a BertModel: pass"):
         load_expert(bert)
 
 

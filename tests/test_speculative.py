@@ -309,7 +309,7 @@ def test_auto_drafts_on_while_the_draft_is_sure_and_learns_what_that_is_worth():
 
     row = pace.Pace("auto", 0.4)
     assert [drafted(row, p) for p in ([0.9] * 20, [0.3] * 20, [0.8, 0.6, 0.5], [0.9, 0.39])] == [9, 1, 3, 2]
-    assert drafted(row, [1.0] * 20) == pace.LONGEST and drafted(row, [1.0] * 20, room=3) == 3
+    assert drafted(row, [1.0] * 30) == pace.LONGEST and drafted(row, [1.0] * 20, room=3) == 3
     for _ in range(30):  # sure of itself and wrong
         drafted(row, [0.9] * 20)
         row.judge(0, row.size > 0)
@@ -489,8 +489,7 @@ BAD_CALLS = [
     (lambda: speculate(BIG, SMALL, [5], lenience=0), ValueError, "lenience is 0"),
     (lambda: speculate(BIG, SMALL, [5], lenience=1.5), ValueError, "lenience is 1.5"),
     (lambda: speculate(BIG, "gpt2", [5]), TypeError, "draft is a str"),
-    (lambda: speculate(BIG, mamba(), [5]), ValueError, "draft is .* cannot take tokens back"),
-    (lambda: speculate(mamba(), BIG, [5]), ValueError, "target is .* cannot take tokens back"),
+    (lambda: speculate(BIG, mamba(), [5]), ValueError, "draft is .*state cannot be taken back"),
     (lambda: speculate(BIG, model(max_position_embeddings=16), [5], max_new_tokens=20), ValueError, "context of 16"),
     (lambda: speculate(BIG, SMALL, [5], temperature=-1), ValueError, "temperature is -1"),
     (lambda: speculate(BIG, SMALL, [5], num_return_sequences=0), ValueError, "num_return_sequences is 0"),

@@ -53,6 +53,7 @@ def test_an_early_exit_runs_its_layers_only_and_keeps_a_cache(name):
     layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     hooks = [layer.register_forward_hook(lambda *_, k=k: ran.append(k)) for k, layer in enumerate(layers)]
     source, ids = EarlyExit(model, 2), random_ids(2, 1, 9)
+    ran.clear()  # what it was made with
     source(ids[:, :8])
     source(ids)
     [hook.remove() for hook in hooks]
@@ -269,6 +270,32 @@ def test_contrast_with_text_space_is_the_plain_contrast_where_tokenizers_agree()
         assert [g.token_ids for g in text] == [g.token_ids for g in plain]
 
 
+def test_text_space_inside_others_scores_what_the_expert_keeps():
+    """Alone it would read 97 candidates a step: what is around it passes on which ones matter."""
+    tokenizer = character_tokenizer()
+    expert, amateur = tiny_model("llama").double(), tiny_model("gpt2", seed=1).double()
+    text = TextSpace(amateur, tokenizer, tokenizer)
+    ids = tokenizer(["hello", "ab ab"], return_tensors="pt").input_ids
+    insides = {
+        "Mix": (Mix([(1.5, expert), (-0.5, text)], alpha=0.3), Mix([(1.5, expert), (-0.5, amateur)], alpha=0.3)),
+        "Prompted": (Contrast(expert, Prompted(text, [40, 41]), alpha=0.3),
+                     Contrast(expert, Prompted(amateur, [40, 41]), alpha=0.3)),
+        "Prompted in Mix": (Mix([(1, expert), (-0.5, Prompted(text, [40, 41]))], alpha=0.3),
+                            Mix([(1, expert), (-0.5, Prompted(amateur, [40, 41]))], alpha=0.3)),
+        "Mix in Contrast": (Contrast(expert, Mix([(0.7, amateur), (0.3, text)]), alpha=0.3),
+                            Contrast(expert, amateur, alpha=0.3)),
+    }  # fmt: skip
+    for name, (ours, plain) in insides.items():
+        with counted(amateur) as passes:
+            got = ours(ids, None, 2)
+        kept = got > float("-inf")
+        assert max(rows for rows, _ in passes) <= int(kept.sum(-1).max()) + 1 < 20, name
+        want = plain(ids, None, 2)
+        assert torch.equal(kept, want > float("-inf")), name
+        if name != "Mix in Contrast":  # up to what a row is normalised by
+            assert torch.allclose(got.softmax(-1), want.softmax(-1), **CLOSE), name
+
+
 def test_text_space_with_another_tokenizer_is_the_difference_of_two_texts():
     ours, theirs = byte_tokenizer(), character_tokenizer()
     amateur = tiny_model("llama", seed=1).double()
@@ -291,6 +318,30 @@ def test_text_space_with_another_tokenizer_is_the_difference_of_two_texts():
     with counted(amateur) as passes:
         generate(Contrast(expert, source), "a cab is ok", tokenizer=ours, max_new_tokens=4, eos_token_ids=())
     assert all(width <= 10 for _, width in passes[1:])  # the common prefix is not read again
+
+
+def test_every_source_forgets_what_it_holds():
+    tokenizer, ids = character_tokenizer(), random_ids(12, 2, 8)
+    model, amateur = tiny_model("llama"), tiny_model("gpt2", seed=1)
+    inner = CachedLM(model)
+    for source, get in (
+        (Contrast(inner, amateur), lambda s: s.amateur),
+        (Mix([(1, inner), (0.5, amateur)]), lambda s: s.sources[1]),
+        (Prompted(model, [7, 8]), lambda s: s.source),
+        (Window(model, 4), lambda s: s.source),
+        (Contrast(model, Prompted(DoLa(model, layers=[1]), [7])), lambda s: s.amateur.source),
+        (TextSpace(model, tokenizer, tokenizer), lambda s: s._rows[0]),
+        (EarlyExit(model, 2), lambda s: s),
+        (Lookup(), None),
+    ):
+        want, cached = source(ids), get and get(source)
+        assert get is None or cached._cache is not None
+        source.reset()
+        assert get is None or isinstance(source, TextSpace) or cached._cache is None
+        assert torch.allclose(source(ids), want, **CLOSE)
+    source = TextSpace(model, tokenizer, tokenizer)
+    source(ids), source.reset()
+    assert source._rows == []
 
 
 def test_the_early_checkpoint_is_an_amateur():

@@ -7,13 +7,14 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants as hub
 from packaging.requirements import Requirement
+from transformers import PreTrainedModel
 
 import cdlearn
 from cdlearn.cli import options
@@ -21,6 +22,7 @@ from cdlearn.methods import METHODS, Decoder, Models, build
 from cdlearn.pairs import Pair
 from cdlearn.pairs.checkpoint import native
 from cdlearn.pairs.loading import pick_device
+from cdlearn.sources.probes import goes_on_by, holes_show, known
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 Finding = tuple[str, str, str]  # (state, what, detail and fix)
@@ -87,6 +89,28 @@ def check_pair() -> Iterator[Finding]:
     yield OK, "methods", f"cached and naive decoding agree: {', '.join(equal)}"
 
 
+def check_model(role: str, model: PreTrainedModel) -> Iterator[Finding]:
+    """Ask a model what the library relies on: a few tokens, see `cdlearn.sources.probes`."""
+    source = cdlearn.CachedLM(model)
+    most = known(goes_on_by, model, source) if source.cache_name else 0
+    if most > 1:
+        yield OK, f"{role}: cache", "several tokens fed to it score as in one pass"
+    else:
+        why = (
+            "goes on by one token: more at once read the text again" if most else "none to use: every step reads it all"
+        )
+        yield BROKEN if source.masks else NOTE, f"{role}: cache", why
+    if source.masks and not known(holes_show, model, source):
+        yield OK, f"{role}: batches", "a masked column moves nothing"
+    else:
+        yield NOTE, f"{role}: batches", "a masked column would show: such rows are computed one by one"
+    try:
+        cdlearn.DoLa(model, layers=[0])
+        yield OK, f"{role}: layers", "DoLa and EarlyExit read the last one as the model does"
+    except (TypeError, ValueError) as error:
+        yield NOTE, f"{role}: layers", str(error)
+
+
 def _difference(make: Callable[[], Decoder], pair: Pair) -> str:
     """What is wrong, if a greedy loop does not pick what fresh sources, which remember nothing, score best."""
     ids = pair.tokenizer("Ada had a red", return_tensors="pt").input_ids
@@ -108,11 +132,20 @@ def main(argv: list[str]) -> int:
     parser = options.Parser(prog="cdlearn doctor", description="Check the installation, and models if named.")
     options.add_models(parser)
     args = parser.parse_args(argv)
-    broken = 0
-    for state, what, detail in chain(check_installation(), check_pair()):
-        broken += state == BROKEN
-        print(f"{state:7}{what:20}{detail}", flush=True)
+    broken = _show(chain(check_installation(), check_pair()))
     if args.expert or args.amateur:
-        print(options.open_pair(args, ("greedy",)).describe())
+        pair = options.open_pair(args, ("greedy",))
+        print(pair.describe())
+        for role, model in (("expert", pair.expert), ("amateur", pair.amateur)):
+            broken += 0 if model is None else _show(check_model(role, model))
     print("everything works" if not broken else f"{broken} broken: see the fixes above")
     return 1 if broken else 0
+
+
+def _show(findings: Iterable[Finding]) -> int:
+    """Print them; how many are broken."""
+    broken = 0
+    for state, what, detail in findings:
+        broken += state == BROKEN
+        print(f"{state:7}{what:20}{detail}", flush=True)
+    return broken

@@ -69,7 +69,7 @@ def beam_search(
     )  # fmt: skip
     search = _sum_search if convention == "sum" else _reference_search
     stats = [{"score": float("nan"), "num_beams": num_beams} for _ in run.rows]
-    with run:
+    with run, source.alone():
         for first in range(0, len(run.rows), num_return_sequences):
             rows = run.rows[first : first + num_return_sequences]
             beams, stopped = [], None

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cdlearn.checks import NonFiniteError
 from cdlearn.loops.run import Generation, Run
@@ -56,7 +57,7 @@ def generate(
         eos_token_ids=eos_token_ids, num_return_sequences=num_return_sequences, progress=progress,
     )  # fmt: skip
     ids, mask = run.ids, run.mask
-    with run:
+    with run, source.alone():
         while rows := run.live:
             scores = source.ask(ids, mask)[:, -1]  # (b, V)
             final = run.penalized(scores, ids, mask)
@@ -64,7 +65,10 @@ def generate(
             tokens = pick(final, uniforms, **sampling)  # (b,) on the CPU: the one wait of a step for the device
             run.record(rows, scores, column(source.parts, -1), column(source.details, -1), tokens)
             stay = run.take(rows, [[token] for token in tokens.tolist()])
-            ids, mask = torch.cat([ids, tokens[:, None]], dim=1), grown(mask, torch.ones(len(ids), 1))
+            ids, mask = (
+                torch.cat([ids, tokens[:, None]], dim=1),
+                mask if mask is None else pad(mask, (0, 1), value=True),
+            )
             if len(stay) < len(ids):  # finished rows leave the batch
                 ids, mask = ids[stay], None if mask is None else mask[stay]
     return run.results(source)
@@ -101,15 +105,6 @@ def check_best(best: Tensor) -> None:
         raise NonFiniteError(
             "scores holds NaN, +inf or a row of nothing but -inf: check the model, its dtype and the mask."
         )
-
-
-def grown(mask: Tensor | None, columns: Tensor) -> Tensor | None:
-    """The mask [B, T] with further columns [B, k]; None, all ones, stays None as long as it can."""
-    if mask is None and bool(columns.all()):
-        return None
-    if mask is None:
-        raise ValueError("mask is None: pass the mask itself where columns may be masked.")
-    return torch.cat([mask, columns.bool()], dim=1)
 
 
 def column(tensors: dict[str, Tensor], k: int) -> dict[str, Tensor]:

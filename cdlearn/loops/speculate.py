@@ -70,9 +70,10 @@ def speculate(
     target, draft = as_source(target, "target"), as_source(draft, "draft")
     check_gamma(gamma)
     check_number(lenience, "lenience", high=1.0, open_low=True)
-    for name, source in (("target", target), ("draft", draft)):
-        if not source.rewindable:
-            raise ValueError(f"{name} is {source!r}, which cannot take tokens back (recurrent layers): use generate.")
+    if not draft.rewindable:
+        raise ValueError(
+            f"draft is {draft!r}, whose running state cannot be taken back: use another draft, or generate."
+        )
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     run = Run(
         target, prompt, sampling, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, seed=seed,
@@ -84,7 +85,7 @@ def speculate(
     counts = [dict.fromkeys(("rounds", "drafted", "tested", "accepted"), 0) for _ in run.rows]
     price, clock = price_of(draft, target) if gamma == "auto" else 0.0, Clock()
     paces = [Pace(gamma, price) for _ in run.rows]
-    with run:
+    with run, target.alone(), draft.alone():
         while rows := run.live:
             started = time.perf_counter()
             here = [paces[row.number] for row in rows]

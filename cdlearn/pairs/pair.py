@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cdlearn.checks import check_flag, short, watched
 from cdlearn.pairs.checkpoint import plain
 from cdlearn.pairs.loading import PLACE_OPTIONS, for_each_role, label, locate, model_of, tokenizer_of, where
-from cdlearn.sources.cached import context_limit
+from cdlearn.sources.cached import check_model, context_limit
 
 _HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download")
 
@@ -114,7 +114,8 @@ def load_pair(
     No arguments: the embedded pair (offline, no download). The words "expert", "amateur" and "early" name its three
     models, so `load_pair(amateur="early")` contrasts the expert with its own early checkpoint. Other strings are hub
     ids, local folders (safetensors only, no remote code) or paths to .gguf files (they need `cdlearn[gguf]`; the
-    weights are dequantised, which saves download, not memory). Model objects are taken as they are, never moved.
+    weights are dequantised, which saves download, not memory). Model objects are taken as they are, in eval mode, and
+    neither moved nor changed.
 
     device: "auto" (CUDA, else MPS, else CPU; the embedded models stay on the CPU), a torch device, or one each.
     dtype: "auto" (the checkpoint's own where the device computes in it, bfloat16 for quantised GGUF files, else
@@ -157,9 +158,8 @@ def _load(roles: dict, device="auto", dtype="auto", tokenizer=None, progress=Non
     for role, source in roles.items():
         asked = [(roles[r], own[r], devices[r], dtypes[r]) for r in (role, "expert")]
         if isinstance(source, PreTrainedModel):
-            if not source.can_generate():
-                raise TypeError(f"{role} is a {type(source).__name__}, not a causal language model.")
-            models[role] = source.eval()
+            check_model(source, role)
+            models[role] = source
         elif models and asked[0] == asked[1]:
             models[role], notes[role] = models["expert"], notes["expert"]
         else:

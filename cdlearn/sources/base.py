@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import methodcaller
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -12,6 +15,9 @@ from torch import Tensor
 
 from cdlearn.checks import is_int, row_max, short
 from cdlearn.trace.record import Form
+
+Kept = Callable[[], Tensor] | None  # the tokens that matter, [B, n, V] bool, made when asked for; None: all
+_ASKED: dict[int, tuple[int]] = {}  # the sources that are asked right now, each with the thread that asks
 
 
 class Source:
@@ -51,7 +57,8 @@ class Source:
         """
         ids, mask = check_call(ids, mask, n)
         n = int(n)
-        scores = self.scores(ids, mask, n)
+        with self.alone():
+            scores = self.scores(ids, mask, n)
         seen = scores if mask is None else scores[mask[:, -n:].to(scores.device)]
         if not seen.amax().item() < math.inf:  # NaN spreads through a maximum
             row_max(seen, "scores")
@@ -60,24 +67,46 @@ class Source:
     @torch.no_grad()
     def ask(self, ids: Tensor, mask: Tensor | None = None, n: int = 1) -> Tensor:
         """A call that does not wait for the device: for loops, which look at the numbers that they pick from."""
-        return self.scores(*check_call(ids, mask, n), int(n))
+        with self.alone():
+            return self.scores(*check_call(ids, mask, n), int(n))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps a source to one thread, which may nest: RuntimeError where another one is inside. Nobody waits."""
+        mine = (get_ident(),)
+        try:
+            if _ASKED.setdefault(id(self), mine) != mine:
+                raise RuntimeError(f"{self!r} is asked by another thread: give every thread a fork() of it.")
+            yield
+        finally:
+            if _ASKED.get(id(self)) is mine:
+                del _ASKED[id(self)]
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         """To be written by a subclass. ids: [B, T] int64 and mask: [B, T] bool or None (all ones) are on the CPU."""
-        raise NotImplementedError(f"{type(self).__name__} must define scores(ids, mask, n).")
+        if type(self).scores_among is Source.scores_among:
+            raise NotImplementedError(f"{type(self).__name__} must define scores(ids, mask, n).")
+        return self.scores_among(ids, mask, n)
 
-    def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Callable[[], Tensor]) -> Tensor:
-        """Like `scores`, told which tokens matter: `kept()` is [B, n, V] bool. For sources that pay by the token."""
+    def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Kept = None) -> Tensor:
+        """Like `scores`, told which tokens matter: for sources that pay by the token, and for those around them."""
         return self.scores(ids, mask, n)
+
+    def reset(self) -> None:
+        """Forget everything and free the caches. Never needed for right answers, only for memory."""
+        self.parts, self.details = {}, {}
+        _over([getattr(self, name) for name in self.inner], methodcaller("reset"))
 
     def fork(self) -> Source:
         """The same source over the same weights with a cache of its own, so that two prefixes do not fight for one."""
         twin = copy.copy(self)
-        twin.parts, twin.details = {}, {}
+        twin.parts, twin.details, hidden = {}, {}, []
         for name, value in vars(self).items():
             if name in self.inner:
-                setattr(twin, name, _forked(value))
-            elif _forked(value) is not value:  # two prefixes would fight for its cache
+                setattr(twin, name, _over(value, methodcaller("fork")))
+                continue
+            _over(value, hidden.append)
+            if hidden:  # two prefixes would fight for its cache
                 raise TypeError(f"{type(self).__name__}.{name} holds a source: name it in the class's `inner`.")
         return twin
 
@@ -90,17 +119,13 @@ class Source:
         return f"{type(self).__name__}({settings})"
 
 
-def _forked(value: Any) -> Any:
-    """A source, or a list, tuple or dict that holds some, with forks in their place; anything else as it is."""
+def _over(value: Any, act: Callable[[Source], Any]) -> Any:
+    """A value with `act(source)` in the place of every source in it, also in nested lists, tuples and dicts."""
     if isinstance(value, Source):
-        return value.fork()
+        return act(value)
     if isinstance(value, dict):
-        made = {key: _forked(item) for key, item in value.items()}
-        return made if any(made[key] is not item for key, item in value.items()) else value
-    if isinstance(value, (list, tuple)):
-        made = [_forked(item) for item in value]
-        return type(value)(made) if any(new is not old for new, old in zip(made, value)) else value
-    return value
+        return {key: _over(item, act) for key, item in value.items()}
+    return type(value)([_over(item, act) for item in value]) if isinstance(value, (list, tuple)) else value
 
 
 def settings_around(source: Source, **own: Any) -> dict[str, Any]:

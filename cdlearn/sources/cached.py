@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +14,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cdlearn.checks import check_count
 from cdlearn.sources.base import Source, float32
+from cdlearn.sources.probes import TURN, goes_on_by, holes_show, known
 
 _PIECE = 2048
+_OWN_STATE = ("recurrent_gemma", "rwkv")  # in their modules: kept, or weights that the first pass rescales
 _NOTHING = torch.zeros(0, 0, dtype=torch.long)
 
 
@@ -27,17 +31,19 @@ def as_source(model: Any, name: str = "model") -> Source:
 
 def check_model(model: Any, name: str = "model") -> None:
     """Raise TypeError or ValueError for what is not a causal language model ready to be asked."""
+    kind = f"{name} is a {type(model).__name__}"
     if isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder:
-        raise TypeError(
-            f"{name} is a {type(model).__name__}, an encoder-decoder: pass a decoder-only causal language model."
-        )
+        raise TypeError(f"{kind}, an encoder-decoder: pass a decoder-only causal language model.")
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         advice = "pass a source or a transformers causal language model"
         if hasattr(model, "expert") and hasattr(model, "amateur"):
             advice = "it holds two models: pass its .expert, or Contrast(pair.expert, pair.amateur)"
         if isinstance(model, str):
             advice += f", for instance cdlearn.load_expert({model!r}).expert"
-        raise TypeError(f"{name} is a {type(model).__name__}: {advice}.")
+        raise TypeError(f"{kind}: {advice}.")
+    causal = {getattr(module, "is_causal", None) for module in model.get_decoder().modules()}  # of each attention
+    if causal - {None} == {False} or getattr(model.config, "attn_type", "") == "bi":  # BERT; XLNet
+        raise TypeError(f"{kind} that reads in both directions: pass a causal language model.")
     if model.training:
         raise ValueError(f"{name} is in training mode, so dropout would change its scores: call model.eval() first.")
 
@@ -63,18 +69,21 @@ class CachedLM(Source):
         self.max_positions = context_limit(model)
         self.settings = {"method": "plain", "model": type(model).__name__}
         self._accepts = set(inspect.signature(model.forward).parameters)
-        layers = DynamicCache(config=model.config).layers if "past_key_values" in self._accepts else []
-        sliding = [layer for layer in layers if getattr(layer, "is_sliding", False)]
-        self._windows = [layer.sliding_window for layer in sliding]
+        config = model.config.get_text_config(decoder=True)
+        own = config.model_type in _OWN_STATE or not model._supports_default_dynamic_cache()
+        names = [] if own else [name for name in ("past_key_values", "cache_params") if name in self._accepts]
+        self.cache_name = next(iter(names), None)  # without a cache every pass reads the whole text
+        layers = DynamicCache(config=model.config).layers if names else []
+        windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+        self._window = min(windows, default=math.inf)  # a cache that slides cannot be cropped either
         # recurrent layers keep a running state, not columns: nothing to crop, and holes cannot be masked away
-        self.rewindable = bool(layers) and all(map(_croppable, layers))
-        # newer transformers can take back the last pass of a sliding layer, older ones nothing once it slides
-        self._records = self.rewindable and all(hasattr(layer, "activate_past_recording") for layer in sliding)
+        self.rewindable = all(map(_croppable, layers))
         # columns per pass, so that the memory of a long prompt does not grow with its square, nor with the vocabulary
         self._piece = _PIECE if "logits_to_keep" in self._accepts else _PIECE // 8
-        scaling = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
-        if not self.rewindable or {"dynamic", "longrope"} & {scaling.get("rope_type")}:
+        self._short, self.masks = _short_texts(config), bool(layers) and self.rewindable
+        if not self.masks or self._short < math.inf:
             self._piece = 2**62  # all in one: a recurrent state, or positions that are rotated by the prompt's length
+        self._turns = own or self._short < math.inf  # its modules change while they run: one pass at a time
         self._rows: list[CachedLM] = []
         self.reset()
 
@@ -89,6 +98,8 @@ class CachedLM(Source):
         self._mask: Tensor | None = None  # (B, C) bool; None: all real
         self._memory: list[tuple[Tensor | None, tuple[Tensor, ...]]] = []  # per column, the last ones: (rows, tensors)
         self._before = 0  # columns that were cached before the last forward pass
+        self._saved = None  # the cache as it was then, where columns cannot be cropped
+        self._long = False  # whether the cached keys were rotated for a long text
         for row in self._rows:
             row.reset()
 
@@ -99,9 +110,9 @@ class CachedLM(Source):
         return twin
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
-        (logits,) = self._columns(ids, mask, n)
-        self.parts = {"expert": float32(logits)}
-        return self.parts["expert"]
+        scores = float32(self._columns(ids, mask, n)[0])
+        self.parts = {"expert": scores}
+        return scores
 
     def _run(self, keep: int, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
         """One forward pass; what is remembered of each of its last `keep` columns, each [B, keep, ...]."""
@@ -109,25 +120,41 @@ class CachedLM(Source):
 
     def _columns(self, ids: Tensor, mask: Tensor | None, n: int) -> tuple[Tensor, ...]:
         """What `_run` gives for the last n columns, from memory where it can, else computed: each [B, n, ...]."""
-        if mask is not None and self._holes_go_wrong(mask):
-            return self._row_by_row(ids, mask, n)
-        if self.max_positions is not None:
-            longest = ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
-            if longest > self.max_positions:
-                raise ValueError(
-                    f"ids has a row of {longest} tokens and the model takes {self.max_positions}: "
-                    "shorten the prompt or ask for fewer new tokens."
-                )
-        keep, first = self._match(ids, mask), ids.shape[1] - n
+        longest = ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
+        if self.max_positions is not None and longest > self.max_positions:
+            over = f"ids has a row of {longest} tokens and the model takes {self.max_positions}"
+            raise ValueError(f"{over}: shorten the prompt or ask for fewer new tokens.")
+        with self.alone():  # whatever is around it: two contrasts may share an amateur
+            if mask is not None and (longest > self._short or self._holes_go_wrong(mask)):
+                return self._row_by_row(ids, mask, n)
+            first = ids.shape[1] - n
+            if first < self._short < longest:  # some of the columns end short texts and some long ones
+                columns = [self._columns(ids[:, :stop], None, 1) for stop in range(first + 1, longest + 1)]
+                return tuple(torch.cat(parts, dim=1) for parts in zip(*columns))
+            self._compute(ids, mask, first, longest > self._short)
+            wanted = self._memory[-n:]
+            self._memory = self._memory[-max(n, self.remember) :]
+        columns = [tensors if rows is None else tuple(t[rows] for t in tensors) for rows, tensors in wanted]
+        return tuple(torch.stack(list(parts), dim=1) for parts in zip(*columns))
+
+    def _compute(self, ids: Tensor, mask: Tensor | None, first: int, long: bool) -> None:
+        """Have the columns from `first` on in memory, each rotated as a short text, or each as a long one."""
+        size, keep = ids.shape[1], self._match(ids, mask)
         if first < self._ids.shape[1] - len(self._memory):
             keep = min(keep, first)  # those scores were not remembered: go back and compute them
         keep = self._rewind(keep)
-        if keep < ids.shape[1]:
-            self._feed(ids, mask, keep, max(keep, first))
-        wanted = self._memory[-n:]
-        self._memory = self._memory[-max(n, self.remember) :]
-        columns = [tensors if rows is None else tuple(t[rows] for t in tensors) for rows, tensors in wanted]
-        return tuple(torch.stack(list(parts), dim=1) for parts in zip(*columns))
+        if keep == size:
+            return
+        checks = size - first > 1 and not (self.rewindable and size < self._window)  # columns that may be taken back
+        most = size if self.rewindable or not (keep or checks) else known(goes_on_by, self.model, self)
+        if size - keep > most or long != self._long:
+            self.reset()
+            keep = 0
+        if checks and most >= size and first - keep > self.remember:  # first what stays: see `_saved`
+            self._feed(ids[:, :first], None if mask is None else mask[:, :first], keep, first - 1)
+            keep = first
+        self._feed(ids, mask, keep, max(keep, first))
+        self._long = long
 
     def _match(self, ids: Tensor, mask: Tensor | None) -> int:
         """Give every row its best parent; returns how many leading columns all rows can then reuse."""
@@ -160,22 +187,22 @@ class CachedLM(Source):
         self._ids, self._mask = self._ids[parents], None if self._mask is None else self._mask[parents]
         # scores are large: only the row numbers move now, the rows are gathered if they are asked for
         self._memory = [(parents if rows is None else rows[parents], tensors) for rows, tensors in self._memory]
-        self._cache.reorder_cache(parents.to(self.device))
+        for cache in filter(None, (self._cache, self._saved)):
+            cache.reorder_cache(parents.to(self.device))
 
     def _rewind(self, keep: int) -> int:
         """Drop the cached columns from `keep` on. Returns how many stay: 0 where this cache cannot go back so far."""
-        drop = self._ids.shape[1] - keep
-        fed = self._ids.shape[1] - self._before
-        deep = False
-        if self._windows:
-            slides = (self._before if self._records else self._ids.shape[1]) >= min(self._windows)
-            deep = slides and drop > (fed if self._records else 0)
-        if keep == 0 or (drop and (deep or not self.rewindable)):
+        cached = self._ids.shape[1]
+        if keep == cached:
+            return keep
+        if keep and self.rewindable and cached < self._window:
+            self._cache.crop(keep - cached)
+        elif self._saved is not None and keep >= self._before:
+            self._cache, self._saved, keep = self._saved, None, self._before
+        else:
             self.reset()
             return 0
-        if drop:
-            self._cache.crop(-drop)
-            self._before = keep  # a sliding layer keeps nothing beyond its window after this
+        drop = cached - keep
         self._memory = self._memory[: len(self._memory) - drop] if drop < len(self._memory) else []
         self._ids, self._mask = self._ids[:, :keep], None if self._mask is None else self._mask[:, :keep]
         return keep
@@ -187,40 +214,37 @@ class CachedLM(Source):
         if low < 0 or high >= self.vocab_size:
             bad = low if low < 0 else high
             raise ValueError(f"ids holds token {bad}, outside the model's vocabulary of {self.vocab_size}.")
-        records = self._windows and self._records
-        if cache is None and "past_key_values" in self._accepts:
+        saved = None
+        if cache is None and self.cache_name:
             cache = DynamicCache(config=self.model.config)
-            if records:
-                cache.activate_past_recording()
+        elif cache is not None and end - start > 1 and not (self.rewindable and end < self._window):
+            saved = copy.copy(cache)  # a pass replaces keys, and writes over states
+            saved.layers = [(copy.deepcopy if hasattr(k, "recurrent_states") else copy.copy)(k) for k in cache.layers]
         self.reset()  # an interrupt in the middle of a forward pass must not leave half a cache behind
         positions = torch.arange(end).expand(ids.shape) if mask is None else (mask.cumsum(dim=1) - 1).clamp(min=0)
         for begin in range(start, end, self._piece):
             stop = min(begin + self._piece, end)
             keep = stop - max(first, begin)  # not above 0: these columns have no scores
-            inputs: dict[str, Any] = {"input_ids": ids[:, begin:stop].to(self.device)}
-            if cache is not None:
-                if records and begin:
-                    cache.crop(0)  # lets go of what left the window, so that only this pass can be taken back
-                inputs.update(past_key_values=cache, use_cache=True)
-            if mask is not None:
-                inputs["attention_mask"] = mask[:, :stop].long().to(self.device)
-            if "position_ids" in self._accepts:
-                inputs["position_ids"] = positions[:, begin:stop].to(self.device)
-            if "logits_to_keep" in self._accepts:
-                inputs["logits_to_keep"] = max(keep, 1)
-            outputs = self._run(max(keep, 1), inputs)
+            inputs = {"input_ids": ids[:, begin:stop], "position_ids": positions[:, begin:stop]}
+            inputs |= {} if mask is None else {"attention_mask": mask[:, :stop].long()}
+            options = {"use_cache": cache is not None, self.cache_name: cache, "logits_to_keep": max(keep, 1)}
+            inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()} | options
+            inputs = {name: value for name, value in inputs.items() if name in self._accepts}
+            with TURN if self._turns else nullcontext():
+                outputs = self._run(max(keep, 1), inputs)
             memory += [(None, tuple(output[:, column] for output in outputs)) for column in range(keep)]
         self._memory = memory
         if cache is not None:
-            self._cache, self._before = cache, begin
+            self._cache, self._before, self._saved = cache, begin, saved
             self._ids, self._mask = ids.clone(), None if mask is None else mask.clone()
 
     def _holes_go_wrong(self, mask: Tensor) -> bool:
-        """Whether this model would count masked columns: recurrent layers do, sliding windows do once they slide."""
-        if not self.rewindable:
+        """Whether this model would count masked columns, as recurrent layers do and sliding windows once they slide."""
+        if not self.masks:
             return True
         inner = bool((mask[:, 1:] < mask[:, :-1]).any())  # a hole after a real token; left padding is harmless
-        return inner and bool(self._windows) and mask.shape[1] > min(self._windows)
+        window = min(self._window, getattr(self.model.config, "window_size", None) or math.inf)  # of columns: GPT-Neo
+        return inner and (mask.shape[1] > window or known(holes_show, self.model, self))
 
     def _row_by_row(self, ids: Tensor, mask: Tensor, n: int) -> tuple[Tensor, ...]:
         """Each row alone, without its masked columns, in a cache of its own: exact for every architecture."""
@@ -237,11 +261,14 @@ class CachedLM(Source):
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
-    """The longest context in tokens (None: no limit), rope scaling included: llama3 and longrope count it in theirs."""
+    """The longest context in tokens (None: no limit), rope scaling included: llama3 and longrope count it in theirs.
+
+    "dynamic" rotates every text beyond its original length in another way, with which no cache can be right.
+    """
     config = model.config.get_text_config(decoder=True)
     limit = getattr(config, "max_position_embeddings", None) or 0
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("yarn", "linear", "dynamic"):
+    if rope.get("rope_type") in ("yarn", "linear"):
         original = rope.get("original_max_position_embeddings") or limit
         limit = max(limit, int(original * (rope.get("factor") or 1)))
     return limit if limit > 0 else None  # XLNet says -1
@@ -251,6 +278,14 @@ def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
     eos = getattr(model.generation_config, "eos_token_id", None)
     eos = eos if eos is not None else getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
     return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+
+
+def _short_texts(config: Any) -> float:
+    """The length from which positions are rotated in another way, so that the keys of a shorter text are wrong."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    ropes = [rope for rope in (ropes, *ropes.values()) if isinstance(rope, dict)]  # one, or one per kind of layer
+    long = [rope["original_max_position_embeddings"] for rope in ropes if rope.get("rope_type") == "longrope"]
+    return min(long, default=math.inf)
 
 
 def _croppable(layer: Any) -> bool:

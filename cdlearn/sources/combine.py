@@ -19,7 +19,7 @@ from cdlearn.checks import (
     check_tokenizer,
 )
 from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, mixed_scores
-from cdlearn.sources.base import Source, padded, settings_around
+from cdlearn.sources.base import Kept, Source, padded, settings_around
 from cdlearn.sources.cached import as_source
 from cdlearn.trace.record import CONTRAST, Form
 
@@ -100,8 +100,15 @@ class Mix(Source):
         self._names = names + [f"source_{k}" for k in range(len(names) + 1, len(weighted) + 1)]
         self.forms = (Form(dict(zip(self._names, self.weights))),)
 
-    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
-        logits = [source.scores(ids, mask, n)[..., : self.vocab_size].to(self.device) for source in self.sources]
+    def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Kept = None) -> Tensor:
+        logits: list[Tensor] = []
+
+        def among() -> Tensor:
+            return mixed_scores(logits[:1], [1.0], alpha=self.alpha, check=False) > NEVER
+
+        for source in self.sources:
+            which = among if logits and self.alpha is not None else kept
+            logits.append(source.scores_among(ids, mask, n, which)[..., : self.vocab_size].to(self.device))
         self.parts = dict(zip(self._names, logits))
         return mixed_scores(logits, self.weights, alpha=self.alpha, check=False)
 
@@ -140,7 +147,7 @@ class Prompted(Source):
         self.unnormalised = self.source.unnormalised
         self.settings = settings_around(self.source, method="prompted", prefix_tokens=longer)
 
-    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+    def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Kept = None) -> Tensor:
         ids, real = ids.clone(), torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.clone()
         fronts = []
         for row, counts in zip(ids, real):
@@ -156,7 +163,8 @@ class Prompted(Source):
                 row[last], fronts[-1] = fronts[-1][-1], fronts[-1][:-1]
         front, seen = padded(fronts)
         whole = torch.cat([seen, real], dim=1)
-        scores = self.source.scores(torch.cat([front, ids], dim=1), None if bool(whole.all()) else whole, n)
+        ids, mask = torch.cat([front, ids], dim=1), None if bool(whole.all()) else whole
+        scores = self.source.scores_among(ids, mask, n, kept)
         self.parts, self.details = self.source.parts, self.source.details
         return scores
 

@@ -18,9 +18,11 @@ from cdlearn.checks import check_alpha, check_count, check_flag, check_word, sho
 from cdlearn.scores import NEVER, dola_scores, js_divergence
 from cdlearn.sources.base import float32
 from cdlearn.sources.cached import CachedLM, check_model
+from cdlearn.sources.probes import alike, few, known
 from cdlearn.trace.record import Form
 
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "layer_norm", "layernorm", "ln_out")
+_NORMS += ("embedding_norm", "final_norm")
 _LARGE = 2**24  # weights of a head from which a CPU is slow at few float32 rows
 # the head's product with few rows: which is fastest depends on the CPU, its threads and the number of rows
 _PRODUCTS = (
@@ -35,7 +37,8 @@ class EarlyExit(CachedLM):
 
     layer: 1 to the number of layers, counted as transformers counts hidden states. The weights are shared, not copied.
     final_norm=False leaves the norm out, as DoLa's official code does. Early exits as drafts: LayerSkip (arXiv
-    2404.16710), section 4.3; as amateurs: DoLa (2309.03883) with a fixed layer.
+    2404.16710), section 4.3; as amateurs: DoLa (2309.03883) with a fixed layer. Raises TypeError or ValueError for a
+    model that cannot be cut there.
     """
 
     def __init__(self, model: PreTrainedModel, layer: int, *, final_norm: bool = True, remember: int = 16) -> None:
@@ -43,8 +46,15 @@ class EarlyExit(CachedLM):
         count = model.config.get_text_config(decoder=True).num_hidden_layers
         layer = check_count(layer, "layer", high=count)
         check_flag(final_norm, "final_norm")
-        super().__init__(_truncated(model, layer, final_norm), remember=remember)
+        norm, _ = known(_ending, model)
+        super().__init__(_truncated(model, layer, "" if final_norm else norm), remember=remember)
         self.settings = {"method": "early exit", "model": type(model).__name__, "layer": layer}
+        try:
+            self(few(self.vocab_size))
+        except Exception as error:  # whatever an architecture raises that was not made to be cut
+            cut = f"layer={layer}: a {type(model).__name__} does not run without its later layers"
+            raise ValueError(f"{cut} ({error}): take a later one, or another model as the draft or amateur.") from error
+        self.reset()
 
 
 class DoLa(CachedLM):
@@ -79,13 +89,12 @@ class DoLa(CachedLM):
         self.forms = (Form({"expert": 1.0}, {"amateur": 1.0}, raw=None if divergence == "reference" else False),)
         self.unnormalised = divergence == "reference" and self.alpha is None  # raw logits on both sides
         self._numbers = torch.tensor(self.layers, device=self.device)
+        norm, self._scale = known(_ending, model)  # Cohere, Granite: logits are scaled after the head
         self._listen()
-        self._takes = set(inspect.signature(model.get_decoder().forward).parameters)
-        self._norm = next((getattr(self._decoder, name) for name in _NORMS if hasattr(self._decoder, name)), None)
+        self._takes = set(inspect.signature(_blocks(model)[0].forward).parameters)
+        self._norm = self._decoder._modules[norm] if norm else None
         self._project = getattr(self._decoder, "project_out", None)  # OPT-350M: hidden width differs from embedding's
-        self._softcap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
         self._times: dict[int, list[float]] = {}  # rows -> the seconds that each of _PRODUCTS took
-        self._scale = self._measure_scale()  # Cohere, Granite: logits are scaled after the head
 
     def changed(self, **settings: Any) -> DoLa:
         known = {name: value for name, value in self.settings.items() if name != "method"}
@@ -98,8 +107,8 @@ class DoLa(CachedLM):
 
     def _listen(self) -> None:
         """A decoder of this source's own around the model's weights, whose blocks note the states that enter them."""
-        name, blocks = _blocks(self.model)
-        self._decoder, self._notes = _shell(self.model.get_decoder()), {"keep": 1}
+        decoder, name, blocks = _blocks(self.model)
+        self._decoder, self._notes = _shell(decoder), {"keep": 1}
         heard = [_noting(block, k, self._notes) if k in self.layers else block for k, block in enumerate(blocks)]
         self._decoder._modules[name] = nn.ModuleList(heard)
 
@@ -115,7 +124,7 @@ class DoLa(CachedLM):
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         (states,) = self._columns(ids, mask, n)
-        logits = self._finish(self._head(states), self._scale).to(self.device)
+        logits = _finish(self.model, self._head(states), self._scale).to(self.device)
         final, early = logits[:, :, 0], logits[:, :, 1:]  # (B, n, V), (B, n, L, V)
         convention = "textbook" if self.divergence == "jsd" else "reference"
         divergences = js_divergence(final[:, :, None], early, convention=convention, check=False)  # (B, n, L)
@@ -141,33 +150,46 @@ class DoLa(CachedLM):
         times[best] = time.perf_counter() - start  # the latest, so that a choice that was bad luck is made again
         return (logits if head.bias is None else logits + head.bias).view(*states.shape[:-1], -1)
 
-    def _finish(self, logits: Tensor, scale: float) -> Tensor:
-        """What some models do after their head: a factor, a soft cap."""
-        logits = logits if scale == 1 else logits * scale
-        return float32(logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap)
 
-    @torch.no_grad()
-    def _measure_scale(self) -> float:
-        """The factor between the head's output and the model's logits, from one token; refuses stranger heads."""
-        probe = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        last = self._decoder(input_ids=probe, use_cache=False).last_hidden_state
-        ours = self.model.get_output_embeddings()(last)
-        theirs = float32(self.model(input_ids=probe, use_cache=False).logits)
-        fitted = float((ours.double() * theirs.double()).sum() / (ours.double() ** 2).sum())
-        tolerance = (5e-2 if ours.dtype in (torch.float16, torch.bfloat16) else 1e-3) * float(theirs.abs().max())
-        for scale in (1.0, fitted):
-            if torch.allclose(self._finish(ours, scale), theirs, rtol=0, atol=tolerance):
-                return scale
-        raise ValueError(
-            f"{type(self.model).__name__} does more than a head and a scale after its last layer, so the logits of "
-            "earlier layers cannot be read off: use Contrast with an amateur model instead."
-        )
-
-
-def _blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The name and the list of a decoder's layers, or a TypeError that names the architecture."""
-    decoder = model.get_decoder()
+def _finish(model: PreTrainedModel, logits: Tensor, scale: float) -> Tensor:
+    """What some models do after their head: a factor, a soft cap."""
     config = model.config.get_text_config(decoder=True)
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    logits = logits if scale == 1 else logits * scale
+    return float32(logits if cap is None else torch.tanh(logits / cap) * cap)
+
+
+def _ending(model: PreTrainedModel) -> tuple[str, float]:
+    """The name of the final norm ("": none), and the factor between the head's output and the model's logits.
+
+    Found by two passes over four tokens. Raises ValueError for a model that does more after its last layer.
+    """
+    decoder, name, blocks = _blocks(model)
+    head, notes = model.get_output_embeddings(), {"keep": 4}
+    probe = few(head.weight.shape[0]).to(model.get_input_embeddings().weight.device)
+    theirs = float32(model(input_ids=probe, use_cache=False).logits)  # first: RWKV's first pass rescales its weights
+    shell = _shell(decoder)
+    shell._modules[name] = nn.ModuleList([*blocks[:-1], _noting(blocks[-1], "last", notes, leaving=True)])
+    last = shell(input_ids=probe, use_cache=False).last_hidden_state
+    norm = next((key for key in _NORMS if decoder._modules.get(key) is not None), "")
+    state = notes["last"]
+    for step in filter(None, map(decoder._modules.get, (norm, "project_out"))):
+        state = step(state)
+    ours = head(last)
+    fitted = float((ours.double() * theirs.double()).sum() / (ours.double() ** 2).sum())
+    for scale in (1.0, fitted):
+        if alike(state, last) and alike(_finish(model, ours, scale), theirs):
+            return norm, scale
+    raise ValueError(
+        f"{type(model).__name__} does more than a norm, a head and a scale after its last layer, so the logits of "
+        "earlier layers cannot be read off: use Contrast with an amateur model instead."
+    )
+
+
+def _blocks(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
+    """A model's decoder, and the name and the list of its layers there, or a TypeError that names the architecture."""
+    decoder, config = model.get_decoder(), model.config.get_text_config(decoder=True)
+    decoder = getattr(model, "model", model) if decoder is model else decoder  # Llama 4
     lists = [(name, child) for name, child in decoder.named_children() if isinstance(child, nn.ModuleList)]
     lists = [(name, child) for name, child in lists if len(child) == config.num_hidden_layers]
     if len(lists) != 1 or getattr(config, "num_kv_shared_layers", 0):
@@ -175,19 +197,18 @@ def _blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             f"{type(model).__name__} keeps its layers in a way that cannot be split here: use another model as the "
             "draft or amateur instead of an early exit."
         )
-    return lists[0]
+    return decoder, *lists[0]
 
 
-def _truncated(model: PreTrainedModel, layer: int, final_norm: bool) -> PreTrainedModel:
-    """The same model with the first layers only: new shells around the very same weights."""
-    name, blocks = _blocks(model)
-    decoder = model.get_decoder()
+def _truncated(model: PreTrainedModel, layer: int, without: str) -> PreTrainedModel:
+    """The same model with the first layers only (`without` a norm): new shells around the very same weights."""
+    decoder, name, blocks = _blocks(model)
     path = next(path for path, module in model.named_modules() if module is decoder)
     config = copy.deepcopy(model.config)
     text = config.get_text_config(decoder=True)
     text.num_hidden_layers = layer
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layer]
+    for key in {"layer_types", "layers_block_type"} & vars(text).keys():  # elsewhere they are made from the number
+        setattr(text, key, (vars(text)[key] or [])[:layer] or None)
     twin = shell = _shell(model)
     twin.config = config
     for step in path.split("."):
@@ -195,8 +216,8 @@ def _truncated(model: PreTrainedModel, layer: int, final_norm: bool) -> PreTrain
         shell = shell._modules[step]
         shell.config = text if shell.config is model.config.get_text_config(decoder=True) else config
     shell._modules[name] = nn.ModuleList(list(blocks)[:layer])
-    if not final_norm:
-        shell._modules |= {norm: nn.Identity() for norm in _NORMS if shell._modules.get(norm) is not None}
+    if without:
+        shell._modules[without] = nn.Identity()
     return twin
 
 
@@ -208,17 +229,25 @@ def _shell(module: nn.Module) -> nn.Module:
         if isinstance(value, types.MethodType) and value.__self__ is module:
             vars(twin)[name] = types.MethodType(value.__func__, twin)
         elif isinstance(value, functools.partial) and value.args == (module,):
-            vars(twin)[name] = functools.partial(value.func, twin, **value.keywords)
+            again = functools.partial(value.func, twin, **value.keywords)
+            vars(twin)[name] = functools.update_wrapper(again, value)  # with its signature
     return twin
 
 
-def _noting(block: nn.Module, layer: int, notes: dict[Any, Any]) -> nn.Module:
-    """A copy of a block that first notes the last notes["keep"] columns of the hidden state that enters it."""
+def _noting(block: nn.Module, key: Any, notes: dict[Any, Any], leaving: bool = False) -> nn.Module:
+    """A copy of a block that notes the last notes["keep"] columns of the state that enters it, or that leaves it."""
+
+    def note(state: Any) -> None:
+        state = state[0] if isinstance(state, (tuple, list)) else state
+        notes[key] = state[:, -notes["keep"] :].clone()  # a view would keep the states of the whole prompt
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        state = args[0] if args else kwargs["hidden_states"]
-        notes[layer] = state[:, -notes["keep"] :].clone()  # a view would keep the states of the whole prompt
-        return block.forward(*args, **kwargs)
+        if not leaving:
+            note(args[0] if args else kwargs["hidden_states"])
+        output = block.forward(*args, **kwargs)
+        if leaving:
+            note(output)
+        return output
 
     twin = copy.copy(block)
     twin.forward = forward
@@ -239,10 +268,10 @@ def _dola_layers(model: PreTrainedModel, layers: str | list[int]) -> list[int]:
         return chosen
     kind = ValueError
     try:
-        layers = list(layers)
-        chosen = [int(layer) for layer in layers if not isinstance(layer, bool) and layer == int(layer)]
+        given = list(layers)
+        chosen = [int(layer) for layer in given if not isinstance(layer, bool) and layer == int(layer)]
     except (ArithmeticError, RuntimeError, TypeError, ValueError):
         chosen, kind = [], ValueError if isinstance(layers, str) else TypeError
-    if not chosen or len(set(chosen)) != len(layers) or min(chosen) < 0 or max(chosen) >= count:
+    if not chosen or len(set(chosen)) != len(given) or min(chosen) < 0 or max(chosen) >= count:
         raise kind(f"layers is {short(layers)}: {advice}.")
     return chosen

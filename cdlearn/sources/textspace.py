@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cdlearn.checks import BROKEN, check_tokenizer
 from cdlearn.scores import NEVER
-from cdlearn.sources.base import Source, padded, settings_around
+from cdlearn.sources.base import Kept, Source, padded, settings_around
 from cdlearn.sources.cached import as_source
 
 _CHUNK = 64  # candidate texts in one forward pass
@@ -27,6 +26,8 @@ class TextSpace(Source):
     tokens that end inside a character, have no text to compare: they get the median of the others in the row.
     Scores are log-probabilities of texts in nats, -inf for tokens nobody asked for.
     """
+
+    inner = ("source",)
 
     def __init__(self, model: Source | PreTrainedModel, tokenizer: Any, expert_tokenizer: Any) -> None:
         super().__init__()
@@ -45,13 +46,13 @@ class TextSpace(Source):
     def fork(self) -> TextSpace:
         return TextSpace(self.source, self.tokenizer, self.expert_tokenizer)
 
-    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
-        everything = torch.ones(len(ids), n, self.vocab_size, dtype=torch.bool)
-        return self.scores_among(ids, mask, n, lambda: everything)
+    def reset(self) -> None:
+        super().reset()
+        self._rows.clear()
 
-    def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Callable[[], Tensor]) -> Tensor:
-        wanted = kept().to("cpu")[..., : self.vocab_size]
+    def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Kept = None) -> Tensor:
         scores = torch.full((len(ids), n, self.vocab_size), NEVER)
+        wanted = scores == NEVER if kept is None else kept().to("cpu")[..., : self.vocab_size]
         while len(self._rows) < len(ids):
             self._rows.append(self.source.fork())
         for row in range(len(ids)):
