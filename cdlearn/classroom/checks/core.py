@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from cdlearn.classroom.checks.forbidden import forbidden_uses, names_used
-from cdlearn.classroom.checks.result import Result, publish
+from cdlearn.classroom.checks.result import Result
 from cdlearn.classroom.checks.values import kind, same, show
 
 PRINTED = 200  # characters of a function's own printing that a message repeats
@@ -161,9 +161,11 @@ class Part:
         if isinstance(error, NotImplementedError):
             look = "the line `raise NotImplementedError()`: replace it"
             return {"got": "nothing: it is not written yet", "look": look}
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-        cells = [frame for frame in frames if "ipykernel" in frame.filename or "<" in frame.filename]
-        where = next((f"line {frame.lineno}: {frame.line}" for frame in cells[-1:] or frames[:1] if frame.line), "")
+        where = getattr(error, "where", None)  # of a call in another process
+        if where is None:
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+            cells = [frame for frame in frames if "ipykernel" in frame.filename or "<" in frame.filename]
+            where = next((f"line {frame.lineno}: {frame.line}" for frame in cells[-1:] or frames[:1] if frame.line), "")
         text = " ".join(str(error).split())[:300]
         return {"got": f"{type(error).__name__}: {text}", "look": self._look(text, where)}
 
@@ -200,7 +202,6 @@ class Part:
             names.update(helpers)
             if self(names.get(self.name)):
                 break
-        publish(replaced=[name for name in right if names[name] is right[name]])
 
     def own_copy(self) -> Callable:
         """The reference as a function of a notebook, with the other references of its file beside it."""

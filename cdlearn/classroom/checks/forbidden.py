@@ -2,6 +2,7 @@
 
 import ast
 import dis
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ def forbidden_uses(function: Callable, names: Sequence[str]) -> list[str]:
 
 def names_used(function: Callable) -> set[str]:
     """Return the names that a function looks up in its notebook; what its helpers there look up counts too."""
+    if hasattr(function, "names_used"):  # it runs in another process
+        return function.names_used()
     found, queue = set(), [inspect.unwrap(function)]
     for one in queue:  # grows on the way
         new = _globals(one) - found if inspect.isfunction(one) else set()
@@ -44,6 +47,13 @@ def names_used(function: Callable) -> set[str]:
 
 def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
     seen.add(id(function))
+    if getattr(function, "elsewhere", False):  # in another process, which has no such package
+        return
+    if isinstance(function, functools.partial):
+        yield from _uses(function.func, names, seen)
+        return
+    if not inspect.isroutine(function) and inspect.isfunction(call := vars(type(function)).get("__call__")):
+        function = call  # an object that can be called
     if _origin(function) in names or {_home(function), _home(inspect.unwrap(function))} & {*names}:
         yield getattr(function, "__name__", type(function).__name__)
         return

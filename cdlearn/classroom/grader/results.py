@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
 import secrets
 import textwrap
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cdlearn.classroom.checks.result import MIME
+from cdlearn.classroom.checks.result import LABELS
 from cdlearn.classroom.grader.submissions import Notebook, Part, Submission, parts_of
 
 Event = dict[str, Any]
@@ -36,117 +38,59 @@ class Row:
 COLUMNS = [field.name for field in fields(Row)]
 
 
-def published(outputs: Iterable[dict]) -> tuple[dict[str, str], list[str]]:
-    """What a cell's outputs hold as data: a failed check's fields, {} for none; functions that were replaced."""
-    fields, replaced = {}, {}
-    for out in outputs:
-        data = out.get("data", {}).get(MIME)  # a student's code can publish anything
-        if isinstance(data, dict) and "broke" in data:
-            fields = {name: str(value) for name, value in data.items()}
-        elif isinstance(data, dict) and isinstance(data.get("replaced"), list):
-            replaced |= dict.fromkeys(map(str, data["replaced"]))
-    return fields, list(replaced)
+def hint_of(found: Event) -> str:
+    """One line: of a failed check's fields what broke and the mistake's name or where to look, else what was said."""
+    failed = found.get("failed") or {}
+    looks = {"this looks like": failed.get("mistake"), "look at": failed.get("look")}
+    label = next((label for label in looks if looks[label]), None)
+    hint = failed.get("broke", found.get("hint", "")) + (f"; {label}: {looks[label]}" if label else "")
+    return " ".join(visible(hint).split())[:300]
 
 
-def hint_of(ename: str, evalue: str, failed: dict[str, str] | None = None) -> str:
-    """One line: of a failed check's fields what broke and the mistake's name or where to look, else the error."""
-    text = plain(evalue)
-    if failed:
-        if "not written yet" in failed.get("got", ""):
-            return "not written yet"
-        looks = {"this looks like": failed.get("mistake"), "look at": failed.get("look")}
-        label = next((label for label in looks if looks[label]), None)
-        return (failed["broke"] + (f"; {label}: {looks[label]}" if label else ""))[:300]
-    if ename == "CellTimeoutError":
-        return text or "it ran longer than allowed and was stopped"
-    if ename == "MemoryError":
-        return "it took more memory than allowed and was stopped"
-    return " ".join(f"{ename}: {text}".split())[:300]
+def told(found: Event) -> list[tuple[str, str]]:
+    """What a part's message says, as (label, text): a failed check's fields, or the hint."""
+    failed = found.get("failed") or {}
+    pairs = [(label, visible(failed[name])) for name, label in LABELS.items() if failed.get(name)]
+    return pairs or ([("It said", visible(found["hint"]))] if found["hint"] else [])
 
 
-def plain(text: str) -> str:
-    """An error's text without colours, and without the file name that the kernel gave to a cell."""
+def visible(text: str) -> str:
+    """A text without colours, and without characters that nobody sees: they could turn its direction around."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    return re.sub(r"\(\d+\.py, line (\d+)\)", r"(line \1)", text)
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
 
 
-def status_of(ename: str, evalue: str, points: float | None, most: float) -> str:
-    """One or two words for a graded cell."""
-    if points is None:
-        return "by hand"
-    if not ename:
-        return "ok" if points >= most else "partly"
-    if ename == "NotImplementedError" or "not written yet" in evalue:
-        return "not written"
-    return {"CellTimeoutError": "timeout", "MemoryError": "memory"}.get(ename, "wrong")
+def rows_of(one: Submission, master: Notebook | None, events: list[Event], reason: str) -> list[Row]:
+    """One row per part. events: what the worker sent; reason: why it did not come to its end, empty if it did.
 
-
-def rows_of(one: Submission, release: Notebook | None, events: list[Event], reason: str) -> list[Row]:
-    """One row per part: what the gradebook and the record made while it ran agree on, else the smaller.
-
-    events: the lines of the record, the last with the gradebook's points if the end was reached; else `reason` says
-    why not. release: None if the file cannot be recognised.
+    master: None if the file cannot be recognised.
     """
-    parts, rows = parts_of(release) if release else {"": Part("", 0.0, [], False)}, []
-    runs, ended = _runs(events, parts), "stopped" if "stopped" in reason else "died"
+    parts = parts_of(master) if master else {"": Part("", 0.0, [], False)}
+    graded, rows = {event["part"]: event for event in events if "part" in event}, []
     for name, part in parts.items():
         if one.problem:
             result = 0.0, 0.0, "unreadable", one.problem
         elif part.by_hand:
             result = None, 0.0, "by hand", ""
-        elif name in runs:
-            result = _graded(name, part, runs[name], events[-1].get("grades"), one.restored)
+        elif name in graded:
+            result = _graded(part, graded[name])
         else:
-            result, ended = (0.0, 0.0, ended, reason), "not run"
+            result = 0.0, 0.0, "not run", reason
         points, *others = result
-        rows.append(Row(one.student, one.assignment or "unknown", name, points, part.points, *others, one.file))
+        student, file = visible(one.student), visible(one.file)
+        rows.append(Row(student, one.assignment or "unknown", name, points, part.points, *others, file))
     return rows
 
 
-def _graded(name: str, part: Part, run: list[Event], grades: dict | None, restored: list[str]) -> tuple:
-    """Points, seconds, status and hint of a graded cell that ran. run: the ends of the part's cells, it comes last."""
-    last = error = run[-1]
-    points = last["points"]
-    if grades is not None and points is not None:
-        points = min(points, grades.get(name) or 0.0)
-    if last["ename"] == "NameError":  # why the name is missing
-        error = next(event for event in run if event["ename"])
-    hints = [hint_of(error["ename"], error["evalue"], error.get("failed"))] if error["ename"] else []
-    status = status_of(error["ename"], error["evalue"], points, part.points)
-    if set(part.solutions) & set(restored) and status == "not written":
-        hints = ["the solution cell was missing"]
-    if name in restored:
-        hints.append("the graded cell was missing and was put back")
-    if last.get("replaced") and status != "not written":
-        hints.append(f"graded with a right {', '.join(last['replaced'])} in place of yours")
-    return points, round(sum(event["seconds"] for event in run), 1), status, "; ".join(hints)
-
-
-def _runs(events: list[Event], parts: dict[str, Part]) -> dict[str, list[Event]]:
-    """For every part that was graded, the ends of its own cells: from its first solution to its graded cell."""
-    started = {event["cell"]: event["at"] for event in events if event["event"] == "start"}
-    ends = [e | {"seconds": e["at"] - started.get(e["cell"], e["at"])} for e in events if e["event"] == "end"]
-    at = {end["grade_id"]: k for k, end in enumerate(ends) if end["grade_id"]}
-    runs = {}
-    for name in parts.keys() & at.keys():
-        own = [at[cell] for cell in (*parts[name].solutions, name) if cell in at]
-        runs[name] = ends[min(k for k in own if k <= at[name]) : at[name] + 1]
-    return runs
-
-
-def reason_of(events: list[Event]) -> str:
-    """Why a grading did not come to its end, in words for the student; empty if it did."""
-    last = events[-1] if events else {}
-    if "grades" in last:
-        return ""
-    started = [event["cell"] + 1 for event in events if event["event"] == "start" and event["kind"] == "code"]
-    where = f" while cell {started[-1]} ran" if started else " before the first cell"
-    error = last.get("error", "the grading process itself was killed")
-    if "ignored the interrupt" in error:
-        return f"the kernel did not come back from a timeout and was stopped{where}"
-    if "DeadKernelError" in error or "Kernel died" in error:
-        return f"the kernel died{where}: a crash, an exit, or more memory than allowed"
-    return f"grading ended{where}: {' '.join(error.split())[-200:]}"
+def _graded(part: Part, found: Event) -> tuple:
+    """Points, seconds, status and hint of a part that was graded."""
+    status, hint = found["status"], hint_of(found)
+    if "not written yet" in found["failed"].get("got", ""):
+        status, hint = "not written", "not written yet"
+    if found["replaced"] and status != "not written":
+        instead = f"graded with a right {', '.join(found['replaced'])} in place of yours"
+        hint = f"{hint}; {instead}" if hint else instead
+    return part.points * found["points_earned"], found["seconds"], status, hint
 
 
 def score(rows: Sequence[Row]) -> str:
@@ -156,7 +100,7 @@ def score(rows: Sequence[Row]) -> str:
 
 def progress(rows: Sequence[Row]) -> str:
     """One finished submission, in one line."""
-    bad = next((row for row in rows if row.status not in ("ok", "wrong", "not written", "partly", "by hand")), None)
+    bad = next((row for row in rows if row.status not in ("ok", "wrong", "not written", "by hand")), None)
     return f"{rows[0].student}, {rows[0].assignment}: {score(rows)}" + (f"  ({_short(bad.hint)})" if bad else "")
 
 
@@ -196,6 +140,21 @@ class Gradebook:
             seed = kept.read_text(encoding="utf-8").strip()
         self.seed = secrets.token_hex(16) if seed is None else str(seed)
         kept.write_text(self.seed + "\n", encoding="utf-8")
+
+    def __enter__(self) -> Gradebook:
+        """Hold the folder: two gradings into it would lose the rows of one."""
+        self._lock = open(self.path.with_name("grades.lock"), "w")  # noqa: SIM115
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"{self.path.parent}: another grading writes there. Wait, or give --out.") from None
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lock.close()
 
     def add(self, rows: Sequence[Row], page: str, name: str) -> None:
         """Write the rows of one submission, in the place of its old ones, and its page."""
