@@ -195,22 +195,13 @@ class Part:
         names: the notebook's globals(). What is not known to be right there (a graded cell says `my_x.held = True`) is
         replaced by the reference; two mistakes may cancel each other, so the student's own are tried as well.
         """
-        right = {part.name: part.own_copy() for part in self.earlier}
+        right = {part.name: part.reference for part in self.earlier}
         own = {name: names.get(name) for name in right}
         held = {name: own[name] if getattr(own[name], "held", False) else one for name, one in right.items()}
         for helpers in (held, own, right, held):
             names.update(helpers)
             if self(names.get(self.name)):
                 break
-
-    def own_copy(self) -> Callable:
-        """The reference as a function of a notebook, with the other references of its file beside it."""
-        names = self.reference.__globals__ | {"__name__": "__main__"}
-        for name, one in list(names.items()):
-            if inspect.isfunction(one) and one.__module__ == self.reference.__module__:
-                names[name] = type(one)(one.__code__, names, name, one.__defaults__, one.__closure__)
-                names[name].__kwdefaults__ = one.__kwdefaults__
-        return names[self.name]
 
 
 class _Call:

@@ -32,7 +32,7 @@ from cdlearn.classroom.grader.submissions import (
 )
 
 BESIDE, LARGEST_BESIDE = 20, 1_000_000  # files that are handed in with a notebook, and bytes of one
-GRACE = 180  # seconds that a last cell and a last test may take beyond the limit
+GRACE = 90  # seconds beyond the limit until a process is ended that does not end by itself
 
 
 def grade(
@@ -166,17 +166,19 @@ class Job:
 
     def is_over(self, most: float) -> bool:
         """Whether the process has ended; it ends by itself after about `most` seconds."""
-        with contextlib.suppress(EOFError, OSError):
-            while self.results.poll():
-                self.events.append(self.results.recv())
-        if self.process.is_alive() and time.monotonic() - self.started > most + GRACE:
+        late = time.monotonic() - self.started > most + GRACE
+        if late and self.process.is_alive():
             self.kill()
-        if self.process.is_alive():
-            return False
-        self.reason = next((event["reason"] for event in self.events if "reason" in event), "")
-        if self.process.exitcode and not self.reason:
-            self.reason = "the grader's own process ended: tell whoever looks after it"
-        return True
+        ended = not self.process.is_alive()
+        with contextlib.suppress(EOFError, OSError):
+            while self.results.poll():  # what it said last is there once it has ended
+                self.events.append(self.results.recv())
+        if ended:
+            reasons = [event["reason"] for event in self.events if "reason" in event]
+            reasons += [f"it ran longer than {most:g} seconds in all and was stopped"] * late
+            reasons += ["the grader's own process ended: tell whoever looks after it"] * bool(self.process.exitcode)
+            self.reason = next(iter(reasons), "")
+        return ended
 
     def kill(self) -> None:
         """End the process and what it started."""

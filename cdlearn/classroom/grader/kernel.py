@@ -1,7 +1,7 @@
 """The student's process: it runs the cells, holds the functions and answers calls. It decides nothing about points.
 
 Started as a file by `Session`, where the rest of the package may be out of reach; without `real` among its arguments
-`import cdlearn` gives stand-ins whose every attribute does nothing, so that imported answers are none.
+`import cdlearn` gives stand-ins: they do nothing in a cell, and say in an answer that this package is not to be used.
 """
 
 import builtins
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import traceback
+from unittest.mock import MagicMock
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -34,6 +35,17 @@ class Printed(io.TextIOBase):
         return len(piece)
 
 
+class Absent(MagicMock):
+    """Whatever is looked for in a package that is not there."""
+
+    answering = False  # whether the grader waits for a function's answer
+
+    def __call__(self, *args, **options):
+        if Absent.answering:
+            raise ImportError("an answer may not use cdlearn: write this part yourself, with torch and plain Python")
+        return super().__call__(*args, **options)
+
+
 class Nothing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Stands in for a package that answers may not use."""
 
@@ -45,12 +57,10 @@ class Nothing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module):
-        from unittest.mock import MagicMock
-
         def get(name):
             if name.startswith("__"):
                 raise AttributeError(name)
-            return MagicMock(name=name)
+            return Absent(name=name)
 
         module.__all__, module.__getattr__ = [], get
 
@@ -136,15 +146,18 @@ class Kernel:
         """Call a function with the grader's helpers in the place of the student's own."""
         self.wire.caches.clear()
         args, options = (self.wire.unpack(part) for part in call)
-        own = {other: self.names.get(other) for other in helpers}
+        own = {other: self.names[other] for other in helpers if other in self.names}
         self.names.update({other: self.wire.unpack(one) for other, one in helpers.items()})
-        printed, answer = Printed(), {}
+        printed, answer, Absent.answering = Printed(), {}, True
         try:
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                 answer["value"] = self.wire.pack(self.names[name](*args, **options))
         except BaseException as error:
             answer["error"] = told(error)
         finally:
+            Absent.answering = False
+            for other in helpers:
+                self.names.pop(other, None)
             self.names.update(own)
         after = [self.wire.pack(value) for value in (args, options)]
         return answer | {"printed": printed.text, "after": after}

@@ -41,8 +41,8 @@ def page(
     """The whole page. events: what was found; reason: why the grading did not come to its end."""
     first = plain_source(master["cells"][0]) if master else ""
     title = escape(first.splitlines()[0].lstrip("# ") if first.startswith("#") else "No assignment recognised")
-    student = escape(visible(submission.student))
-    body = [f"<h1>{title}</h1><p><b>{student}</b> <small>{escape(visible(submission.file))}</small></p>"]
+    student = escape(submission.student)
+    body = [f"<h1>{title}</h1><p><b>{student}</b> <small>{escape(submission.file)}</small></p>"]
     later = sum(row.max for row in rows if row.points is None)
     by_hand = f"; {later:g} are still to be given by hand" if later else ""
     got, most = sum(row.points or 0 for row in rows), sum(row.max for row in rows)

@@ -7,6 +7,7 @@ import csv
 import os
 import re
 import secrets
+import shutil
 import textwrap
 import unicodedata
 from collections.abc import Sequence
@@ -77,8 +78,7 @@ def rows_of(one: Submission, master: Notebook | None, events: list[Event], reaso
         else:
             result = 0.0, 0.0, "not run", reason
         points, *others = result
-        student, file = visible(one.student), visible(one.file)
-        rows.append(Row(student, one.assignment or "unknown", name, points, part.points, *others, file))
+        rows.append(Row(one.student, one.assignment or "unknown", name, points, part.points, *others, one.file))
     return rows
 
 
@@ -105,20 +105,28 @@ def progress(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A table for the terminal: one line per submission, the total, points per part, the first that is not right."""
-    submissions: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        submissions.setdefault((row.assignment, row.student, row.file), []).append(row)
-    lines = []
-    for (assignment, student, _), parts in sorted(submissions.items()):
-        points = " ".join("?" if row.points is None else f"{row.points:g}" for row in parts)
-        worst = next((row for row in parts if row.status != "ok"), None)
-        note = worst.status if worst else ""
-        if worst and worst.hint and not worst.hint.startswith(note):
-            note += f": {worst.hint}"
-        lines.append((assignment, student, score(parts), f"[{points}]", _short(note)))
-    one, two, three, four, _ = (max(map(len, column)) for column in zip(*lines))
-    return "\n".join(f"{a:{one}}  {b:{two}}  {c:>{three}}  {d:{four}}  {e}".rstrip() for a, b, c, d, e in lines)
+    """A table for the terminal: per assignment a line for each submission, with what is first not right in it."""
+    submissions: dict[str, dict[tuple[str, str], list[Row]]] = {}
+    for row in sorted(rows, key=lambda row: (row.assignment, row.student, row.file)):
+        submissions.setdefault(row.assignment, {}).setdefault((row.student, row.file), []).append(row)
+    wide = shutil.get_terminal_size((120, 24)).columns
+    lines: list[str] = []
+    for assignment, several in submissions.items():
+        mean = sum(row.points or 0 for parts in several.values() for row in parts) / len(several)
+        table = [("student", "points", "parts", "first not right")]
+        for (student, _), parts in several.items():
+            points = " ".join("?" if row.points is None else f"{row.points:g}" for row in parts)
+            bad = next((row for row in parts if row.status != "ok"), None)
+            table.append((student, score(parts), points, _note(bad) if bad else ""))
+        one, two, three, _ = (max(map(len, column)) for column in zip(*table))
+        room = max(30, wide - one - two - three - 6)
+        lines += ["", f"{assignment}: {len(several)} submission{'s' * (len(several) != 1)}, {mean:.1f} points on average"]
+        lines += [f"{a:{one}}  {b:>{two}}  {c:{three}}  {_short(d, room)}".rstrip() for a, b, c, d in table]
+    return "\n".join(lines[1:])
+
+
+def _note(row: Row) -> str:
+    return row.hint if row.hint.startswith(row.status) else f"{row.status}: {row.hint}".removesuffix(": ")
 
 
 def _short(text: str, width: int = 90) -> str:
@@ -133,16 +141,11 @@ class Gradebook:
     """
 
     def __init__(self, out: Path, seed: str | None = None) -> None:
-        self.path, self.pages, kept = out / "grades.csv", out / "feedback", out / "seed.txt"
-        self.columns, self.lines = _read(self.path)
-        self.pages.mkdir(parents=True, exist_ok=True)
-        if seed is None and kept.exists():
-            seed = kept.read_text(encoding="utf-8").strip()
-        self.seed = secrets.token_hex(16) if seed is None else str(seed)
-        kept.write_text(self.seed + "\n", encoding="utf-8")
+        self.path, self.pages, self.seed = out / "grades.csv", out / "feedback", seed
 
     def __enter__(self) -> Gradebook:
-        """Hold the folder: two gradings into it would lose the rows of one."""
+        """Hold the folder, since two gradings into it would lose the rows of one, and read what is there."""
+        self.pages.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path.with_name("grades.lock"), "w")  # noqa: SIM115
         with contextlib.suppress(ImportError):
             import fcntl
@@ -150,7 +153,14 @@ class Gradebook:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
+                self._lock.close()
                 raise ValueError(f"{self.path.parent}: another grading writes there. Wait, or give --out.") from None
+        self.columns, self.lines = _read(self.path)
+        kept = self.path.with_name("seed.txt")
+        if self.seed is None and kept.exists():
+            self.seed = kept.read_text(encoding="utf-8").strip()
+        self.seed = secrets.token_hex(16) if self.seed is None else str(self.seed)
+        kept.write_text(self.seed + "\n", encoding="utf-8")
         return self
 
     def __exit__(self, *_: Any) -> None:

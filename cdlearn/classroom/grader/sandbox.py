@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOM = 1 << 29  # bytes of a sandbox's own files
 HOME = "/handed-in"  # the working folder in a sandbox
+OPEN = "students' code has your rights: nothing protects your files, the network, or other students' work"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt")
 
 
@@ -23,10 +24,10 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt")
 def unprotected() -> str:
     """Why submissions can read what the grader can, in one line; empty where they run in a sandbox."""
     if not shutil.which("bwrap"):
-        return "no sandbox: students' code can read what you can read and use the network (install bubblewrap)"
+        return f"no sandbox, so {OPEN} (install bubblewrap)"
     tried = subprocess.run([*sandbox([]), "true"], capture_output=True, text=True)
     why = " ".join(tried.stderr.split())[:120]
-    return f"no sandbox ({why}): students' code can read what you can read" if tried.returncode else ""
+    return f"no sandbox ({why}), so {OPEN}" if tried.returncode else ""
 
 
 def sandbox(readable: Iterable[str | Path]) -> list[str]:

@@ -6,13 +6,15 @@ import ast
 import builtins
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ from cdlearn.classroom.grader.wire import LONGEST, Wire, line
 
 PACKAGE = Path(__file__).parents[2]
 STARTING = 60  # seconds until the process is ready
+SAID = 3000  # characters of an error, or of what a call prints
 ASKED = 2000  # questions that one call may ask: the checks' models end a loop long before
+HEARD = 100_000_000  # characters that may arrive within one limit of time
+UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, RuntimeError)  # what reading a cell may raise
 
 
 class Stopped(BaseException):
@@ -46,6 +51,7 @@ class Session:
         self.folder, self.real, self.memory, self.one_thread = folder, real, memory, one_thread
         self.past: list[str] = []  # statements that were run
         self.wire, self.process = Wire(self._ask), None
+        self.until, self.heard = (math.inf, 0.0), 0  # when what runs must be over, of how many seconds; characters
 
     def __enter__(self) -> Session:
         return self
@@ -53,9 +59,20 @@ class Session:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _start(self) -> None:
-        """Start the process and run again what was run before."""
-        self.close()
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """All that is done here has so many seconds together, and no more than are left of what is around it."""
+        around, self.heard = self.until, 0
+        self.until = min(around, (time.monotonic() + seconds, seconds))
+        try:
+            yield
+        finally:
+            self.until = around
+
+    def ready(self) -> None:
+        """Start the process, if there is none, and run again what was run before."""
+        if self.process is not None:
+            return
         own = Path(__file__).parent
         command = [sys.executable, str(own / "kernel.py"), str(self.memory), *(["real"] if self.real else [])]
         if not unprotected():
@@ -72,9 +89,11 @@ class Session:
         )  # fmt: skip
         self._lines: queue.Queue[bytes] = queue.Queue(maxsize=4)
         threading.Thread(target=_read, args=(self.process.stdout, self._lines), daemon=True).start()
-        self._receive(STARTING)
+        with self.within(STARTING):
+            self._receive()
         for statement in self.past:
-            self._talk({"do": "run", "source": statement}, STARTING)
+            with self.within(STARTING):
+                self._talk({"do": "run", "source": statement})
 
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "SYSTEMROOT") if name in os.environ}
@@ -101,9 +120,9 @@ class Session:
 
     def begin(self) -> None:
         """Forget all objects that have travelled: what one part was given, no other can use."""
+        self.ready()
         self.wire.held.clear()
-        if self.process is not None:
-            self._talk({"do": "begin"}, STARTING)
+        self._talk({"do": "begin"})
 
     def run(self, source: str, seconds: float, *, all_of_it: bool = True) -> dict[str, str]:
         """Run a cell, statement by statement: one that fails does not take the next with it. Returns the first error.
@@ -111,60 +130,62 @@ class Session:
         all_of_it: False leaves out what is only said to show it (`check(f)`, `look()`). Where a statement does not come
         back the cell ends, and `Stopped` is raised.
         """
+        first = {}
         try:
-            pieces = [
-                one for one in statements(source) if all_of_it or not isinstance(ast.parse(one).body[0], ast.Expr)
-            ]
-        except SyntaxError as error:
-            return {"kind": "SyntaxError", "text": f"{error.msg} (line {error.lineno})", "where": ""}
-        first, until = {}, time.monotonic() + seconds
-        for statement in pieces:
-            if not all_of_it and isinstance(ast.parse(statement).body[0], ast.Expr):
-                continue
-            found = self._talk({"do": "run", "source": statement}, until - time.monotonic(), seconds)
-            self.past.append(statement)
-            first = first or found.get("error", {})
+            pieces = statements(source)
+        except UNREADABLE as error:
+            where = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+            return error_of({"kind": type(error).__name__, "text": f"{getattr(error, 'msg', error)}{where}"})
+        self.ready()
+        with self.within(seconds):
+            for statement, node in pieces:
+                if all_of_it or not isinstance(node, ast.Expr):
+                    found = self._talk({"do": "run", "source": statement})
+                    self.past.append(statement)
+                    first = first or (error_of(found["error"]) if "error" in found else {})
         return first
 
-    def there(self, names: Iterable[str], seconds: float) -> dict[str, bool]:
+    def there(self, names: Iterable[str]) -> dict[str, bool]:
         """Which names are known, and whether they can be called."""
-        found = self._talk({"do": "has", "names": list(names)}, seconds).get("value", {})
+        self.ready()
+        found = self._talk({"do": "has", "names": list(names)}).get("value")
         return {str(name): one is True for name, one in found.items()} if isinstance(found, dict) else {}
 
     def used(self, name: str) -> set[str]:
         """The names that a function looks up."""
-        return set(map(str, self._talk({"do": "used", "name": name}, STARTING).get("value", ())))
+        found = self._talk({"do": "used", "name": name}).get("value")
+        return set(map(str, found)) if isinstance(found, list) else set()
 
-    def call(self, name: str, args: tuple, options: dict, helpers: dict[str, Callable], seconds: float) -> Any:
+    def call(self, name: str, args: tuple, options: dict, helpers: dict[str, Callable]) -> Any:
         """Call a function there, with helpers in place of others. The arguments become what the call made of them."""
+        self.ready()
         self.wire.caches.clear()
         call, given = [self.wire.pack(list(args)), self.wire.pack(options)], {}
         for other, helper in helpers.items():
             given[other] = self.wire.pack(helper)
-        answer = self._talk({"do": "call", "name": name, "call": call, "helpers": given}, seconds, seconds)
-        print(str(answer.get("printed", "")), end="")
-        for here, there in zip((args, options), answer.get("after", ())):
+        answer = self._talk({"do": "call", "name": name, "call": call, "helpers": given})
+        print(str(answer.get("printed", ""))[:SAID], end="")
+        after = answer.get("after")
+        for here, there in zip((args, options), after if isinstance(after, list) else ()):
             _become(here, self.wire.unpack(there))
         if "error" in answer:
-            raise error_of(answer["error"])
+            raise raised(answer["error"])
         return self.wire.unpack(answer.get("value"))
 
     def _ask(self, request: dict) -> Any:
         """Use an object that a call gave back."""
         if "call" in request:
             request["call"] = [self.wire.pack(part) for part in request["call"]]
-        answer = self._talk(request, STARTING)
+        answer = self._talk(request)
         if "error" in answer:
-            raise error_of(answer["error"])
+            raise raised(answer["error"])
         return self.wire.unpack(answer.get("value"))
 
-    def _talk(self, message: dict, seconds: float, limit: float = 0.0) -> dict:
+    def _talk(self, message: dict) -> dict:
         """Send a message and return the answer; questions of the other side are answered meanwhile."""
-        if self.process is None:
-            self._start()
-        until, asked = time.monotonic() + seconds, 0
+        asked = 0
         self._send(message)
-        while "ask" in (answer := self._receive(until - time.monotonic(), limit or seconds)):
+        while "ask" in (answer := self._receive()):
             asked += 1
             if asked > ASKED:
                 self._stop("died", f"it asked the models {ASKED} times and was stopped")
@@ -172,14 +193,16 @@ class Session:
         return answer
 
     def _reply(self, question: dict) -> dict:
-        """The answer to a question about an object that is held here: only calls, and attributes that are data."""
+        """The answer to a question about an object that is held here: data, never another object to ask about."""
+        known = dict(self.wire.held)
         try:
             self.wire.become(question.get("caches", ()))
-            value = self.wire.use(question["ask"])
-            if "get" in question["ask"] and callable(value):
-                raise AttributeError(f"{question['ask']['get']} is not to be had here")
-            return {"value": self.wire.pack(value), "caches": self.wire.changed()}
+            value = self.wire.pack(self.wire.use(question["ask"]))
+            if len(self.wire.held) > len(known):
+                raise AttributeError("only numbers and texts are to be had here")
+            return {"value": value, "caches": self.wire.changed()}
         except Exception as error:  # the models' own, for wrong shapes for instance
+            self.wire.held = known
             return {"error": {"kind": type(error).__name__, "text": str(error)[:300]}}
 
     def _send(self, message: dict) -> None:
@@ -189,21 +212,22 @@ class Session:
         except OSError:
             self._stop("died", "the process died: a crash, an exit, or more memory than allowed")
 
-    def _receive(self, seconds: float, limit: float = STARTING) -> dict:
+    def _receive(self) -> dict:
         """The next message; watches time and memory meanwhile."""
-        until = time.monotonic() + seconds
         while True:
+            left = self.until[0] - time.monotonic()
+            if left <= 0:
+                self._stop("timeout", f"it ran longer than {self.until[1]:g} seconds and was stopped")
             try:
-                text = self._lines.get(timeout=min(0.5, max(0.01, until - time.monotonic())))
+                text = self._lines.get(timeout=min(0.5, left))
                 break
             except queue.Empty:
-                if time.monotonic() > until:
-                    self._stop("timeout", f"it ran longer than {limit:g} seconds and was stopped")
                 if self.memory and self._held() > self.memory * 2**30:
                     self._stop("memory", "it took more memory than allowed and was stopped")
+        self.heard += len(text)
         try:
             message = json.loads(text)
-            if isinstance(message, dict):
+            if isinstance(message, dict) and self.heard < HEARD:
                 return message
         except (ValueError, RecursionError):
             pass
@@ -234,27 +258,34 @@ class Proxy:
 
     elsewhere = True  # its source cannot be read, and need not be
 
-    def __init__(self, session: Session, name: str, seconds: float, others: Sequence[str] = ()) -> None:
-        self.__name__, self.session, self.seconds, self.others = name, session, seconds, others
+    def __init__(self, session: Session, name: str, others: Sequence[str] = ()) -> None:
+        self.__name__, self.session, self.others = name, session, others
         self.names: dict[str, Any] = {}
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         others = {name: self.names.get(name) for name in self.others}
         instead = {name: one for name, one in others.items() if callable(one) and not isinstance(one, Proxy)}
-        return self.session.call(self.__name__, args, options, instead, self.seconds)
+        return self.session.call(self.__name__, args, options, instead)
 
     def names_used(self) -> set[str]:
         return self.session.used(self.__name__)
 
 
-def error_of(data: Any) -> Exception:
-    """An error of the other side as one of the same name, with the student's line in `where`."""
+def error_of(data: Any) -> dict[str, str]:
+    """What the other side says of an error, as three texts: kind, text, where."""
     data = data if isinstance(data, dict) else {}
-    known = getattr(builtins, str(data.get("kind")), None)
-    is_error = isinstance(known, type) and issubclass(known, Exception)
-    kind = type(str(data.get("kind", "Error"))[:80], (known if is_error else Exception,), {"__str__": lambda e: e.text})
+    return {name: str(data.get(name, ""))[:3000] for name in ("kind", "text", "where")}
+
+
+def raised(data: Any) -> Exception:
+    """An error of the other side as one of the same name, with the student's line in `where`."""
+    told = error_of(data)
+    known = getattr(builtins, told["kind"], None)
+    is_error = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, BaseExceptionGroup)
+    name = told["kind"] if told["kind"].isidentifier() else "Error"
+    kind = type(name, (known if is_error else Exception,), {"__str__": lambda error: error.text})
     error = kind.__new__(kind)
-    error.text, error.where = str(data.get("text", "")), str(data.get("where", ""))
+    error.text, error.where = told["text"], told["where"]
     return error
 
 
@@ -276,15 +307,17 @@ def _become(here: Any, there: Any) -> None:
             _become(here[name], there[name])
 
 
-def statements(source: str) -> Iterable[str]:
-    """The top-level statements of a cell, magics and all, each on its own lines."""
+@lru_cache(maxsize=64)
+def statements(source: str) -> list[tuple[str, ast.stmt]]:
+    """The top-level statements of a cell, magics and all, each on its own lines. Raises what `UNREADABLE` says."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     text = TransformerManager().transform_cell(source)
-    lines = text.splitlines(keepends=True)
+    lines, found = text.splitlines(keepends=True), []
     for node in ast.parse(text).body:
         first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
-        yield "#\n" * (first - 1) + "".join(lines[first - 1 : node.end_lineno])
+        found.append(("#\n" * (first - 1) + "".join(lines[first - 1 : node.end_lineno]), node))
+    return found
 
 
 def _read(stream: Any, lines: queue.Queue) -> None:

@@ -68,11 +68,11 @@ def find_submissions(folder: Path, masters: dict[str, Notebook]) -> Iterator[Sub
         if any(part.startswith(".") for part in inside.parts):
             continue
         names = [name for name in masters if name in str(inside)]
-        student = inside.parts[0] if len(inside.parts) > 1 else inside.stem
+        student = shown(inside.parts[0] if len(inside.parts) > 1 else inside.stem)
         for name in names if len(inside.parts) == 1 else ():
             student = re.sub(r" *\(\d+\)$", "", student).replace(name, "")
         one = Submission(
-            student.strip(" _-.") or inside.stem, path, names[-1] if names else None, file=inside.as_posix()
+            student.strip(" _-.") or shown(inside.stem), path, names[-1] if names else None, file=shown(inside.as_posix())
         )
         read(one, folder)
         ids = {marks(cell).get("grade_id") for cell in one.notebook["cells"]} if one.notebook else set()
@@ -109,12 +109,12 @@ def _age(submission: Submission) -> tuple:
 
 def doubts(folder: Path, found: list[Submission]) -> list[str]:
     """What an instructor should look at: students without a notebook, notebooks without a student."""
-    folders = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"}
+    folders = {shown(path.name) for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"}
     without = sorted(folders - {one.file.split("/")[0] for one in found})
     notes = [f"no notebook from: {', '.join(without)}"] if without else []
     flat = ", ".join(one.file for one in found if one.file == f"{one.student}.ipynb")
     others = [p for p in sorted(folder.rglob("*")) if p.name.endswith((".zip", ".ipynb.txt", ".ipynb.json"))]
-    notes += [f"not looked at: {', '.join(p.name for p in others)} (the notebook itself is needed)"] if others else []
+    notes += [f"not looked at: {', '.join(shown(p.name) for p in others)} (the notebook itself is needed)"] if others else []
     return notes + [f"no student's name in: {flat} (expected STUDENT/... or STUDENT_ASSIGNMENT.ipynb)"] * bool(flat)
 
 
@@ -160,6 +160,11 @@ def plain_source(cell: dict) -> str:
 def unlink(text: str) -> str:
     """The text with the words of its links to other folders in place of the links."""
     return re.sub(r"\[([^\]]+)\]\((?:\.\./)+[^)]*\)", r"\1", text)
+
+
+def shown(name: str) -> str:
+    """A file's name with a code in the place of each character that nobody sees: it could turn the text around."""
+    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c)[0] == "C" else c for c in name)
 
 
 def slug(text: str) -> str:

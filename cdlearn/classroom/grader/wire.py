@@ -7,11 +7,14 @@ Numbers, texts, containers, tensors and caches travel as data. Anything else sta
 import base64
 import itertools
 import json
+import math
 from types import SimpleNamespace
 
 import torch
 
-LONGEST = 64_000_000  # characters of one message
+LONGEST = 8_000_000  # characters of one message
+LAYERS = 1000  # of one cache
+EMPTY = 100_000  # the places that a tensor without numbers may have
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -89,7 +92,7 @@ class Wire:
                 return self._untensor(inside, *(item for _, item in more))
             if name == "cache":
                 return self._cache(inside, more[0][1])
-            if name == "config":
+            if name == "config" and self.find:
                 from transformers import GPT2Config
 
                 return GPT2Config(**inside)
@@ -105,9 +108,11 @@ class Wire:
         raise ValueError(f"no value: {name}")
 
     def use(self, request):
-        """Answer a question about an object that is held here."""
+        """Answer a question about an object that is held here: what it gives when called, or a public attribute."""
         value = self.held[request["number"]]
         if "get" in request:
+            if str(request["get"]).startswith("_"):  # from there everything can be reached
+                raise AttributeError(request["get"])
             return getattr(value, request["get"])
         args, options = (self.unpack(part) for part in request["call"])
         return value(*args, **options)
@@ -136,6 +141,8 @@ class Wire:
     def _cache(self, number, layers):
         from transformers import DynamicCache
 
+        if len(layers) > LAYERS:
+            raise ValueError(f"no cache: {len(layers)} layers")
         fresh = DynamicCache()
         for k, (keys, values) in enumerate(layers):
             if keys is not None:
@@ -155,9 +162,12 @@ class Wire:
     def _untensor(name, shape, text):
         if name not in DTYPES or not all(type(n) is int and 0 <= n < 2**40 for n in shape) or len(shape) > 16:
             raise ValueError(f"no tensor: {name} {shape}")
+        if 0 in shape and math.prod(n or 1 for n in shape) > EMPTY:
+            raise ValueError(f"no tensor that can be shown: {shape}")
         raw, dtype = base64.b64decode(text), getattr(torch, name)
-        values = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        return values.reshape(shape)
+        stored = torch.uint8 if dtype is torch.bool else dtype
+        values = torch.frombuffer(bytearray(raw), dtype=stored) if raw else torch.empty(0, dtype=stored)
+        return values.reshape(shape) if stored is dtype else values.reshape(shape) != 0  # no third truth value
 
 
 def line(message):
