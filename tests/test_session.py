@@ -14,7 +14,7 @@ from masters import MASTERS, SANDBOX, needs_sandbox
 import cdlearn
 from cdlearn.classroom.checks.models import TableLM
 from cdlearn.classroom.grader.sandbox import unprotected
-from cdlearn.classroom.grader.session import Proxy, Session, Stopped, statements
+from cdlearn.classroom.grader.session import Session, Stopped, statements
 from cdlearn.classroom.grader.worker import defined, graded, unwritten
 
 CELLS = """
@@ -92,7 +92,9 @@ def test_what_is_only_shown_can_be_left_out(shared):
 
 
 def test_the_package_is_not_there_and_says_so_where_an_answer_needs_it(shared):
-    cells = "import cdlearn.scores\nfrom cdlearn.classroom.checks import loop as checks\nchecks.check_scores(1).require()\n"
+    cells = (
+        "import cdlearn.scores\nfrom cdlearn.classroom.checks import loop as checks\nchecks.check_scores(1).require()\n"
+    )
     assert shared.run(cells + "from cdlearn.classroom.checks.loop import my_scores as mine", 10) == {}
     shared.run("def through(x):\n    return cdlearn.scores.contrastive(x)", 10)
     for name in ("mine", "through"):
@@ -110,7 +112,7 @@ def test_from_a_model_nothing_but_its_answers_can_be_had(shared):
     assert call(shared, "reach", TableLM([[1.0]]), "asked") == 0
 
 
-STEAL = "import gc\nkernel = next(one for one in gc.get_objects() if type(one).__name__ == 'Kernel' and hasattr(one, 'sink'))\n"
+STEAL = "import gc\n[kernel] = [x for x in gc.get_objects() if type(x).__name__ == 'Kernel' and hasattr(x, 'sink')]\n"
 FORGED = {  # what the process writes for an answer, and what that is here
     "no json\n": Stopped,
     "[]\n": Stopped,
@@ -122,7 +124,10 @@ FORGED = {  # what the process writes for an answer, and what that is here
 
 def test_a_forged_reply_is_an_error_of_the_students(tmp_path):
     with Session(tmp_path, one_thread=True) as session:
-        assert session.run(f"{STEAL}def f(reply):\n    kernel.sink.write(reply.encode())\n    kernel.sink.flush()", 20) == {}
+        assert (
+            session.run(f"{STEAL}def f(reply):\n    kernel.sink.write(reply.encode())\n    kernel.sink.flush()", 20)
+            == {}
+        )
         for reply, error in FORGED.items():
             with pytest.raises(error):
                 call(session, "f", reply)
@@ -133,7 +138,11 @@ def test_a_forged_reply_is_an_error_of_the_students(tmp_path):
 
 ENDINGS = {
     "hangs": ("while True: pass", "timeout", "it ran longer than 2 seconds and was stopped"),
-    "holds its breath": ("import time\nwhile True:\n    try: time.sleep(9)\n    except BaseException: pass", "timeout", ""),
+    "holds its breath": (
+        "import time\nwhile True:\n    try: time.sleep(9)\n    except BaseException: pass",
+        "timeout",
+        "",
+    ),
     "prints": ("while True: print('megabytes ' * 1000)", "timeout", ""),
     "writes without a line's end": (STEAL + "while True: kernel.sink.write(b'x' * 10**6)", "died", ""),
     "exits": ("os._exit(3)", "died", "the process died"),
@@ -181,7 +190,8 @@ def look(paths):
         socket.create_connection(("127.0.0.1", 22), 1)
     except OSError as error:
         seen.append(error.errno == 111)
-    return [answer, os.getpid() < 20, os.environ.get("CDLEARN_GRADING_SEED"), [name for name in os.listdir(".") if name[-3:] == ".py"], seen]
+    others = [name for name in os.listdir(".") if name.endswith(".py")]
+    return [answer, os.getpid() < 20, os.environ.get("CDLEARN_GRADING_SEED"), others, seen]
 def write(path):
     open(path, "w")
 """
@@ -241,8 +251,12 @@ MASTER = notebook(
 
 def tried(tmp_path, *cells, **options):
     """What a hand-in of these cells comes to: part -> (right, status, hint)."""
-    events = graded(notebook(("import torch",), *cells), MASTER, tmp_path, **{"seconds": 3, "one_thread": True} | options)
-    return {e["part"]: (e["points_earned"], e["status"], e["hint"]) if "part" in e else None for e in events if "part" in e}
+    events = graded(
+        notebook(("import torch",), *cells), MASTER, tmp_path, **{"seconds": 3, "one_thread": True} | options
+    )
+    return {
+        e["part"]: (e["points_earned"], e["status"], e["hint"]) if "part" in e else None for e in events if "part" in e
+    }
 
 
 def test_a_stub_behind_a_function_that_is_written_is_nobody(tmp_path):
@@ -266,7 +280,9 @@ def test_a_cell_that_hangs_or_dies_is_named_in_its_parts_hint(tmp_path):
 
 def test_the_calls_of_a_part_have_one_limit_together_and_so_has_everything(tmp_path):
     slow = "import time\ndef one(x):\n    time.sleep(1)\n    return 4\ntwo = three = one"
-    master = notebook(("",), (STUB.format("one"), "one", "solution"), ("for _ in range(99): one(1)", "part_one", "grade"))
+    master = notebook(
+        ("",), (STUB.format("one"), "one", "solution"), ("for _ in range(99): one(1)", "part_one", "grade")
+    )
     began = time.monotonic()
     (found,) = graded(notebook((slow,)), master, tmp_path, seconds=3, one_thread=True)
     assert found["status"] == "timeout" and time.monotonic() - began < 15

@@ -49,10 +49,14 @@ def tensors(draw):
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 VALUES = st.recursive(
     SCALARS | tensors(),
-    lambda inside: st.lists(inside, max_size=3)
-    | st.lists(inside, max_size=3).map(tuple)
-    | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), inside, max_size=3)
-    | st.dictionaries(st.from_regex("[a-z]+", fullmatch=True), inside, max_size=3).map(lambda d: SimpleNamespace(**d)),
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.lists(inside, max_size=3).map(tuple)
+        | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), inside, max_size=3)
+        | st.dictionaries(st.from_regex("[a-z]+", fullmatch=True), inside, max_size=3).map(
+            lambda d: SimpleNamespace(**d)
+        )
+    ),
     max_leaves=8,
 )
 
@@ -123,10 +127,14 @@ def test_from_an_object_nothing_else_can_be_reached():
 KINDS = ["list", "tuple", "dict", "space", "tensor", "cache", "config", "named", "yours", "object"]
 HOSTILE = st.recursive(
     SCALARS | st.sampled_from([[2**39, 0], [-1], "AAAA", "float32", "é", 2**200, [["a"]]]),
-    lambda inside: st.lists(inside, max_size=3)
-    | st.builds(
-        lambda kind, value, more: {kind: value} | more,
-        st.sampled_from(KINDS), inside, st.dictionaries(st.sampled_from(["shape", "bytes", "layers", "kind"]), inside),
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.builds(
+            lambda kind, value, more: {kind: value} | more,
+            st.sampled_from(KINDS),
+            inside,
+            st.dictionaries(st.sampled_from(["shape", "bytes", "layers", "kind"]), inside),
+        )
     ),  # fmt: skip
     max_leaves=12,
 )

@@ -51,7 +51,7 @@ def _with_helpers(function: Any) -> Iterator[Any]:
         return
     while isinstance(function, functools.partial):
         function = function.func
-    if not inspect.isroutine(function) and inspect.isfunction(call := getattr(type(function), "__call__", None)):
+    if not inspect.isroutine(function) and inspect.isfunction(call := type(function).__call__):
         function = function if _origin(function) == "cdlearn" else call
     queue = [getattr(inspect.unwrap(function), "__func__", inspect.unwrap(function))]
     for one in queue:  # grows on the way

@@ -49,7 +49,7 @@ def page(
     body.append(f"<p><b>{got:g} of {most:g} points{by_hand}</b></p>")
     if reason:
         lead = "" if submission.problem else "The notebook could not be graded to its end: "
-        body.append(f'<p class="part bad">{escape(lead + reason)}</p>')
+        body.append(f'<p class="part bad">{escape(visible(lead + reason))}</p>')
     if not submission.problem:
         body.append(_overview(rows, parts_of(master), reason))
         body.append(_cells(submission.notebook, master, {row.part: row for row in rows}, events, reason))

@@ -41,7 +41,7 @@ COLUMNS = [field.name for field in fields(Row)]
 
 def hint_of(found: Event) -> str:
     """One line: of a failed check's fields what broke and the mistake's name or where to look, else what was said."""
-    failed = found.get("failed") or {}
+    failed = (found.get("failed") or {}) if found["status"] != "not written" else {}
     looks = {"this looks like": failed.get("mistake"), "look at": failed.get("look")}
     label = next((label for label in looks if looks[label]), None)
     hint = failed.get("broke", found.get("hint", "")) + (f"; {label}: {looks[label]}" if label else "")
@@ -66,7 +66,7 @@ def rows_of(one: Submission, master: Notebook | None, events: list[Event], reaso
 
     master: None if the file cannot be recognised.
     """
-    parts = parts_of(master) if master else {"": Part("", 0.0, [], False)}
+    parts = parts_of(master) if master else {"": Part("", 0.0, False)}
     graded, rows = {event["part"]: event for event in events if "part" in event}, []
     for name, part in parts.items():
         if one.problem:
@@ -85,8 +85,6 @@ def rows_of(one: Submission, master: Notebook | None, events: list[Event], reaso
 def _graded(part: Part, found: Event) -> tuple:
     """Points, seconds, status and hint of a part that was graded."""
     status, hint = found["status"], hint_of(found)
-    if "not written yet" in found["failed"].get("got", ""):
-        status, hint = "not written", "not written yet"
     if found["replaced"] and status != "not written":
         instead = f"graded with a right {', '.join(found['replaced'])} in place of yours"
         hint = f"{hint}; {instead}" if hint else instead
@@ -120,7 +118,10 @@ def summary(rows: Sequence[Row]) -> str:
             table.append((student, score(parts), points, _note(bad) if bad else ""))
         one, two, three, _ = (max(map(len, column)) for column in zip(*table))
         room = max(30, wide - one - two - three - 6)
-        lines += ["", f"{assignment}: {len(several)} submission{'s' * (len(several) != 1)}, {mean:.1f} points on average"]
+        lines += [
+            "",
+            f"{assignment}: {len(several)} submission{'s' * (len(several) != 1)}, {mean:.1f} points on average",
+        ]
         lines += [f"{a:{one}}  {b:>{two}}  {c:{three}}  {_short(d, room)}".rstrip() for a, b, c, d in table]
     return "\n".join(lines[1:])
 
@@ -203,7 +204,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def _line(row: Row) -> dict[str, str]:
     """The row as text; what a spreadsheet would take for a formula is quoted."""
     cells = asdict(row) | {"points": "" if row.points is None else f"{row.points:g}", "max": f"{row.max:g}"}
-    return {name: re.sub(r"\A(?=[=+@\t\r-])", "'", str(value)) for name, value in cells.items()}
+    return {name: re.sub(r"\A(?=[=+@\t\r-])", "'", visible(str(value))) for name, value in cells.items()}
 
 
 def _whose(line: dict[str, str]) -> tuple[str, str, str]:

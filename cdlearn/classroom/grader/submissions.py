@@ -72,7 +72,10 @@ def find_submissions(folder: Path, masters: dict[str, Notebook]) -> Iterator[Sub
         for name in names if len(inside.parts) == 1 else ():
             student = re.sub(r" *\(\d+\)$", "", student).replace(name, "")
         one = Submission(
-            student.strip(" _-.") or shown(inside.stem), path, names[-1] if names else None, file=shown(inside.as_posix())
+            student.strip(" _-.") or shown(inside.stem),
+            path,
+            names[-1] if names else None,
+            file=shown(inside.as_posix()),
         )
         read(one, folder)
         ids = {marks(cell).get("grade_id") for cell in one.notebook["cells"]} if one.notebook else set()
@@ -114,7 +117,9 @@ def doubts(folder: Path, found: list[Submission]) -> list[str]:
     notes = [f"no notebook from: {', '.join(without)}"] if without else []
     flat = ", ".join(one.file for one in found if one.file == f"{one.student}.ipynb")
     others = [p for p in sorted(folder.rglob("*")) if p.name.endswith((".zip", ".ipynb.txt", ".ipynb.json"))]
-    notes += [f"not looked at: {', '.join(shown(p.name) for p in others)} (the notebook itself is needed)"] if others else []
+    notes += (
+        [f"not looked at: {', '.join(shown(p.name) for p in others)} (the notebook itself is needed)"] if others else []
+    )
     return notes + [f"no student's name in: {flat} (expected STUDENT/... or STUDENT_ASSIGNMENT.ipynb)"] * bool(flat)
 
 

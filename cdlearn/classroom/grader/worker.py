@@ -49,9 +49,10 @@ def graded(
     given = {plain_source(cell) for cell in master["cells"] if cell["cell_type"] == "code" and not marks(cell)}
     answers = {marks(c)["grade_id"]: defined(c["source"]) for c in master["cells"] if _is_code(c, "solution")}
     asked = re.findall(r"\bcheck_\w+\(\s*(\w+)", " ".join(tests.values()))  # also what no marked cell defines
-    functions = sorted({name for names in answers.values() for name in names}.union(asked))
-    code = ("".join(cell["source"]) for cell in master["cells"] if cell["cell_type"] == "code")
-    first = next(source for source in code if not source.startswith(SETUP[:40]))
+    functions = list(dict.fromkeys([*(name for names in answers.values() for name in names), *asked]))
+    code = ["".join(cell["source"]) for cell in master["cells"] if cell["cell_type"] == "code"]
+    code = [source for source in code if not source.startswith(SETUP[:40])]
+    first = next((source for source in code if " as checks" in source), code[0])
     real = "\nimport cdlearn\n" in f"\n{first}\n"
     until = time.monotonic() + total
     with Session(folder, real=real, **options) as session, session.within(total):
@@ -126,6 +127,8 @@ class _Grader:
         """The status and the hint of an error that a test raised."""
         if isinstance(error, NotYet):
             failed = {name: str(value) for name, value in asdict(error.args[0]).items()}
+            if "not written yet" in failed["got"]:
+                return {"status": "not written", "hint": "not written yet", "failed": failed}
             return {"status": "wrong", "failed": failed}
         if isinstance(error, NameError) and error.name in self.functions:
             cell = self.errors.get(error.name)
