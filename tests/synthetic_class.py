@@ -1,8 +1,8 @@
 """The numbers of the instructor's guide: `python tests/synthetic_class.py [FOLDER]` grades a class of 100.
 
 Seventy honest hand-ins of the first assignment in 14 styles, twenty wrong in ways that the checks name, ten hostile.
-One run of `cdlearn grade` takes them all. Exit code 1 if an honest one has not all points, or a hostile one more than the
-parts give that it solved.
+One run of `cdlearn grade` takes them all. Exit code 1 if an honest one has not all points, or a hostile one more than
+the parts give that it solved.
 """
 
 import csv
@@ -179,7 +179,7 @@ def split_cells(notebook):
 def copied(notebook):
     for k, cell in reversed(list(enumerate(notebook.cells))):
         if role(cell, "solution"):
-            notebook.cells.insert(k, notebook.cells[k].copy())
+            notebook.cells.insert(k, nbformat.from_dict({**cell, "id": f"copy{k}"}))
 
 
 STYLES = {

@@ -13,9 +13,10 @@ from masters import MASTERS, SANDBOX, needs_sandbox
 
 import cdlearn
 from cdlearn.classroom.checks.models import TableLM
+from cdlearn.classroom.grader.cells import defined, statements, unwritten
 from cdlearn.classroom.grader.sandbox import unprotected
-from cdlearn.classroom.grader.session import Session, Stopped, statements
-from cdlearn.classroom.grader.worker import defined, graded, unwritten
+from cdlearn.classroom.grader.session import Session, Stopped
+from cdlearn.classroom.grader.worker import graded
 
 CELLS = """
 import os

@@ -166,8 +166,8 @@ class Job:
 
     def is_over(self, most: float) -> bool:
         """Whether the process has ended; it ends by itself after about `most` seconds."""
-        late = time.monotonic() - self.started > most + GRACE
-        if late and self.process.is_alive():
+        late = time.monotonic() - self.started > most + GRACE and self.process.is_alive()
+        if late:
             self.kill()
         ended = not self.process.is_alive()
         with contextlib.suppress(EOFError, OSError):

@@ -74,6 +74,7 @@ class Kernel:
         self.source, self.sink, self.wire = source, sink, Wire(self.ask, self.find)
         self.shell = InteractiveShell.instance()
         self.shell.enable_gui = lambda gui=None: None  # what %matplotlib asks for
+        self.shell._tee = lambda channel: contextlib.nullcontext()  # it would keep all that is printed
         self.names, self.cells = self.shell.user_ns, 0
 
     def serve(self):

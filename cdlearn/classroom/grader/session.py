@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import contextlib
 import json
 import math
@@ -14,21 +13,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cdlearn.classroom.grader.cells import UNREADABLE, statements
 from cdlearn.classroom.grader.sandbox import HOME, sandbox, sweep, unprotected
-from cdlearn.classroom.grader.wire import LONGEST, Wire, line
+from cdlearn.classroom.grader.wire import LONGEST, Wire, error_of, line, raised
 
 PACKAGE = Path(__file__).parents[2]
 STARTING = 60  # seconds until the process is ready
 SAID = 3000  # characters of an error, or of what a call prints
 ASKED = 2000  # questions that one call may ask: the checks' models end a loop long before
 HEARD = 100_000_000  # characters that may arrive within one limit of time
-UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, RuntimeError)  # what reading a cell may raise
 
 
 class Stopped(BaseException):
@@ -256,8 +254,6 @@ class Proxy:
     names: where the student's other functions are looked up, by their names: what is no `Proxy` there stands in.
     """
 
-    elsewhere = True  # its source cannot be read, and need not be
-
     def __init__(self, session: Session, name: str, others: Sequence[str] = ()) -> None:
         self.__name__, self.session, self.others = name, session, others
         self.names: dict[str, Any] = {}
@@ -269,24 +265,6 @@ class Proxy:
 
     def names_used(self) -> set[str]:
         return self.session.used(self.__name__)
-
-
-def error_of(data: Any) -> dict[str, str]:
-    """What the other side says of an error, as three texts: kind, text, where."""
-    data = data if isinstance(data, dict) else {}
-    return {name: str(data.get(name, ""))[:3000] for name in ("kind", "text", "where")}
-
-
-def raised(data: Any) -> Exception:
-    """An error of the other side as one of the same name, with the student's line in `where`."""
-    told = error_of(data)
-    known = getattr(builtins, told["kind"], None)
-    is_error = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, BaseExceptionGroup)
-    name = told["kind"] if told["kind"].isidentifier() else "Error"
-    kind = type(name, (known if is_error else Exception,), {"__str__": lambda error: error.text})
-    error = kind.__new__(kind)
-    error.text, error.where = told["text"], told["where"]
-    return error
 
 
 def _become(here: Any, there: Any) -> None:
@@ -305,19 +283,6 @@ def _become(here: Any, there: Any) -> None:
     elif isinstance(here, dict) and isinstance(there, dict):
         for name in here.keys() & there.keys():
             _become(here[name], there[name])
-
-
-@lru_cache(maxsize=64)
-def statements(source: str) -> list[tuple[str, ast.stmt]]:
-    """The top-level statements of a cell, magics and all, each on its own lines. Raises what `UNREADABLE` says."""
-    from IPython.core.inputtransformer2 import TransformerManager
-
-    text = TransformerManager().transform_cell(source)
-    lines, found = text.splitlines(keepends=True), []
-    for node in ast.parse(text).body:
-        first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
-        found.append(("#\n" * (first - 1) + "".join(lines[first - 1 : node.end_lineno]), node))
-    return found
 
 
 def _read(stream: Any, lines: queue.Queue) -> None:

@@ -5,6 +5,7 @@ Numbers, texts, containers, tensors and caches travel as data. Anything else sta
 """
 
 import base64
+import builtins
 import itertools
 import json
 import math
@@ -173,3 +174,21 @@ class Wire:
 def line(message):
     """A message as one line."""
     return json.dumps(message).encode() + b"\n"
+
+
+def error_of(data):
+    """What the other side says of an error, as three texts: kind, text, where."""
+    data = data if isinstance(data, dict) else {}
+    return {name: str(data.get(name, ""))[:3000] for name in ("kind", "text", "where")}
+
+
+def raised(data):
+    """An error of the other side as one of the same name, with the student's line in `where`."""
+    told = error_of(data)
+    known = getattr(builtins, told["kind"], None)
+    is_error = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, BaseExceptionGroup)
+    name = told["kind"] if told["kind"].isidentifier() else "Error"
+    kind = type(name, (known if is_error else Exception,), {"__str__": lambda error: error.text})
+    error = kind.__new__(kind)
+    error.text, error.where = told["text"], told["where"]
+    return error

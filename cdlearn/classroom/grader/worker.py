@@ -5,7 +5,6 @@ What a part earned is sent through a pipe as soon as it is known; the student's 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import os
@@ -18,8 +17,9 @@ from typing import Any
 
 from cdlearn.classroom.checks.result import NotYet
 from cdlearn.classroom.grader.build import SETUP
+from cdlearn.classroom.grader.cells import defined, unwritten
 from cdlearn.classroom.grader.sandbox import adopt
-from cdlearn.classroom.grader.session import UNREADABLE, Proxy, Session, Stopped, statements
+from cdlearn.classroom.grader.session import Proxy, Session, Stopped
 from cdlearn.classroom.grader.submissions import Notebook, marks, plain_source
 
 SHORT = 10  # seconds for a cell that defines no answer, once one has timed out: it often calls what hangs
@@ -70,7 +70,7 @@ def graded(
             source = "".join(cell["source"])
             if cell["cell_type"] != "code" or source.startswith(SETUP[:40]):
                 continue
-            most = SHORT if slow and not defined(source) else seconds
+            most = min(SHORT, seconds) if slow and not defined(source) else seconds
             try:
                 if unwritten(source) and all(session.there(defined(source)).get(name) for name in defined(source)):
                     continue  # the stub stands behind what was written elsewhere
@@ -143,30 +143,3 @@ class _Grader:
 
 def _is_code(cell: dict, role: str) -> bool:
     return bool(marks(cell).get(role)) and cell["cell_type"] == "code"
-
-
-def _nodes(source: str | list[str]) -> list[ast.stmt]:
-    """The statements of a cell; none where it cannot be read."""
-    try:
-        return [node for _, node in statements("".join(source))]
-    except UNREADABLE:
-        return []
-
-
-def defined(source: str | list[str]) -> list[str]:
-    """The names that a cell defines as functions or assigns, at its top level."""
-    nodes = _nodes(source)
-    names = [getattr(node, "name", None) for node in nodes]
-    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
-    return [name for name in [*names, *(getattr(target, "id", None) for target in targets)] if name]
-
-
-def unwritten(source: str | list[str]) -> bool:
-    """Whether a cell holds nothing but functions as they were handed out: `raise NotImplementedError()`."""
-    nodes = _nodes(source)
-    return bool(nodes) and all(
-        isinstance(node, ast.FunctionDef)
-        and ast.unparse(node.body[-1]) == "raise NotImplementedError()"
-        and all(isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) for line in node.body[:-1])
-        for node in nodes
-    )
