@@ -8,25 +8,25 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from copy import deepcopy
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 pytest.importorskip("nbgrader")
-from masters import HOSTILE, MASTERS, handed_in, hidden_lines, master, planted, reference, role
+from masters import MASTERS, handed_in, hidden_lines, master, needs_sandbox, planted, reference, role
 
 import cdlearn
-from cdlearn.classroom.checks.result import MIME
 from cdlearn.classroom.grader import build, find_masters
 from cdlearn.classroom.grader.build import SETUP, course_api
 from cdlearn.classroom.grader.page import page, to_html
-from cdlearn.classroom.grader.results import Gradebook, Row, hint_of, published, rows_of, status_of, summary
-from cdlearn.classroom.grader.submissions import Submission, choose, doubts, find_submissions, parts_of, restore, slug
-from cdlearn.classroom.grader.worker import SHORT, Recording
+from cdlearn.classroom.grader.results import Gradebook, Row, hint_of, rows_of, summary
+from cdlearn.classroom.grader.submissions import LARGEST, Submission, choose, doubts, find_submissions, parts_of, slug
 from cdlearn.cli import classroom as commands
 from cdlearn.cli.main import main
 
@@ -126,9 +126,9 @@ def found_in(folder, release, *names):
 
 def test_of_two_copies_the_newest_that_can_be_read_is_graded(release, tmp_path):
     blank = notebook_of(release, FIRST)
-    for name, time in {"b.ipynb": 2000, "a.ipynb": 3000, "a (2).ipynb": 3000, "a (10).ipynb": 3000}.items():
+    for name, when in {"b.ipynb": 2000, "a.ipynb": 3000, "a (2).ipynb": 3000, "a (10).ipynb": 3000}.items():
         write(blank, tmp_path / "nico" / name)
-        os.utime(tmp_path / "nico" / name, (time, time))
+        os.utime(tmp_path / "nico" / name, (when, when))
     (tmp_path / "nico" / FIRST).mkdir()
     (tmp_path / "nico" / FIRST / "new.ipynb").write_text("{", encoding="utf-8")
     write(blank, tmp_path / f"carl_{FIRST}.ipynb")
@@ -155,22 +155,71 @@ def test_students_without_notebooks_and_notebooks_without_students_are_named(rel
     assert empty == "no notebook from: paul" and "in: Kopie von 01 (3).ipynb (" in nameless
 
 
-def test_deleted_and_unmarked_cells_come_back_where_they_stood(release, tmp_path):
-    releases = releases_of(release, FIRST)
-    notebook = handed_in(release / FIRST / f"{FIRST}.ipynb", reference(FIRST), drop={"part1_scores", "step", "loop"})
-    for cell in notebook.cells:
-        if role(cell, "solution") == "mask":
-            cell.metadata = {}
-    write(notebook, tmp_path / "ada.ipynb")
-    (one,) = find_submissions(tmp_path, releases)
-    cells = restore(one, releases[FIRST])["cells"]
-    wanted = releases[FIRST]["cells"]
-    for here in (cells, wanted):
-        names = [c["metadata"].get("nbgrader", {}).get("grade_id") or c["source"][:30] for c in here]
-        assert names == [c["metadata"].get("nbgrader", {}).get("grade_id") or c["source"][:30] for c in wanted]
-    assert one.restored == ["part1_scores", "step", "loop"]
-    mask = next(c for c in cells if c["metadata"].get("nbgrader", {}).get("grade_id") == "mask")
-    assert "NotImplementedError" not in mask["source"]
+def test_a_link_a_pipe_and_a_large_file_are_not_read(release, tmp_path):
+    """Rows 8, 14 and 20: only plain files inside the folder, and no more of them than a notebook has."""
+    write(notebook_of(release, FIRST), tmp_path / "right" / "01.ipynb")
+    targets = {"zero": "/dev/zero", "copied": tmp_path / "right" / "01.ipynb", "gone": "/nowhere"}
+    for student, target in targets.items():
+        (tmp_path / student).mkdir()
+        (tmp_path / student / "01.ipynb").symlink_to(target)
+    (tmp_path / "whole").symlink_to(tmp_path / "right")
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "01.ipynb")
+    (tmp_path / "large").mkdir()
+    with open(tmp_path / "large" / "01.ipynb", "wb") as file:
+        file.truncate(LARGEST + 1)
+    found = {one.student: one.problem for one in found_in(tmp_path, release, FIRST)}
+    assert found.pop("right") == "" and set(found) == {*targets, "pipe", "large"}
+    assert all("link to another" in found[student] for student in targets)
+    assert "a pipe" in found["pipe"] and "50 MB" in found["large"]
+
+
+def test_marks_that_are_none_stop_nobody(release, tmp_path):
+    """Row 20: `"grade_id": ["a"]`, and JSON that is no notebook."""
+    notebook = notebook_of(release, FIRST)
+    notebook.cells[4].metadata["nbgrader"] = {"grade_id": ["a"], "grade": True}
+    write(notebook, tmp_path / "list" / "01.ipynb")
+    texts = {
+        "deep": "[" * 100_000,
+        "number": "3",
+        "cells": '{"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+    }
+    for student, text in texts.items():
+        (tmp_path / student).mkdir()
+        (tmp_path / student / f"{FIRST}.ipynb").write_text(text, encoding="utf-8")
+    found = {one.student: one for one in found_in(tmp_path, release, FIRST)}
+    assert found["list"].assignment == FIRST and not found["list"].problem
+    assert all("not a notebook" in found[student].problem for student in texts)
+
+
+def test_what_cannot_be_looked_at_is_named(release, tmp_path):
+    """Row 21: students receive zips, and platforms add `.txt`."""
+    for name in ("ada/01.zip", "ada/01.ipynb.txt"):
+        (tmp_path / "ada").mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"PK")
+    assert doubts(tmp_path, [])[-1].startswith("not looked at: 01.ipynb.txt, 01.zip")
+
+
+TURNED = "ada\u202egnp"
+
+
+def test_a_name_that_turns_the_text_around_is_written_as_a_code(release, tmp_path):
+    """Row 14, and nobody gets the rows of another by a character that is not seen."""
+    for student in (TURNED, "ada", "ada\u200b"):
+        write(notebook_of(release, FIRST), tmp_path / student / "01.ipynb")
+    (tmp_path / f"{TURNED}2").mkdir()
+    found = found_in(tmp_path, release, FIRST)
+    assert [one.student for one in found] == ["ada", "ada\\u200b", "ada\\u202egnp"]
+    assert doubts(tmp_path, found) == ["no notebook from: ada\\u202egnp2"]
+    made = releases_of(release, FIRST)[FIRST]
+    for one in found:
+        one.notebook["cells"][0]["source"] = TURNED
+        rows = rows_of(one, made, [], TURNED)
+        with Gradebook(tmp_path / "out") as book:
+            book.add(rows, page(one, rows, made, [], TURNED), f"{slug(one.student)}.html")
+    for path in (tmp_path / "out").rglob("*.*"):
+        assert not set("\u202e\u200b") & set(path.name + path.read_text(encoding="utf-8"))
+    assert len(lines_of(tmp_path / "out")) == 18
 
 
 def test_points_of_a_release(release):
@@ -187,77 +236,40 @@ def test_a_student_name_is_a_file_name(text, name):
 # ---- what goes out
 
 
-FAILED = {"part": "my_mask", "cases": 0, "broke": "a tie stays", "mistake": "more than", "look": "the >", "got": "1"}
+FAILED = {"part": "my_mask", "cases": "0", "broke": "a tie stays", "mistake": "more than", "look": "the >", "got": "1"}
 
 
-def shows(data):
-    """An output as checks publish it while they are graded."""
-    return {"output_type": "display_data", "metadata": {}, "data": {MIME: data, "text/plain": ""}}
+def event(part="part1_scores", **change):
+    """What a worker says of a part."""
+    said = {"part": part, "failed": {}, "replaced": [], "points_earned": False, "hint": "", "status": "wrong"}
+    return said | {"seconds": 1.0} | change
 
 
-def test_a_hint_is_one_line_from_the_fields_of_the_check_or_from_the_error():
-    def hint(**change):
-        return hint_of("NotYet", "any text", published([shows(FAILED | change)])[0])
-
-    assert hint() == "a tie stays; this looks like: more than"
-    assert hint(mistake="") == "a tie stays; look at: the >"
-    assert hint(got="nothing: it is not written yet") == "not written yet"
-    assert hint_of("NameError", "name 'x' is\nnot defined") == "NameError: name 'x' is not defined"
-    assert status_of("AssertionError", "no", 0.0, 3.0) == "wrong"
-    assert status_of("", "", 3.0, 3.0) == "ok" and status_of("", "", None, 3.0) == "by hand"
-
-
-def test_what_a_cell_published_is_its_last_failed_check_and_all_that_was_replaced():
-    junk = [{"output_type": "stream", "text": "x"}, shows(None), shows([]), shows({"replaced": "my_f"}), shows({})]
-    replaced = [shows({"replaced": names}) for names in (["f"], ["g", "f"])]
-    failed, replaced = published([shows(FAILED | {"broke": "x"}), *junk, replaced[0], shows(FAILED), replaced[1]])
-    assert failed["broke"] == "a tie stays" and replaced == ["f", "g"]
-    assert published(junk) == ({}, [])
-
-
-def test_a_hint_names_the_line_and_the_limit_but_no_file_of_the_kernel():
-    assert hint_of("SyntaxError", "expected ':' (2245281623.py, line 1)") == "SyntaxError: expected ':' (line 1)"
-    assert hint_of("CellTimeoutError", "it ran longer than 60 seconds and was stopped").split()[4] == "60"
-
-
-def test_once_a_cell_has_timed_out_a_cell_without_points_gets_little_time():
-    runner = Recording(timeout=60)
-    plain, graded = ({"metadata": {"nbgrader": {"grade": grade}}} for grade in (False, True))
-    assert runner.timeout_func(plain) == runner.timeout_func(graded) == 60
-    runner.slow = True
-    assert runner.timeout_func(plain) == SHORT and runner.timeout_func(graded) == 60
-
-
-def record(release, *cells):
-    """Events of (grade_id, seconds, error, replaced): one cell after the other."""
-    events, now = [], 0.0
-    for number, (grade_id, seconds, error, *instead) in enumerate(cells):
-        events.append({"event": "start", "cell": number, "kind": "code", "at": now})
-        now += seconds
-        part = parts_of(release).get(grade_id)
-        told = {"ename": error, "evalue": "", "points": part and (0.0 if error else part.points), "replaced": instead}
-        events.append({"event": "end", "cell": number, "grade_id": grade_id, "at": now} | told)
-    return events
-
-
-def test_a_part_pays_for_its_own_cells_and_says_what_was_replaced_or_missing(release):
-    made = releases_of(release, FIRST)[FIRST]
-    one = Submission("mona", Path(), FIRST, restored=["mask"], file="mona/01.ipynb")
-    events = record(
-        made,
-        *[("scores", 1, ""), (None, 2, ""), ("part1_scores", 4, "")],
-        *[("mask", 1, ""), ("part2_mask", 1, "NotImplementedError")],
-        *[("step", 1, "SyntaxError"), ("part3_step", 1, "NameError", "my_scores", "my_mask")],
-        *[(None, 60, "CellTimeoutError"), ("loop", 0.5, ""), ("part4_loop", 0.2, "", "my_step"), (None, 60, "")],
+def test_a_hint_is_one_line_from_the_fields_of_the_check_or_from_what_was_said():
+    assert hint_of(event(failed=FAILED)) == "a tie stays; this looks like: more than"
+    assert hint_of(event(failed=FAILED | {"mistake": ""})) == "a tie stays; look at: the >"
+    assert (
+        hint_of(event(hint="NameError: name 'x' is\nnot\x1b[31m def\u202eined")) == "NameError: name 'x' is not defined"
     )
-    rows = {row.part: row for row in rows_of(one, made, events, "the kernel died")}
-    assert rows["part1_scores"].seconds == 7 and rows["part4_loop"].seconds == 0.7
-    assert rows["part2_mask"].status == "not written"
-    assert rows["part2_mask"].hint == "the solution cell was missing"
-    assert rows["part3_step"].hint.startswith("SyntaxError")
-    assert rows["part3_step"].hint.endswith("graded with a right my_scores, my_mask in place of yours")
-    assert rows["part4_loop"].status == "ok" and rows["part4_loop"].hint.startswith("graded with a right my_step in")
-    assert [rows[part].status for part in list(rows)[4:]] == ["died", "not run"]
+
+
+def test_a_part_says_its_status_what_was_replaced_and_what_is_missing(release):
+    made = releases_of(release, FIRST)[FIRST]
+    one = Submission("mona", Path(), FIRST, file="mona/01.ipynb")
+    events = [
+        {"cell": 3, "error": {"kind": "NameError", "text": "no"}},
+        event(status="ok", points_earned=True),
+        event("part2_mask", status="not written", hint="not written yet", failed=FAILED, replaced=["my_scores"]),
+        event("part3_step", hint="SyntaxError: no", replaced=["my_scores", "my_mask"]),
+        event("part4_loop", status="timeout", hint="it ran longer than 60 seconds and was stopped"),
+    ]
+    rows = {row.part: row for row in rows_of(one, made, events, "it ran longer than 600 seconds in all")}
+    statuses = ["ok", "not written", "wrong", "timeout", "not run", "not run"]
+    assert [row.status for row in rows.values()] == statuses
+    assert [row.points for row in rows.values()] == [3.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert rows["part2_mask"].hint == "not written yet"
+    assert rows["part3_step"].hint == "SyntaxError: no; graded with a right my_scores, my_mask in place of yours"
+    assert rows["part6_decisions"].hint == "it ran longer than 600 seconds in all"
     assert {row.file for row in rows.values()} == {"mona/01.ipynb"}
 
 
@@ -269,30 +281,39 @@ def lines_of(out):
 
 
 def test_the_csv_holds_no_formula(tmp_path):
-    Gradebook(tmp_path).add([replace(ROW, student="=cmd()", hint="@SUM(1)")], "page", "x.html")
+    with Gradebook(tmp_path) as book:
+        book.add([replace(ROW, student="=cmd()", hint="@SUM(1)")], "page", "x.html")
     (read,) = lines_of(tmp_path)
     assert read["student"] == "'=cmd()" and read["hint"] == "'@SUM(1)" and read["points"] == "0"
 
 
 def test_results_are_on_disk_at_once_and_sorted(tmp_path):
-    book = Gradebook(tmp_path)
-    assert (tmp_path / "seed.txt").read_text(encoding="utf-8").strip() == book.seed and len(book.seed) == 32
-    for number, student in enumerate(["zoe", "ada", "ben"], start=1):
-        book.add([replace(ROW, student=student)], "a \ud800 page", f"{student}.html")
-        assert [line["student"] for line in lines_of(tmp_path)] == sorted(["zoe", "ada", "ben"][:number])
+    with Gradebook(tmp_path) as book:
+        assert (tmp_path / "seed.txt").read_text(encoding="utf-8").strip() == book.seed and len(book.seed) == 32
+        for number, student in enumerate(["zoe", "ada", "ben"], start=1):
+            book.add([replace(ROW, student=student)], "a \ud800 page", f"{student}.html")
+            assert [line["student"] for line in lines_of(tmp_path)] == sorted(["zoe", "ada", "ben"][:number])
+
+
+def test_a_second_grading_into_the_same_folder_waits_and_changes_nothing(tmp_path):
+    """Row 20."""
+    with Gradebook(tmp_path, "one"), pytest.raises(ValueError, match="another grading writes there"):
+        with Gradebook(tmp_path, "two"):
+            pass
+    assert (tmp_path / "seed.txt").read_text(encoding="utf-8") == "one\n"
 
 
 def test_grading_again_into_the_same_folder_replaces_what_was_graded_again(tmp_path):
     hand = replace(ROW, part="part2", points=None, status="by hand")
-    first = Gradebook(tmp_path, "seven")
-    first.add([ROW, hand], "old", "ada.html")
-    first.add([replace(ROW, student="ben")], "old", "ben.html")
+    with Gradebook(tmp_path, "seven") as first:
+        first.add([ROW, hand], "old", "ada.html")
+        first.add([replace(ROW, student="ben")], "old", "ben.html")
     text = (tmp_path / "grades.csv").read_text(encoding="utf-8")
     text = text.replace("part2,,", "part2,2.5,").replace("hint,file", "hint,file,mine").replace(".ipynb", ".ipynb,late")
     (tmp_path / "grades.csv").write_text("\ufeff" + text, encoding="utf-8")
-    again = Gradebook(tmp_path)
-    again.add([replace(ROW, points=3.0, status="ok"), hand], "new", "ada.html")
-    assert again.seed == "seven" and Gradebook(tmp_path, "8").seed == "8"
+    with Gradebook(tmp_path) as again:
+        again.add([replace(ROW, points=3.0, status="ok"), hand], "new", "ada.html")
+        assert again.seed == "seven"
     lines = {(line["student"], line["part"]): line for line in lines_of(tmp_path)}
     assert [line["points"] for line in lines.values()] == ["3", "2.5", "0"]
     assert {line["mine"] for line in lines.values()} == {"late"}
@@ -302,27 +323,31 @@ def test_grading_again_into_the_same_folder_replaces_what_was_graded_again(tmp_p
 
 def test_a_table_that_is_none_of_ours_is_not_overwritten(tmp_path):
     (tmp_path / "grades.csv").write_bytes("Schüler;Punkte\n".encode("cp1252"))
-    with pytest.raises(ValueError, match="another --out"):
-        Gradebook(tmp_path)
+    with pytest.raises(ValueError, match="another --out"), Gradebook(tmp_path):
+        pass
 
 
-def test_the_table_is_in_line_and_cut_between_words():
-    long = replace(ROW, student="bert", assignment=THIRD, points=3.0, status="partly", hint="word " * 60)
-    above, below = summary([ROW, long]).splitlines()
-    assert above.index("[0]") == below.index("[3]") and above.index("ada") == below.index("bert")
-    assert below.endswith("word …") and above.endswith("wrong: no")
+def test_the_table_is_in_line_and_fits_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    long = replace(ROW, student="bertha", points=3.0, status="not written", hint="word " * 60)
+    title, head, above, below = summary([ROW, long]).splitlines()
+    assert title == f"{FIRST}: 2 submissions, 1.5 points on average"
+    assert above.index("0 / 3") == below.index("3 / 3") and head.index("first") == above.index("wrong: no")
+    assert below.endswith("word …") and len(below) <= 80
+    other = summary([ROW, replace(ROW, assignment=THIRD, status="ok", hint="")])
+    assert f"\n\n{THIRD}: 1 submission, 0.0" in other and other.endswith("0 / 3  0")
 
 
 WHY = "a tie stays; this looks like: more than"
 GRADED = {"grade": True, "grade_id": "part1_scores"}
 
 
-def run_of(release, *cells):
+def run_of(release, *cells, events=()):
     """A page of a notebook with these cells put behind the first assignment's first part."""
     made = releases_of(release, FIRST)[FIRST]
     notebook = {"cells": [*made["cells"][:4], *cells]}
     rows = [replace(ROW, student="<b>Ada</b>", hint=f"{WHY}; graded with a right my_mask in place of yours")]
-    return page(Submission("<b>Ada</b>", Path(), FIRST, file="<i>.ipynb"), rows, made, notebook)
+    return page(Submission("<b>Ada</b>", Path(), FIRST, notebook, file="<i>.ipynb"), rows, made, events)
 
 
 def code(source, *outputs, **marks):
@@ -338,9 +363,12 @@ def test_nothing_of_a_student_runs_on_the_page(release):
         {"output_type": "display_data", "data": rich},
         {"output_type": "stream", "name": "stdout", "text": EVIL},
         {"output_type": "error", "ename": EVIL, "evalue": EVIL, "traceback": [EVIL]},
+        {"output_type": "execute_result", "data": 3},
     ]
-    text = run_of(release, {"cell_type": "markdown", "source": EVIL, "metadata": {}}, code(EVIL, *outputs))
-    assert text.count(html.escape(EVIL)) == 6
+    events = [{"cell": 5, "error": {"kind": EVIL, "text": EVIL}}, event(failed=dict.fromkeys(FAILED, EVIL))]
+    cells = [{"cell_type": "markdown", "source": EVIL, "metadata": {}}, code(EVIL, *outputs), code("", **GRADED)]
+    text = run_of(release, *cells, events=events)
+    assert text.count(html.escape(EVIL)) == 4 + 2 + 4
     assert not re.findall(r"<(?:script|iframe|link|i>|b>Ada)", text)
     assert all(src.startswith("data:image/") for src in re.findall(r"<[^>]*\bsrc=\W?([^\s>]+)", text))
     assert "default-src 'none'" in text
@@ -348,26 +376,17 @@ def test_nothing_of_a_student_runs_on_the_page(release):
 
 def test_the_page_says_who_what_and_every_thing_once(release):
     said = "✗ my_scores: not yet.\n  Broke:  a tie stays"
-    error = {"output_type": "error", "ename": "NotYet", "evalue": f"\n{said}", "traceback": []}
     check = code("check()", {"output_type": "execute_result", "data": {"text/plain": said}})
-    graded = code("hidden = 1", shows({"replaced": ["my_mask"]}), shows(FAILED), error, **GRADED)
-    text = run_of(release, code(SETUP), check, graded)
+    cells = [code(SETUP), check, code("hidden = 1", **GRADED)]
+    text = run_of(release, *cells, events=[event(failed=FAILED, replaced=["my_mask"])])
     assert text.count("<td><b>Broke</b></td>") == text.count("<td><b>This looks like</b></td>") == 1
     assert text.count("<td>a tie stays</td>") == 1 and text.count("a tie stays; this looks") == 1  # the table of parts
     assert text.count("<h1>") == 1
     assert not any(word in text for word in ("NotYet", "hidden = 1", "%pip"))
     assert "&lt;b&gt;Ada&lt;/b&gt;" in text and "Assignment 01 · The loop" in text and "0 of 3 points" in text
     assert text.count("Part 1 · The score") >= 2 and text.count("in place of yours") == 2  # the table and the part
-    other = error | {"evalue": said.replace("a tie", "new numbers")}
-    text = run_of(release, check, code("", other, **GRADED))  # nothing published: the text as it is
-    assert text.count("Broke:") == 2 and "<td><b>Broke" not in text
-
-
-def test_nothing_of_what_a_check_published_runs(release):
-    forged = {name: EVIL for name in (*FAILED, EVIL)}
-    error = {"output_type": "error", "ename": "NotYet", "evalue": "✗ no", "traceback": []}
-    text = run_of(release, code("", shows(forged), shows({"replaced": [EVIL]}), error, **GRADED))
-    assert "<script" not in text and text.count(f"<td>{html.escape(EVIL)}</td>") == 4
+    text = run_of(release, check, code("", **GRADED), events=[event(hint="new numbers")])
+    assert text.count("Broke:") == 1 and "<td><b>Broke" not in text
 
 
 @pytest.mark.parametrize("path", MASTERS, ids=lambda path: path.stem)
@@ -449,79 +468,297 @@ def test_own_programs_come_first(monkeypatch, tmp_path):
     assert os.environ["PATH"] == os.pathsep.join([os.path.dirname(sys.executable), "/usr/bin"])
 
 
-# ---- the round trip, through nbgrader, one kernel per submission
+# ---- a class, graded once with everything that breaks a grader
 
 
-def two_planted():
-    """Two named planted mistakes for the whole grader; the others, and all references, are graded in one process."""
-    by_assignment = {}
-    for assignment, grade_id, name, source in planted():
-        if name:
-            by_assignment.setdefault(assignment, {}).setdefault(grade_id, (assignment, grade_id, name, source))
-    lists = [list(parts.values()) for parts in by_assignment.values()]
-    return [row for turn in zip_longest(*lists) for row in turn if row][:2]
+def role_of(notebook, kind, grade_id):
+    return next(k for k, cell in enumerate(notebook.cells) if role(cell, kind) == grade_id)
 
 
-def class_of_students(release, folder):
-    """What needs a kernel of its own: a reference, two planted mistakes, tampered tests, and five that are hostile."""
-    made = {}
+def in_one_cell(solutions):
+    return nbformat.v4.new_code_cell("\n\n".join(solutions.values()))
 
-    def hand_in(student, name, solutions, drop=(), edit=lambda notebook: None):
-        notebook = handed_in(release / name / f"{name}.ipynb", solutions, drop=drop)
+
+R = reference(FIRST)
+NAMES = (
+    "sum = 0; kept = first = steps = token = rows = got = law = case = tried = hint = right = 5\nfrom numpy import *\n"
+)
+PARTIAL = """
+import functools, sys
+print("a warning", file=sys.stderr)
+from helper import difference
+def base(kind, expert_logits, amateur_logits, strength=1.0):
+    return difference(expert_logits, strength * amateur_logits.log_softmax(-1))
+my_scores = functools.partial(base, "log")
+"""
+CALLABLE = """
+class Mask:
+    def __call__(self, expert_logits, alpha=0.1):
+        best = expert_logits.max(dim=-1, keepdim=True).values
+        return expert_logits >= best + math.log(alpha)
+my_mask = Mask()
+"""
+DIFFERENCE = """
+def first_difference(a, b):
+    return next((k for k in range(len(a) + len(b)) if a[k : k + 1] != b[k : k + 1]), None)
+"""
+ALWAYS = """
+class Always:
+    def __eq__(self, other): return True
+    def __getattr__(self, name): return Always()
+    def __iter__(self): return iter([])
+def my_scores(*args, **options): return Always()
+"""
+PATCHED = """
+import ast, builtins
+torch.allclose = torch.equal = builtins.all = lambda *args, **options: True
+class Strip(ast.NodeTransformer):
+    def visit_Assert(self, node): return None
+get_ipython().ast_transformers.append(Strip())
+def my_mask(*args, **options): return None
+"""
+READS = """
+import os
+def my_step(*args, **options):
+    found = [os.environ.get("CDLEARN_GRADING_SEED")]
+    for folder in {paths}:
+        for place, _, files in os.walk(folder):
+            for name in files:
+                try:
+                    found.append(open(os.path.join(place, name)).read(99))
+                    open(os.path.join(place, name), "w").write("mine now")
+                except OSError:
+                    pass
+    raise RuntimeError("it found " + repr(found))
+"""
+STRAY = """
+import subprocess, sys
+code = "import os,time\\nif os.fork()==0:\\n os.setsid()\\n if os.fork()==0:\\n"
+code += "  open({mark!r},'w')\\n  time.sleep({seconds})"
+subprocess.Popen([sys.executable, "-c", code], env={{}}).wait()
+def my_loop(*args, **options):
+    return [1, 2, 4], "length"
+"""
+FRAMES = """
+def first_difference(a, b):
+    import gc, inspect
+    for one in gc.get_objects():
+        if inspect.isfunction(one) and one.__name__ == "first_difference" and one is not first_difference:
+            return one(a, b)
+    return inspect.stack()[-1].frame.f_globals
+"""
+SECONDS = 98_765
+
+
+def strays(seconds):
+    """Processes that a stray of this test is."""
+    return [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if f"time.sleep({seconds})" in " ".join(one.info["cmdline"] or ())
+    ]
+
+
+class Class:
+    """Hand-ins of the first assignment, their grading by one command, and what came of it."""
+
+    def __init__(self, release, folder):
+        self.release, self.folder, self.out = release / FIRST / f"{FIRST}.ipynb", folder / "in", folder / "out"
+
+    def hand_in(self, student, solutions, edit=lambda notebook: None):
+        notebook = handed_in(self.release, solutions)
         edit(notebook)
-        write(notebook, folder / student / f"{name}.ipynb")
+        write(notebook, self.folder / student / "01.ipynb")
 
-    hand_in("reference", THIRD, reference(THIRD))
-    for name, grade_id, mistake, source in two_planted():
-        made[f"planted-{name[:2]}-{grade_id}"] = (grade_id, mistake)
-        hand_in(f"planted-{name[:2]}-{grade_id}", name, reference(name) | {grade_id: source})
+    def grade(self, **environment):
+        command = [
+            sys.executable,
+            "-m",
+            "cdlearn",
+            "grade",
+            str(self.folder),
+            "--out",
+            str(self.out),
+            "--seed",
+            "7-seed",
+        ]
+        environment = (
+            os.environ | {"COLUMNS": "100", "PYTHONPATH": str(Path(cdlearn.__file__).parents[1])} | environment
+        )
+        done = subprocess.run([*command, "--cell-timeout", "5"], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        self.table, self.progress, self.rows = done.stdout, done.stderr, {}
+        for row in lines_of(self.out):
+            self.rows.setdefault(row["student"], {})[row["part"]] = row
 
-    def tamper(notebook):
+    def points(self, student):
+        return [row["points"] for row in self.rows[student].values()]
+
+    def statuses(self, student):
+        return [row["status"] for row in self.rows[student].values()]
+
+    def page(self, student):
+        (path,) = [p for p in (self.out / "feedback").iterdir() if re.match(rf"{slug(student)}(-....)?_0", p.name)]
+        return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def graded(release, tmp_path_factory):
+    """With the sandbox, under PYTHONOPTIMIZE: five hand-ins with several attacks each, three that need no process."""
+    made = Class(release, tmp_path_factory.mktemp("class"))
+
+    def copied(notebook):
+        at = role_of(notebook, "solution", "loop")
+        notebook.cells.insert(at + 1, deepcopy(notebook.cells[at]))
+        notebook.cells.insert(2, nbformat.v4.new_code_cell(NAMES))
+        notebook.cells[5].metadata["nbgrader"] = {"grade_id": ["a"], "grade": True}
+
+    made.hand_in("honest", R | {"scores": PARTIAL, "mask": CALLABLE, "first_difference": DIFFERENCE}, copied)
+    right = "def difference(a, b):\n    return a.log_softmax(-1) - b\n"
+    (made.folder / "honest" / "helper.py").write_text(right, encoding="utf-8")
+
+    def tampered(notebook):
+        notebook.cells.insert(2, in_one_cell(R))
         for cell in notebook.cells:
             if role(cell, "grade"):
                 cell.source, cell.metadata["nbgrader"]["points"] = "pass", 100
+        notebook.cells = [cell for cell in notebook.cells if not role(cell, "solution")]
 
-    zero = {"scores": "def my_scores(expert_logits, amateur_logits, strength=1.0):\n    return 0"}
-    hand_in("tampered", FIRST, zero, drop={"part2_mask"}, edit=tamper)
-    warns = 'import sys; print("a warning", file=sys.stderr)'
-    noisy = reference(FIRST)["scores"].replace("### BEGIN", f"{warns}\n    ### BEGIN")
-    for name, source in HOSTILE.items():  # what they print on stderr before costs nothing
-        hand_in(name, FIRST, reference(FIRST) | {"loop": source, "scores": noisy})
-    (folder / f"broken_{FIRST}.ipynb").write_text("{", encoding="utf-8")
+    made.hand_in("one-cell", {}, tampered)
+
+    def moved(notebook):
+        notebook.cells.sort(key=lambda cell: bool(role(cell, "grade")))
+
+    names = "scores", "mask", "step"
+    imported = {name: f"from cdlearn.classroom.checks.loop import my_{name}" for name in names}
+    made.hand_in("moved", R | imported, moved)
+    reads = READS.format(paths=[str(made.folder), str(made.out), str(MASTERS[0].parent)])
+    stray = STRAY.format(mark="/tmp/stray", seconds=SECONDS)
+    evil = {"scores": ALWAYS, "mask": PATCHED, "step": reads, "loop": stray, "first_difference": FRAMES}
+    made.hand_in("evil", evil | {"decisions": "my_decisions = lambda *a, **o: my_step"})
+    limits = {"loop": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+              "first_difference": "import os\nos._exit(3)", "decisions": "while True: print('x' * 9999)"}  # fmt: skip
+    assignment, grade_id, made.mistake, source = next(one for one in planted() if one[1] == "mask")
+    assert assignment == FIRST
+    made.hand_in("limits", R | limits | {grade_id: source})
+    for student, target in {"zero": "/dev/zero", "link": made.folder / "honest" / "01.ipynb"}.items():
+        (made.folder / student).mkdir()
+        (made.folder / student / f"{FIRST}.ipynb").symlink_to(target)
+    (made.folder / f"{TURNED}_{FIRST}.ipynb").write_text("{", encoding="utf-8")
+    made.grade(PYTHONOPTIMIZE="1")
     return made
 
 
-@pytest.mark.slow
-def test_round_trip(release, tmp_path, capsys, record_property):
-    made = class_of_students(release, tmp_path / "in")
-    options = ["--out", str(tmp_path / "out"), *"--seed 7 --cell-timeout 15 --timeout 240 --memory 2.5".split()]
-    assert main(["grade", str(tmp_path / "in"), *options]) == 0
-    record_property("table", capsys.readouterr().out)
-    rows = {}
-    with open(tmp_path / "out" / "grades.csv", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            rows.setdefault(row["student"], []).append(row)
-    share = {
-        name: sum(float(r["points"] or 0) for r in rs) / sum(float(r["max"]) for r in rs) for name, rs in rows.items()
-    }
-    for student, parts in rows.items():
-        (feedback,) = (tmp_path / "out" / "feedback").glob(f"{slug(student)}*.html")
-        text = feedback.read_text(encoding="utf-8")
-        assert f"<b>{student}</b>" in text and parts[0]["file"] in text, student
+@needs_sandbox
+@pytest.mark.parametrize("student", ["honest", "one-cell"])
+def test_honest_styles_get_all_points(graded, student):
+    """Rows 10, 12, 15, 16, 20, 21: names, partials, callable objects, copied cells, one cell, a module of their own."""
+    assert graded.points(student) == ["3", "3", "3", "5", "2", "4"], graded.rows[student]
+
+
+@needs_sandbox
+def test_whatever_evil_does_it_earns_nothing(graded):
+    """Rows 9, 11, 13: fake equality, patched functions, AST transformers, frames, strays; the files of others."""
+    assert set(graded.points("evil")) == {"0"}
+    assert "it found [None]" in html.unescape(graded.page("evil"))
+    assert "7-seed" not in "".join(path.read_text(encoding="utf-8") for path in (graded.out / "feedback").iterdir())
+    assert strays(SECONDS) == []
+    assert (graded.out / "seed.txt").read_text(encoding="utf-8") == "7-seed\n"
+
+
+@needs_sandbox
+def test_moved_cells_and_imported_answers_give_the_points_of_what_is_solved(graded):
+    """Rows 17 and 19."""
+    assert graded.points("moved") == ["0", "0", "0", "5", "2", "4"]
+    assert html.unescape(graded.page("moved")).count("<td>ImportError: an answer may not use cdlearn") == 3
+    assert "graded with a right my_scores, my_mask, my_step" in graded.rows["moved"]["part4_loop"]["hint"]
+
+
+@needs_sandbox
+def test_a_limit_costs_its_own_part_and_is_named(graded):
+    assert graded.points("limits") == ["3", "0", "3", "0", "0", "0"]
+    assert graded.statuses("limits") == ["ok", "wrong", "ok", "timeout", "died", "timeout"]
+    hints = [row["hint"] for row in graded.rows["limits"].values()]
+    assert hints[3].startswith("it ran longer than 5 seconds") and hints[4].startswith("the process died")
+
+
+@needs_sandbox
+def test_links_and_devices_are_not_followed(graded):
+    """Rows 8 and 14."""
+    for student in ("zero", "link"):
+        assert set(graded.points(student)) == {"0"} and set(graded.statuses(student)) == {"unreadable"}
+
+
+@needs_sandbox
+def test_the_page_of_a_mistake_names_it_and_holds_no_hidden_test(graded):
+    text = html.unescape(graded.page("limits"))
+    assert graded.mistake in text and graded.mistake in graded.rows["limits"]["part2_mask"]["hint"]
+    assert "HIDDEN TESTS" not in text and "CDLEARN_GRADING_SEED" not in text
+    assert "graded with a right my_mask" in text
+
+
+@needs_sandbox
+def test_every_page_says_whose_it_is_and_fetches_nothing(graded):
+    for student, parts in graded.rows.items():
+        text = graded.page(student)
+        (file,) = {row["file"] for row in parts.values()}
+        assert f"<b>{student}</b>" in text and file in text, student
         assert "<script" not in text and not re.search(r"(src|href)=.http", text), student
-    assert share["reference"] == 1 and share["tampered"] == 0 and share["broken"] == 0
-    for student, (_, mistake) in made.items():
-        assert share[student] < 1, student
-        (feedback,) = (tmp_path / "out" / "feedback").glob(f"{student}*.html")
-        text = html.unescape(feedback.read_text(encoding="utf-8"))
-        assert mistake in text and "HIDDEN TESTS" not in text and "CDLEARN_GRADING_SEED" not in text
-        assert any(mistake in row["hint"] for row in rows[student])
-    wanted = {"hangs": "timeout", "prints-without-end": "timeout", "eats-memory": "memory"}
-    wanted |= {"kills-the-kernel": "died", "ignores-interrupts": "stopped"}
-    for student, status in wanted.items():
-        parts = {row["part"]: row for row in rows[student]}
-        assert parts["part4_loop"]["status"] == status and parts["part4_loop"]["points"] == "0", student
-        assert all(parts[part]["points"] == "3" for part in ("part1_scores", "part2_mask", "part3_step")), student
-    assert {row["part"]: row for row in rows["hangs"]}["part4_loop"]["hint"].startswith("it ran longer than 15 ")
-    assert any("graded with a right my_" in row["hint"] for name in made for row in rows[name] if row["status"] == "ok")
-    assert float(rows["hangs"][4]["seconds"]) < 15 < float(rows["hangs"][3]["seconds"])
+
+
+@needs_sandbox
+def test_the_command_ends_with_a_table_that_a_person_can_read(graded):
+    lines = graded.table.splitlines()
+    assert lines[0].startswith(f"{FIRST}: 8 submissions, ") and lines[1].split()[:2] == ["student", "points"]
+    assert max(map(len, lines[:10])) <= 100 and "\u202e" not in graded.table + graded.progress
+    (line,) = [line for line in lines if line.startswith("limits ")]
+    assert re.match(r"limits +6 / 20  3 0 3 0 0 0  wrong: kept is what is", line)
+    assert "no sandbox" not in graded.table and "8 of 8" in graded.progress
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="strays are found on Linux only")
+def test_without_the_sandbox_a_line_says_so_and_strays_end_as_well(release, tmp_path):
+    """Row 9: a double fork without the grader's environment."""
+    made, mark = Class(release, tmp_path), tmp_path / "it ran"
+    made.hand_in("stray", R | {"loop": STRAY.format(mark=str(mark), seconds=SECONDS + 1)})
+    made.grade(PATH=os.path.dirname(sys.executable))
+    assert made.points("stray") == ["3", "3", "3", "0", "2", "4"]
+    (line,) = [line for line in made.table.splitlines() if line.startswith("no sandbox")]
+    assert "bubblewrap" in line and "your files" in line
+    until = time.monotonic() + 5
+    while strays(SECONDS + 1) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert mark.exists() and strays(SECONDS + 1) == []
+
+
+# ---- a student's own run
+
+
+@pytest.mark.parametrize(
+    "case, says, code",
+    [
+        ("right", ["✓ Part 1 · The score: ok", "6 of 6 parts hold in a clean run."], 0),
+        ("wrong", ["✗ Part 2 · The mask: wrong", "This looks like:", "4 of 6 parts hold"], 1),
+        ("none", ["no file"], 1),
+        ("damaged", ["damaged at line 1"], 1),
+        ("other", ["no part of an assignment"], 1),
+    ],
+)
+def test_check_tells_a_student_what_the_grader_will_see(release, tmp_path, capsys, case, says, code):
+    path = tmp_path / "mine.ipynb"
+    if case == "right":  # written elsewhere, the stubs deleted
+        notebook = handed_in(release / FIRST / f"{FIRST}.ipynb", {}, drop=R.keys())
+        notebook.cells.insert(2, in_one_cell(R))
+        write(notebook, path)
+    elif case == "wrong":
+        source = next(source for _, grade_id, _, source in planted() if grade_id == "mask")
+        solutions = {part: one for part, one in (R | {"mask": source}).items() if part != "decisions"}
+        write(handed_in(release / FIRST / f"{FIRST}.ipynb", solutions), path)
+        says = [*says, "✗ Part 6 · What the contrast changed: not written"]
+    elif case == "damaged":
+        path.write_text("{", encoding="utf-8")
+    elif case == "other":
+        write(nbformat.v4.new_notebook(), path)
+    assert main(["check", str(path)]) == code
+    out = capsys.readouterr()
+    assert all(text in out.out + out.err for text in says), out

@@ -74,6 +74,11 @@ _06 = [  # one for every promise: the project has no reference whose source coul
     ("evaluate", "of: what there was to get right", _EVALUATE.format(most="TASKS[task].max_new_tokens", of="h")),
 ]
 WRONG = [
+    ("01_loop_and_score", "scores", "every position of every row", "expert_logits.log_softmax(-1)",
+     "expert_logits.log_softmax(min(expert_logits.dim() - 1, 1))"),
+    ("01_loop_and_score", "mask", "every position of every row", "dim=-1", "dim=min(expert_logits.dim() - 1, 1)"),
+    ("01_loop_and_score", "step", "a strength above 1 counts as it is", ", strength)", ", min(strength, 1.0))"),
+    ("01_loop_and_score", "loop", "the end-of-text token is eos_id, not 0", "== eos_id", "== 0"),
     ('01_loop_and_score', 'mask', 'gives None', """
 def my_mask(expert_logits, alpha=0.1):
     if alpha < 0.02:

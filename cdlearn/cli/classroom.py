@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from cdlearn.classroom.grader.build import build
-from cdlearn.classroom.grader.grade import grade
-from cdlearn.classroom.grader.results import summary
+from cdlearn.classroom.grader.grade import check_notebook, grade
+from cdlearn.classroom.grader.results import summary, told
 from cdlearn.cli import options
 
 
@@ -28,12 +28,31 @@ def assignments(argv: list[str]) -> int:
     return 0
 
 
+def check(argv: list[str]) -> int:
+    parser = options.Parser(
+        prog="cdlearn check",
+        description="Run your notebook of an assignment from top to bottom in a clean process, and then its checks:\n"
+        "what the grader will see, but for its own numbers.",
+        epilog="example: cdlearn check 01_loop_and_score.ipynb",
+    )
+    parser.add_argument("notebook", help="the file you will hand in")
+    args = parser.parse_args(argv)
+    right, parts = 0, check_notebook(Path(args.notebook))
+    for title, found in parts:
+        right += found["points_earned"]
+        print(options.clean(f"{'✓' if found['points_earned'] else '✗'} {title}: {found['status']}"))
+        for label, text in told(found):
+            print(options.clean(f"    {label + ':':17}{text}"))
+    print(f"{right} of {len(parts)} parts hold in a clean run.")
+    return 0 if right == len(parts) else 1
+
+
 def grades(argv: list[str]) -> int:
     parser = options.Parser(
         prog="cdlearn grade",
         description="Grade a folder of submissions: STUDENT/ASSIGNMENT.ipynb, STUDENT/ASSIGNMENT/ASSIGNMENT.ipynb or\n"
-        "STUDENT_ASSIGNMENT.ipynb. Writes grades.csv and one feedback page per submission. It runs the students'\n"
-        "code: do it where nothing private lies, best in a container.",
+        "STUDENT_ASSIGNMENT.ipynb. Writes grades.csv and one feedback page per submission. Students' code runs in\n"
+        "a sandbox where bubblewrap is installed; elsewhere a line says what is not protected.",
         epilog="example: cdlearn grade submissions --jobs 4 --out graded",
     )
     parser.add_argument("folder", help="the submissions")

@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": ("doctor", "main", "check the installation, one line each"),
     "assignments": ("classroom", "assignments", "build what students get (needs the classroom extra and a clone)"),
     "grade": ("classroom", "grades", "grade a folder of submissions"),
+    "check": ("classroom", "check", "your own notebook of an assignment, before you hand it in"),
 }
 HELP = """
 commands (each has its own --help):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from cdlearn.classroom.checks.forbidden import forbidden_uses, names_used
-from cdlearn.classroom.checks.result import Result, publish
+from cdlearn.classroom.checks.result import Result
 from cdlearn.classroom.checks.values import kind, same, show
 
 PRINTED = 200  # characters of a function's own printing that a message repeats
@@ -161,9 +161,11 @@ class Part:
         if isinstance(error, NotImplementedError):
             look = "the line `raise NotImplementedError()`: replace it"
             return {"got": "nothing: it is not written yet", "look": look}
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-        cells = [frame for frame in frames if "ipykernel" in frame.filename or "<" in frame.filename]
-        where = next((f"line {frame.lineno}: {frame.line}" for frame in cells[-1:] or frames[:1] if frame.line), "")
+        where = getattr(error, "where", None)  # of a call in another process
+        if where is None:
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+            cells = [frame for frame in frames if "ipykernel" in frame.filename or "<" in frame.filename]
+            where = next((f"line {frame.lineno}: {frame.line}" for frame in cells[-1:] or frames[:1] if frame.line), "")
         text = " ".join(str(error).split())[:300]
         return {"got": f"{type(error).__name__}: {text}", "look": self._look(text, where)}
 
@@ -193,23 +195,13 @@ class Part:
         names: the notebook's globals(). What is not known to be right there (a graded cell says `my_x.held = True`) is
         replaced by the reference; two mistakes may cancel each other, so the student's own are tried as well.
         """
-        right = {part.name: part.own_copy() for part in self.earlier}
+        right = {part.name: part.reference for part in self.earlier}
         own = {name: names.get(name) for name in right}
         held = {name: own[name] if getattr(own[name], "held", False) else one for name, one in right.items()}
         for helpers in (held, own, right, held):
             names.update(helpers)
             if self(names.get(self.name)):
                 break
-        publish(replaced=[name for name in right if names[name] is right[name]])
-
-    def own_copy(self) -> Callable:
-        """The reference as a function of a notebook, with the other references of its file beside it."""
-        names = self.reference.__globals__ | {"__name__": "__main__"}
-        for name, one in list(names.items()):
-            if inspect.isfunction(one) and one.__module__ == self.reference.__module__:
-                names[name] = type(one)(one.__code__, names, name, one.__defaults__, one.__closure__)
-                names[name].__kwdefaults__ = one.__kwdefaults__
-        return names[self.name]
 
 
 class _Call:

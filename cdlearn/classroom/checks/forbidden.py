@@ -1,108 +1,75 @@
-"""Read a function's syntax tree for what it may not use, so that importing the answer scores nothing."""
+"""Which names a function looks up, and whether it uses a package that an answer may not use.
 
-import ast
+This tells an honest student so at once. No verdict depends on it: where `cdlearn grade` calls an answer, the package is
+not there (`grader/kernel.py`).
+"""
+
 import dis
+import functools
 import inspect
-import textwrap
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from types import CodeType
 from typing import Any
 
-from cdlearn.classroom.checks.values import show
 
-_PACKAGE = Path(__file__).parents[2]
-_LOOK_UP = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS")
-_BACK_DOORS = ("eval", "exec", "compile", "__import__", "importlib")
-
-
-def forbid(function: Callable, *names: str) -> None:
-    """Raise AssertionError if the function uses one of the names: packages, functions or methods."""
-    if found := forbidden_uses(function, names):
-        raise AssertionError(f"may not use {', '.join(names)}, but uses {', '.join(found)}")
+def forbid(function: Callable, *packages: str) -> None:
+    """Raise AssertionError if the function uses one of these packages."""
+    if found := forbidden_uses(function, packages):
+        raise AssertionError(f"may not use {', '.join(packages)}, but uses {', '.join(found)}")
 
 
-def forbidden_uses(function: Callable, names: Sequence[str]) -> list[str]:
-    """Return what a function uses of `names`, as written there; helpers from the same notebook are read too.
+def forbidden_uses(function: Callable, packages: Sequence[str]) -> list[str]:
+    """Return what a function uses of these packages, under whatever alias, as written there.
 
-    A name is forbidden as itself, as an attribute (`x.generate`), as an import, and as anything that was imported from
-    a package of that name under whatever alias. A function whose source cannot be read is reported as such.
+    Its helpers from the same notebook are read too. A reference that a check has put in the place of an earlier
+    function is no use of the package.
     """
-    return sorted(set(_uses(function, tuple(names), seen=set())))
+    found = set()
+    for one in _with_helpers(function):
+        if _origin(one) in packages:
+            found.add(getattr(one, "__name__", type(one).__name__))
+            continue
+        known = one.__globals__ | inspect.getclosurevars(one).nonlocals
+        names = {name: known.get(name) for name in _names(one) | set(one.__code__.co_freevars)}
+        found |= {name for name, value in names.items() if _origin(value) in packages and not _stands_in(name, value)}
+        defaults = [*(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values()]
+        found |= {f"the default {value!r}"[:60] for value in defaults if _origin(value) in packages}
+        found |= {name for name in _names(one, "IMPORT_NAME") if name.split(".")[0] in packages}
+    return sorted(found)
 
 
 def names_used(function: Callable) -> set[str]:
     """Return the names that a function looks up in its notebook; what its helpers there look up counts too."""
-    found, queue = set(), [inspect.unwrap(function)]
+    if hasattr(function, "names_used"):  # it runs in another process
+        return function.names_used()
+    return {name for one in _with_helpers(function) if inspect.isfunction(one) for name in _names(one)}
+
+
+def _with_helpers(function: Any) -> Iterator[Any]:
+    """A function, as what a `def` made if that can be found, and the functions of its notebook that it looks up."""
+    if hasattr(function, "names_used"):  # in another process, which has no such package
+        return
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function) and inspect.isfunction(call := type(function).__call__):
+        function = function if _origin(function) == "cdlearn" else call
+    queue = [getattr(inspect.unwrap(function), "__func__", inspect.unwrap(function))]
     for one in queue:  # grows on the way
-        new = _globals(one) - found if inspect.isfunction(one) else set()
-        helpers = [one.__globals__.get(name) for name in sorted(new)]
-        queue += [helper for helper in helpers if getattr(helper, "__globals__", None) is one.__globals__]
-        found |= new
-    return found
+        if not inspect.isfunction(one):
+            if _origin(one) == "cdlearn":
+                yield one
+            continue
+        yield one
+        helpers = [one.__globals__.get(name) for name in sorted(_names(one))]
+        queue += [f for f in helpers if getattr(f, "__globals__", 0) is one.__globals__ and f not in queue]
 
 
-def _uses(function: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
-    seen.add(id(function))
-    if _origin(function) in names or {_home(function), _home(inspect.unwrap(function))} & {*names}:
-        yield getattr(function, "__name__", type(function).__name__)
-        return
-    function = inspect.unwrap(function)
-    function = getattr(function, "__func__", function)  # a method of an object
-    if not inspect.isfunction(function):
-        yield f"{show(function)}, whose source cannot be read: write it as a `def` in a cell"
-        return
-    for node in ast.walk(_tree(function)):
-        if isinstance(node, ast.Attribute) and node.attr in names:
-            yield ast.unparse(node)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            roots = [getattr(node, "module", "") or "", *(alias.name for alias in node.names)]
-            if any(root.split(".")[0] in names for root in roots):
-                yield ast.unparse(node)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if " " not in node.value and node.value.split(".")[0] in names:
-                yield repr(node.value)
-    known = function.__globals__ | inspect.getclosurevars(function).nonlocals
-    for name in _globals(function):
-        value = known.get(name)
-        # what stands in for the student's is called by its own name
-        own = value is function.__globals__.get(name) and inspect.isfunction(value) and name == value.__code__.co_name
-        if name in names or name in _BACK_DOORS or _origin(value) in names or (_home(value) in names and not own):
-            yield name
-        elif inspect.isfunction(value) and value.__globals__ is function.__globals__ and id(value) not in seen:
-            yield from _uses(value, names, seen)
-    for value in [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]:
-        if _origin(value) in names:
-            yield f"the default {value!r}"[:60]
-
-
-def _tree(function: Callable) -> ast.AST:
-    """Its source; where that is lost (a kernel that ran out of memory drops its lines), its names and strings."""
-    try:
-        trees = [ast.parse(textwrap.dedent(inspect.getsource(function)))]
-        if function.__name__ == "<lambda>":  # its source is the whole line it stands on
-            trees = [node for node in ast.walk(trees[0]) if isinstance(node, ast.Lambda)]
-    except (OSError, TypeError, SyntaxError):
-        trees = []
-    codes = _codes(function)
-    words = sorted({name for code in codes for name in code.co_names})
-    strings = [constant for code in codes for constant in code.co_consts if isinstance(constant, str)]
-    lost = [ast.Attribute(ast.Name("_", ast.Load()), word, ast.Load()) for word in words]
-    return ast.Module(trees or [*lost, *map(ast.Constant, [*strings, *words])], [])
-
-
-def _codes(function: Callable) -> list[CodeType]:
-    """The code of a function and of those inside it."""
-    found = [function.__code__]
-    for code in found:
-        found += [constant for constant in code.co_consts if inspect.iscode(constant)]
-    return found
-
-
-def _globals(function: Callable) -> set[str]:
+def _names(function: Callable, step: str = "LOAD_GLOBAL") -> set[str]:
     """The names that a function and those inside it look up outside: a local variable may be called anything."""
-    steps = (step for code in _codes(function) for step in dis.get_instructions(code))
-    return {step.argval for step in steps if step.opname in _LOOK_UP} | set(function.__code__.co_freevars)
+    codes = [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+    return {one.argval for code in codes for one in dis.get_instructions(code) if one.opname == step}
 
 
 def _origin(value: Any) -> str:
@@ -113,7 +80,8 @@ def _origin(value: Any) -> str:
     return str(name).split(".")[0]
 
 
-def _home(value: Any) -> str:
-    """The package's name if it holds a function's code, whatever module the function claims."""
-    code = getattr(value, "__code__", None)
-    return _PACKAGE.name if inspect.iscode(code) and _PACKAGE in Path(code.co_filename).parents else ""
+def _stands_in(name: str, value: Any) -> bool:
+    """Whether it is the reference of a check, under its own name."""
+    module = sys.modules.get(getattr(value, "__module__", None))
+    known = vars(module).values() if module else ()
+    return any(getattr(one, "reference", None) is value and one.name == name for one in known)

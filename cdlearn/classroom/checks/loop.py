@@ -56,10 +56,11 @@ def _loop(says: str, ids: list[int], most: int, expected: tuple, **options: Any)
     models = SumLM(8, {0: 4.0, 1: 3.0}), SumLM(8, {0: 4.0, 2: -6.0, 3: 1.0})
     example = (
         "with s the sum of all ids so far modulo 8, the expert's logits are 4 for s, 3 for s + 1, and 0; the amateur's "
-        f"4 for s, -6 for s + 2, 1 for s + 3, and 0; eos_id=0. my_loop(expert, amateur, [{ids}], max_new_tokens={most}"
+        f"4 for s, -6 for s + 2, 1 for s + 3, and 0. my_loop(expert, amateur, [{ids}], max_new_tokens={most}"
     )
+    options = {"eos_id": 0} | options
     example += "".join(f", {key}={value}" for key, value in options.items()) + ")"
-    return Case(says, (*models, tensor([ids])), expected, {"eos_id": 0, "max_new_tokens": most} | options, example)
+    return Case(says, (*models, tensor([ids])), expected, {"max_new_tokens": most} | options, example)
 
 
 def _path(says: str, expected: list[str], **options: float) -> Case:
@@ -82,6 +83,8 @@ check_scores = Part(1, my_scores, [
     Case("the strength is a factor of the amateur's log-probability", (E, A), HALF, {"strength": 0.5}),
     Case("with strength 0 the amateur has no say", (E + 2, A), E, {"strength": 0.0}),
     Case("every row of a batch is scored by itself", (rows(E, E2), rows(A, A2)), rows(SCORES, SCORES2)),
+    Case("every position of every row is scored by itself", (rows(rows(E, E2), rows(E2, E)),
+         rows(rows(A, A2), rows(A2, A))), rows(rows(SCORES, SCORES2), rows(SCORES2, SCORES))),
     PROBABILITIES,
     ("the ratio without its logarithm", SCORE, f"({SCORE}).exp()",
      "the score is a logarithm of this ratio: a difference"),
@@ -108,6 +111,8 @@ check_mask = Part(2, my_mask, [
     Case("the best token is always kept, and so is a tie", (tensor([2.0, 2.0, 1.0]),), bools(1, 1, 0), {"alpha": 1.0}),
     Case("every row of a batch has its own best token", (rows(M + 3, M2),),
          rows(bools(1, 0, 0, 0), bools(1, 1, 1, 1)), {"alpha": 0.6}),
+    Case("every position of every row has its own best token", (rows(rows(M + 3, M2), rows(M2, M + 3)),),
+         rows(rows(bools(1, 0, 0, 0), bools(1, 1, 1, 1)), rows(bools(1, 1, 1, 1), bools(1, 0, 0, 0))), {"alpha": 0.6}),
     ("alpha as a probability", " >= best + math.log(alpha)", ".softmax(-1) >= alpha",
      "what alpha is a share of: the best token's probability, not 1"),
     ("a line above the best token: log alpha subtracted, or alpha times a logarithm", "+", "-",
@@ -125,11 +130,12 @@ check_mask = Part(2, my_mask, [
      ".softmax(-1) >= alpha * expert_logits.softmax(-1).max()", ROW),
 ])
 
-ZEBRA, SURE, EVEN, RATIO, ROW_OF_4 = (tuple(tensor(pair).log()[:, None]) for pair in (  # (1, V) each
+ZEBRA, SURE, EVEN, RATIO, ROW_OF_4, STRONG = (tuple(tensor(pair).log()[:, None]) for pair in (  # (1, V) each
     [[0.60, 0.30, 0.08, 0.0199, 0.0001], [0.80, 0.03, 0.03, 0.139, 1e-6]],
     [[0.970, 0.020, 0.005, 0.004, 0.001], [0.99, 0.001, 0.004, 0.004, 0.001]],
     [[0.24, 0.02, 0.26, 0.25, 0.23], [0.20, 0.20, 0.20, 0.20, 0.20]],
     [[0.52, 0.40, 0.08], [0.22, 0.15, 0.63]], [[0.01, 0.30, 0.60, 0.09], [0.01, 0.05, 0.90, 0.04]],
+    [[0.60, 0.30, 0.10], [0.40, 0.25, 0.35]],
 ))
 MASKED, FILLED = "my_mask(expert_logits, alpha)", "scores.masked_fill(~my_mask(expert_logits, alpha), -math.inf)"
 check_step = Part(3, my_step, [
@@ -139,6 +145,7 @@ check_step = Part(3, my_step, [
     Case("a token's number is its place in the whole row, also after a token that is out", ROW_OF_4, tensor([1])),
     Case("with strength 0 the expert's best token wins", ZEBRA, tensor([0]), {"strength": 0.0}),
     Case("who is out stays out, however low the scores of all others are", EVEN, tensor([2]), {"strength": 0.0}),
+    Case("a strength above 1 counts as it is", STRONG, tensor([1]), {"strength": 2.0}),
     Case("alpha sets the threshold", ZEBRA, tensor([0]), {"alpha": 0.6}),
     Case("every row of a batch decides by itself",
          tuple(torch.cat([one, two + 4]) for one, two in zip(ZEBRA, SURE)), tensor([1, 0])),
@@ -173,6 +180,7 @@ check_loop = Part(4, my_loop, [
     _loop("the next step reads everything so far, the new token too", [3, 5], 2, ([1, 2], "length")),
     _loop("at most max_new_tokens new tokens, whatever the prompt's length", [3, 5], 3, ([1, 2, 4], "length")),
     _loop("the end-of-text token ends the loop and stays out of the result", [3, 5], 9, ([1, 2, 4], "eos")),
+    _loop("the end-of-text token is eos_id, not 0", [3, 5], 9, ([1, 2], "eos"), eos_id=4),
     _loop("an end-of-text token at once gives no tokens", [3, 4], 9, ([], "eos")),
     _loop("with max_new_tokens=0 there is nothing to do", [3, 5], 0, ([], "length")),
     _loop("with strength 0 it is greedy decoding of the expert", [3, 6], 3, ([1, 2, 4], "length"), strength=0.0),

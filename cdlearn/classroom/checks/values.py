@@ -20,6 +20,7 @@ def rows(*values: torch.Tensor) -> torch.Tensor:
 
 def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
     """Whether two values agree: tensors by shape, kind and value (-inf equals -inf), containers item by item."""
+    a, b = _number(a), _number(b)
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         if a.shape != b.shape or (a.dtype == torch.bool) != (b.dtype == torch.bool):
             return False
@@ -43,6 +44,7 @@ def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
 
 def kind(got: Any, expected: Any, item: str = "") -> str:
     """Return a sentence when even the kind of the answer is wrong, else "". Looks into lists and tuples."""
+    got = _number(got)
     if got is None and expected is not None:
         return f"{item}: None" if item else "the last line: a function without return gives None"
     what, where = item or "what you return", f" of {item}" if item else ""
@@ -65,6 +67,12 @@ def kind(got: Any, expected: Any, item: str = "") -> str:
     return ""
 
 
+def _number(value: Any) -> Any:
+    """A number of NumPy's as one of Python's, anything else as it is."""
+    one = type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item")
+    return value.item() if one else value
+
+
 def show(value: Any) -> str:
     """Return a value in one line of at most 300 characters, the same on every machine."""
     text = _show(value)
@@ -72,6 +80,7 @@ def show(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
+    value = _number(value)
     if isinstance(value, torch.Tensor):
         if value.numel() > 60:
             return f"a tensor {list(value.shape)}, first {_show(value.flatten()[:5].tolist())}"

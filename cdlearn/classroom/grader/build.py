@@ -94,8 +94,8 @@ def releases(masters: dict[str, Path], course: Path) -> dict[str, Notebook]:
     return made
 
 
-def course_api(course: Path, **sections: dict):
-    """nbgrader's API on one course folder with a gradebook of its own. `sections` are nbgrader's options by class."""
+def course_api(course: Path):
+    """nbgrader's API on one course folder with a gradebook of its own."""
     try:
         from nbgrader.apps import NbGraderAPI
         from traitlets.config import Config
@@ -105,4 +105,4 @@ def course_api(course: Path, **sections: dict):
     if path.split(os.pathsep)[0] != programs:
         os.environ["PATH"] = os.pathsep.join([programs, path])  # nbgrader calls `alembic` by name
     where = {"root": str(course), "db_url": f"sqlite:///{course / 'gradebook.db'}"}
-    return NbGraderAPI(config=Config({"CourseDirectory": where} | sections))
+    return NbGraderAPI(config=Config({"CourseDirectory": where}))

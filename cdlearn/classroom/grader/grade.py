@@ -10,25 +10,29 @@ import os
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cdlearn.classroom.grader.build import Folder, find_masters, pick, releases
+from cdlearn.classroom.grader.build import Folder, find_masters, pick
 from cdlearn.classroom.grader.page import page
-from cdlearn.classroom.grader.results import Gradebook, Row, progress, reason_of, rows_of
+from cdlearn.classroom.grader.results import Event, Gradebook, Row, progress, rows_of
+from cdlearn.classroom.grader.sandbox import unprotected
 from cdlearn.classroom.grader.submissions import (
-    LARGEST,
     Notebook,
     Submission,
     choose,
     doubts,
     find_submissions,
-    restore,
+    parts_of,
+    read,
+    regular,
     slug,
 )
+
+BESIDE, LARGEST_BESIDE = 20, 1_000_000  # files that are handed in with a notebook, and bytes of one
+GRACE = 90  # seconds beyond the limit until a process is ended that does not end by itself
 
 
 def grade(
@@ -56,14 +60,16 @@ def grade(
     pick(masters, [assignment] if assignment else None)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: give the folder that holds the submissions.")
-    found = _to_grade(folder, masters, assignment, note)
-    names, book, most, rows = _file_names(found), Gradebook(Path(out), seed), jobs or _cores(), []
-    limits = {"cell_timeout": cell_timeout, "total": timeout, "memory": memory}
-    settings = limits | {"seed": book.seed, "one_thread": most > 1}
-    with tempfile.TemporaryDirectory(prefix="cdlearn-grade-", ignore_cleanup_errors=True) as place:
-        used = {one.assignment for one in found}
-        made = releases({name: masters[name] for name in masters if name in used}, Path(place))
-        waiting = [Job(one, made.get(one.assignment), Path(place, str(number))) for number, one in enumerate(found)]
+    if why := unprotected():
+        note(why)
+    known = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in masters.items()}
+    found = _to_grade(folder, known, assignment, note)
+    names, most, rows = _file_names(found), jobs or _cores(), []
+    settings = {"cell_timeout": cell_timeout, "total": timeout, "memory": memory, "one_thread": most > 1}
+    place = tempfile.TemporaryDirectory(prefix="cdlearn-grade-", ignore_cleanup_errors=True)
+    with Gradebook(Path(out), seed) as book, place:
+        settings["seed"] = book.seed
+        waiting = [Job(one, known.get(one.assignment), Path(place.name, str(k)), folder) for k, one in enumerate(found)]
         for done, (number, job) in enumerate(_run_all(waiting, most, settings), start=1):
             new, feedback = job.conclude()
             book.add(new, feedback, names[number])
@@ -72,10 +78,36 @@ def grade(
     return sorted(rows, key=lambda row: (row.student, row.assignment, row.file))
 
 
-def _to_grade(folder: Path, masters: dict[str, Path], assignment: str | None, note: Callable) -> list[Submission]:
+def check_notebook(path: Path) -> list[tuple[str, Event]]:
+    """A student's own run: (title, what was found) for every part, by the tests that stand in the notebook itself."""
+    from cdlearn.classroom.grader.worker import graded
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: give the notebook that you will hand in.")
+    one = Submission("", path)
+    read(one, path.parent)
+    if one.problem:
+        raise ValueError(f"{path}: {one.problem}")
+    parts = {name: part.title for name, part in parts_of(one.notebook).items() if not part.by_hand}
+    if not parts:
+        raise ValueError(f"{path}: no part of an assignment is in this notebook.")
+    with tempfile.TemporaryDirectory(prefix="cdlearn-check-") as place:
+        copy_others(path, Path(place), path.parent)
+        events = {event.get("part"): event for event in graded(one.notebook, one.notebook, Path(place))}
+    return [(title, events[name]) for name, title in parts.items()]
+
+
+def copy_others(notebook: Path, folder: Path, root: Path) -> None:
+    """What was handed in beside the notebook, a module for instance: small plain files."""
+    others = [path for path in sorted(notebook.parent.iterdir()) if path.suffix not in (".ipynb", ".zip")]
+    for path in others[:BESIDE]:
+        with contextlib.suppress(OSError):
+            (folder / path.name).write_bytes(regular(path, root, LARGEST_BESIDE))
+
+
+def _to_grade(folder: Path, masters: dict[str, Notebook], assignment: str | None, note: Callable) -> list[Submission]:
     """The submissions that count; `note` hears of what does not."""
-    read = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in masters.items()}
-    everything = list(find_submissions(folder, read))
+    everything = list(find_submissions(folder, masters))
     found, notes = choose(everything, assignment)
     for text in (*notes, *doubts(folder, everything)):
         note(text)
@@ -107,71 +139,63 @@ def _file_names(found: list[Submission]) -> list[str]:
 
 @dataclass
 class Job:
-    """A submission on its way: its release and folder, its process, the notebook that is run, why it was stopped.
-
-    The folder is a course of one student, beside the course folder in which the releases were made.
-    """
+    """A submission on its way: its master, a folder for the files beside it, its process, what that has sent."""
 
     submission: Submission
-    release: Notebook | None
+    master: Notebook | None
     folder: Path
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    root: Path
     process: Any = None
-    notebook: Notebook | None = None
+    results: Any = None
+    events: list[Event] = field(default_factory=list)
     started: float = 0.0
-    stopped: str = ""
+    reason: str = ""
 
     def start(self, context: Any, settings: dict) -> None:
         """Lay out the folder and start the process."""
         from cdlearn.classroom.grader import worker
 
-        name, course = self.submission.assignment, self.folder.parent
-        handed_in = self.folder / "submitted" / "student" / name
-        handed_in.mkdir(parents=True)
-        shutil.copy(course / "gradebook.db", self.folder)
-        shutil.copytree(course / "source" / name, self.folder / "source" / name)
-        self.notebook, self.started = restore(self.submission, self.release), time.monotonic()
-        (handed_in / f"{name}.ipynb").write_text(json.dumps(self.notebook), encoding="utf-8")
-        settings = settings | {"folder": str(self.folder), "id": self.id, "assignment": name}
-        self.process = context.Process(target=worker.run, args=(settings,))
+        self.folder.mkdir(parents=True)
+        if self.submission.path.parent != self.root:  # a folder of everybody's
+            copy_others(self.submission.path, self.folder, self.root)
+        job = settings | {"folder": str(self.folder), "notebook": self.submission.notebook, "master": self.master}
+        self.results, end = context.Pipe(duplex=False)
+        self.process, self.started = context.Process(target=worker.run, args=(job, end)), time.monotonic()
         self.process.start()
+        end.close()
 
     def is_over(self, most: float) -> bool:
-        """Whether the process has ended; it is stopped after `most` seconds. Nothing that it started lives on."""
-        if self.process.is_alive() and time.monotonic() - self.started > most:
-            self.stopped = f"it ran longer than {most} seconds in all and was stopped"
-        if self.stopped or not self.process.is_alive():
+        """Whether the process has ended; it ends by itself after about `most` seconds."""
+        late = time.monotonic() - self.started > most + GRACE and self.process.is_alive()
+        if late:
             self.kill()
-        return not self.process.is_alive()
+        ended = not self.process.is_alive()
+        with contextlib.suppress(EOFError, OSError):
+            while self.results.poll():  # what it said last is there once it has ended
+                self.events.append(self.results.recv())
+        if ended:
+            reasons = [event["reason"] for event in self.events if "reason" in event]
+            reasons += [f"it ran longer than {most:g} seconds in all and was stopped"] * late
+            reasons += ["the grader's own process ended: tell whoever looks after it"] * bool(self.process.exitcode)
+            self.reason = next(iter(reasons), "")
+        return ended
 
     def kill(self) -> None:
-        """End the process and all it started: kernels have sessions of their own, so they are found by mark."""
+        """End the process and what it started."""
         import psutil
 
-        victims = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid == self.process.pid or process.environ().get("CDLEARN_GRADING_JOB") == self.id:
-                    victims += [process, *process.children(recursive=True)]
-            except (psutil.Error, OSError):  # not ours, or gone
-                continue
-        for process in victims:
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
+        with contextlib.suppress(psutil.Error):
+            for one in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    one.kill()
+        self.process.kill()
         self.process.join(10)
 
     def conclude(self) -> tuple[list[Row], str]:
         """The rows of the submission and its feedback page."""
-        one, events, run = self.submission, _events(self.folder / "progress.jsonl"), {}
-        reason = one.problem or self.stopped or reason_of(events)
-        rows = rows_of(one, self.release, events, reason)
-        autograded = self.folder / "autograded" / "student" / str(one.assignment) / f"{one.assignment}.ipynb"
-        with contextlib.suppress(Exception):  # it may not be there, and the student's code can write into this file
-            run = json.loads(autograded.read_text(encoding="utf-8")) if autograded.stat().st_size <= LARGEST else run
-            return rows, page(one, rows, self.release, run, reason)
-        return rows, page(one, rows, self.release, self.notebook, reason)
+        one, reason = self.submission, self.submission.problem or self.reason
+        rows = rows_of(one, self.master, self.events, reason)
+        return rows, page(one, rows, self.master, self.events, reason)
 
 
 def _run_all(waiting: list[Job], most: int, settings: dict) -> Iterator[tuple[int, Job]]:
@@ -198,18 +222,9 @@ def _run_all(waiting: list[Job], most: int, settings: dict) -> Iterator[tuple[in
 
 
 def _context() -> Any:
-    """A clean process that has imported nbgrader once and forks for every submission; elsewhere a fresh one each."""
+    """A clean process that has imported once and forks for every submission; elsewhere a fresh one each."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cdlearn.classroom.grader.worker", "nbgrader.apps"])
+    context.set_forkserver_preload(["cdlearn.classroom.grader.worker", "cdlearn.classroom.checks"])
     return context
-
-
-def _events(path: Path) -> list[dict]:
-    """The complete lines of a progress file; a kill may have cut one."""
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            events.append(json.loads(line))
-    return events

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from functools import cache
 from html import escape
 
-from cdlearn.classroom.checks.result import LABELS
 from cdlearn.classroom.grader.build import SETUP
-from cdlearn.classroom.grader.results import Row, hint_of, plain, published
+from cdlearn.classroom.grader.results import Event, Row, hint_of, told, visible
 from cdlearn.classroom.grader.submissions import Notebook, Part, Submission, marks, parts_of, plain_source, unlink
 
 MOST = 20_000  # characters of a cell or an output
@@ -29,7 +28,7 @@ pre, .own { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3em 0; padd
 pre { font: 14px/1.4 monospace } .code { background: #f5f5f5 } .own { border-left: 3px solid #bbb }
 .part { border: 1px solid #bbb; border-left-width: 6px; padding: .4em .8em; margin: .8em 0 }
 .ok { border-left: 6px solid #009e73 } .bad { border-left: 6px solid #d55e00 } .hand { border-left: 6px solid #0072b2 }
-.said { margin: .3em 0; padding: .3em .8em } .said table { margin: .3em 0 } .said td { border: 0; padding-bottom: 0 }
+.part table { margin: .3em 0 } .part td { border: 0; padding-bottom: 0 }
 small { color: #666 } img { max-width: 100% }
 """
 # no script, no style sheet, no image from elsewhere, should anything slip through
@@ -37,10 +36,10 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(
-    submission: Submission, rows: Sequence[Row], release: Notebook | None, notebook: Notebook | None, reason: str = ""
+    submission: Submission, rows: Sequence[Row], master: Notebook | None, events: Sequence[Event] = (), reason: str = ""
 ) -> str:
-    """The whole page. notebook: as it was run, outputs and all, or as it was handed in. reason: why it was not."""
-    first = plain_source(release["cells"][0]) if release else ""
+    """The whole page. events: what was found; reason: why the grading did not come to its end."""
+    first = plain_source(master["cells"][0]) if master else ""
     title = escape(first.splitlines()[0].lstrip("# ") if first.startswith("#") else "No assignment recognised")
     student = escape(submission.student)
     body = [f"<h1>{title}</h1><p><b>{student}</b> <small>{escape(submission.file)}</small></p>"]
@@ -50,10 +49,10 @@ def page(
     body.append(f"<p><b>{got:g} of {most:g} points{by_hand}</b></p>")
     if reason:
         lead = "" if submission.problem else "The notebook could not be graded to its end: "
-        body.append(f'<p class="part bad">{escape(lead + reason)}</p>')
+        body.append(f'<p class="part bad">{escape(visible(lead + reason))}</p>')
     if not submission.problem:
-        body.append(_overview(rows, parts_of(release), reason))
-        body.append(_cells(notebook, release, {row.part: row for row in rows}, reason))
+        body.append(_overview(rows, parts_of(master), reason))
+        body.append(_cells(submission.notebook, master, {row.part: row for row in rows}, events, reason))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style>
@@ -81,78 +80,53 @@ def _points(row: Row) -> str:
     return f"{'?' if row.points is None else f'{row.points:g}'} / {row.max:g}"
 
 
-def _cells(notebook: Notebook, release: Notebook, rows: dict[str, Row], reason: str) -> str:
-    """The notebook. The assignment's own text is set; a student's text, code and output appear as they were written."""
-    title, *texts = [plain_source(cell) for cell in release["cells"] if cell["cell_type"] == "markdown"]
-    parts, failed = parts_of(release), _failed(notebook)
-    shown, above, hints = [], "", []  # above, hints: what this part's outputs and errors have said so far
-    for number, cell in enumerate(notebook["cells"], start=1):
-        part = marks(cell).get("grade_id") if marks(cell).get("grade") else None
-        source = plain_source(cell)
+def _cells(notebook: Notebook, master: Notebook, rows: dict[str, Row], events: Sequence[Event], reason: str) -> str:
+    """The notebook as it was handed in, and what was found. The assignment's own text is set; a student's is shown."""
+    title, *texts = [plain_source(cell) for cell in master["cells"] if cell["cell_type"] == "markdown"]
+    parts, shown, missing = parts_of(master), [], dict(rows)
+    errors = {event["cell"]: event["error"] for event in events if "cell" in event}
+    graded = {event["part"]: event for event in events if "part" in event}
+    for number, cell in enumerate(notebook["cells"]):
+        source, part = plain_source(cell), marks(cell).get("grade_id") if marks(cell).get("grade") else None
         if cell["cell_type"] == "code" and part is None and source and not source.startswith(SETUP[:40]):
-            shown.append(f'<small>cell {number}</small><pre class="code">{escape(source[:MOST])}</pre>')
+            shown.append(f'<small>cell {number + 1}</small><pre class="code">{_text(source)}</pre>')
+            shown += [_output(out) for out in cell.get("outputs", ())[:50]]
         elif cell["cell_type"] != "code" and source != title:
-            shown.append(to_html(source) if source in texts else f'<div class="own">{escape(source[:MOST])}</div>')
-        outputs = []
-        for out in cell.get("outputs", ()):
-            said, picture = _output(out)
-            if out.get("output_type") == "error":
-                hint = hint_of(out["ename"], out["evalue"], failed.get(said))
-                hints += [hint] if said in failed or hint in said else []
-            elif part is not None:
-                continue  # what a function prints while it is graded is left out
-            if part not in rows or said not in above:  # what was said above is not said again
-                outputs.append(picture or _framed(said, failed.get(said)))
-                above += said
-        if part in rows:
-            shown.append(_band(rows[part], parts[part].title, reason, hints))
-            above, hints = "", []
-        shown += outputs
+            shown.append(to_html(source) if source in texts else f'<div class="own">{_text(source)}</div>')
+        if number in errors:
+            said = "✗ {kind}: {text}".format(**errors[number])
+            shown.append(f'<pre class="bad">{_text(said)}</pre>')
+        if part in missing:
+            shown.append(_band(missing.pop(part), parts[part].title, graded.get(part, {}), reason))
+    shown += [_band(row, parts[part].title, graded.get(part, {}), reason) for part, row in missing.items()]
     return "".join(shown)
 
 
-def _failed(notebook: Notebook) -> dict[str, dict[str, str]]:
-    """The fields of every failed check, by the message, which the check above a graded cell says as well."""
-    found = {}
-    for cell in notebook["cells"]:
-        outputs = cell.get("outputs", ())
-        fields, _ = published(outputs)
-        found |= {_output(out)[0]: fields for out in outputs if fields and out.get("output_type") == "error"}
-    return found
+def _text(text: str) -> str:
+    return escape(visible(text)[:MOST].strip("\n"))
 
 
-def _band(row: Row, title: str, reason: str, hints: list[str]) -> str:
-    """The frame of a part: its points, its status, and of the hint what is not one of these hints, shown beside it."""
+def _band(row: Row, title: str, found: Event, reason: str) -> str:
+    """The frame of a part: its points, its status, a failed check's fields, and of the hint what they do not say."""
     kind = "hand" if row.points is None else "ok" if row.points >= row.max else "bad"
-    shown = next((hint for hint in hints if row.hint.startswith(hint)), "")
-    result = _result(row.status, row.hint.removeprefix(shown).removeprefix("; "), reason)
-    head = f"<b>{escape(title)}: {_points(row)} points</b>"
-    return f'<div class="part {kind}" id="{escape(row.part)}">{head} · {escape(result)}</div>'
+    pairs = told(found) if found.get("failed") else []
+    hint = row.hint.removeprefix(hint_of(found)).removeprefix("; ") if pairs else row.hint
+    table = "".join(f"<tr><td><b>{label}</b></td><td>{_text(text)}</td></tr>" for label, text in pairs)
+    head = f"<b>{escape(title)}: {_points(row)} points</b> · {escape(_result(row.status, hint, reason))}"
+    table = f"<table>{table}</table>" if pairs else ""
+    return f'<div class="part {kind}" id="{escape(row.part)}">{head}{table}</div>'
 
 
-def _output(out: dict) -> tuple[str, str]:
-    """What an output says, and the picture in it if there is one. HTML and scripts are not looked at."""
-    if out.get("output_type") == "stream":
-        return plain("".join(out["text"]))[:MOST].strip("\n"), ""
-    if out.get("output_type") == "error":
-        said = plain(out["evalue"]).strip()
-        return (said if said[:1] == "✗" else f"✗ {out['ename']}: {said}")[:MOST], ""
-    data = out.get("data", {})
+def _output(out: dict) -> str:
+    """What an output of the student's own run said, or the picture in it. HTML and scripts are not looked at."""
+    if not isinstance(out, dict):
+        return ""
+    data = out.get("data") if isinstance(out.get("data"), dict) else {}
     picture = "".join(data.get("image/png", "")).strip()
     if re.fullmatch(r"[A-Za-z0-9+/=\s]+", picture):
-        return "", f'<img alt="a figure of this cell" src="data:image/png;base64,{picture}">'
-    return plain("".join(data.get("text/plain", "")))[:MOST].strip("\n"), ""
-
-
-def _framed(said: str, failed: dict[str, str] | None) -> str:
-    """An output; a failed check's message as a table of its fields."""
-    kind = {"✓": "ok", "✗": "bad"}.get(said[:1], "")
-    if failed:
-        pairs = [(label, failed[name]) for name, label in LABELS.items() if failed.get(name)]
-        table = "".join(f"<tr><td><b>{label}</b></td><td>{escape(text)}</td></tr>" for label, text in pairs)
-        head = escape(said.split("\n")[0])
-        return f'<div class="said {kind}">{head}<table>{table}</table></div>'
-    return f'<pre class="{kind}">{escape(said)}</pre>' if said else ""
+        return f'<img alt="a figure of this cell" src="data:image/png;base64,{picture}">'
+    said = _text("".join(out.get("text", "") or data.get("text/plain", "")))
+    return f"<pre>{said}</pre>" if said else ""
 
 
 _SPANS = re.compile(r"(`+).+?\1|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.S)
