@@ -609,7 +609,7 @@ def graded(release, tmp_path_factory):
 
     def copied(notebook):
         at = role_of(notebook, "solution", "loop")
-        notebook.cells.insert(at + 1, deepcopy(notebook.cells[at]))
+        notebook.cells.insert(at + 1, deepcopy(notebook.cells[at]) | {"id": "copy"})
         notebook.cells.insert(2, nbformat.v4.new_code_cell(NAMES))
         notebook.cells[5].metadata["nbgrader"] = {"grade_id": ["a"], "grade": True}
 

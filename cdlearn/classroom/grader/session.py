@@ -120,7 +120,8 @@ class Session:
         """Forget all objects that have travelled: what one part was given, no other can use."""
         self.ready()
         self.wire.held.clear()
-        self._talk({"do": "begin"})
+        with self.within(STARTING):
+            self._talk({"do": "begin"})
 
     def run(self, source: str, seconds: float, *, all_of_it: bool = True) -> dict[str, str]:
         """Run a cell, statement by statement: one that fails does not take the next with it. Returns the first error.
@@ -146,7 +147,8 @@ class Session:
     def there(self, names: Iterable[str]) -> dict[str, bool]:
         """Which names are known, and whether they can be called."""
         self.ready()
-        found = self._talk({"do": "has", "names": list(names)}).get("value")
+        with self.within(STARTING):
+            found = self._talk({"do": "has", "names": list(names)}).get("value")
         return {str(name): one is True for name, one in found.items()} if isinstance(found, dict) else {}
 
     def used(self, name: str) -> set[str]:
