@@ -12,6 +12,7 @@ import torch
 from masters import MASTERS, SANDBOX, needs_sandbox
 
 import cdlearn
+from cdlearn.classroom.checks import loop
 from cdlearn.classroom.checks.models import TableLM
 from cdlearn.classroom.grader.cells import defined, statements, unwritten
 from cdlearn.classroom.grader.sandbox import unprotected
@@ -111,6 +112,25 @@ def test_from_a_model_nothing_but_its_answers_can_be_had(shared):
         with pytest.raises(AttributeError):
             call(shared, "reach", TableLM([[1.0]]), name)
     assert call(shared, "reach", TableLM([[1.0]]), "asked") == 0
+
+
+ESCAPE = """
+def escape(helper, path):
+    def ask(number, **more):
+        return helper._wire.ask({"do": "use", "number": number} | more)
+    Part = ask(helper._number, get="__globals__")["Part"]
+    evil = f"open({path!r}, 'w')\\n    scores = my_scores"
+    part = Part(1, helper, [("mine", "scores = my_scores", evil, "")])
+    part.known[0][1](torch.zeros(1, 2), torch.zeros(1, 2))
+"""
+
+
+def test_a_function_that_stands_in_is_no_way_into_the_graders_process(shared, tmp_path):
+    """From a helper's globals to the checks' own Part, which makes functions of texts: it opened a file out there."""
+    assert shared.run(ESCAPE, 10) == {}
+    with pytest.raises(AttributeError, match="__globals__"):
+        call(shared, "escape", loop.my_step, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 STEAL = "import gc\n[kernel] = [x for x in gc.get_objects() if type(x).__name__ == 'Kernel' and hasattr(x, 'sink')]\n"
