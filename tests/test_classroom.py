@@ -24,7 +24,7 @@ from masters import MASTERS, handed_in, hidden_lines, master, needs_sandbox, pla
 import cdlearn
 from cdlearn.classroom.grader import build, find_masters
 from cdlearn.classroom.grader.build import SETUP, course_api
-from cdlearn.classroom.grader.page import page, to_html
+from cdlearn.classroom.grader.page import page
 from cdlearn.classroom.grader.results import Gradebook, Row, hint_of, rows_of, summary
 from cdlearn.classroom.grader.submissions import LARGEST, Submission, choose, doubts, find_submissions, parts_of, slug
 from cdlearn.cli import classroom as commands
@@ -387,20 +387,6 @@ def test_the_page_says_who_what_and_every_thing_once(release):
     assert text.count("Part 1 · The score") >= 2 and text.count("in place of yours") == 2  # the table and the part
     text = run_of(release, check, code("", **GRADED), events=[event(hint="new numbers")])
     assert text.count("Broke:") == 1 and "<td><b>Broke" not in text
-
-
-@pytest.mark.parametrize("path", MASTERS, ids=lambda path: path.stem)
-def test_formulas_need_no_network(path):
-    source = "\n".join(c.source for c in master(path.stem).cells if c.cell_type == "markdown")
-    text = to_html(source)
-    assert text.count("<img") == re.sub(r"(`+).+?\1", "", source.replace("$$", "$"), flags=re.S).count("$") / 2
-    assert "$" not in re.sub(r"<code>.*?</code>|<img[^>]*>", "", text, flags=re.S)
-    assert re.findall(r'src="(.{10})', text) == ["data:image"] * text.count("<img")
-    assert next(iter(parts_of(master(path.stem)).values())).title.startswith("Part 1 · ")
-
-
-def test_an_unknown_command_in_a_formula_stays_readable():
-    assert to_html(r"so $\nosuchcommand{x}$") == "<p>so <code>\\nosuchcommand{x}</code></p>\n"
 
 
 def test_a_damaged_file_is_explained_once(tmp_path, capsys):

@@ -6,16 +6,13 @@ MathJax from the network: these do not.
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Sequence
-from functools import cache
 from html import escape
 
 from cdlearn.classroom.grader.build import SETUP
 from cdlearn.classroom.grader.results import Event, Row, hint_of, told, visible
-from cdlearn.classroom.grader.submissions import Notebook, Part, Submission, marks, parts_of, plain_source, unlink
+from cdlearn.classroom.grader.submissions import Notebook, Part, Submission, marks, parts_of, plain_source
 
 MOST = 20_000  # characters of a cell or an output
 SIGNS = {"ok": "✓", "wrong": "✗", "not written": "–", "by hand": "?"}
@@ -81,7 +78,7 @@ def _points(row: Row) -> str:
 
 
 def _cells(notebook: Notebook, master: Notebook, rows: dict[str, Row], events: Sequence[Event], reason: str) -> str:
-    """The notebook as it was handed in, and what was found. The assignment's own text is set; a student's is shown."""
+    """The notebook as it was handed in, and what was found; of the assignment's own text the headings only."""
     title, *texts = [plain_source(cell) for cell in master["cells"] if cell["cell_type"] == "markdown"]
     parts, shown, missing = parts_of(master), [], dict(rows)
     errors = {event["cell"]: event["error"] for event in events if "cell" in event}
@@ -92,7 +89,8 @@ def _cells(notebook: Notebook, master: Notebook, rows: dict[str, Row], events: S
             shown.append(f'<small>cell {number + 1}</small><pre class="code">{_text(source)}</pre>')
             shown += [_output(out) for out in cell.get("outputs", ())[:50]]
         elif cell["cell_type"] != "code" and source != title:
-            shown.append(to_html(source) if source in texts else f'<div class="own">{_text(source)}</div>')
+            head = f"<h2>{escape(source.splitlines()[0].lstrip('# '))}</h2>" if source.startswith("#") else ""
+            shown.append(head if source in texts else f'<div class="own">{_text(source)}</div>')
         if number in errors:
             said = "✗ {kind}: {text}".format(**errors[number])
             shown.append(f'<pre class="bad">{_text(said)}</pre>')
@@ -127,47 +125,3 @@ def _output(out: dict) -> str:
         return f'<img alt="a figure of this cell" src="data:image/png;base64,{picture}">'
     said = _text("".join(out.get("text", "") or data.get("text/plain", "")))
     return f"<pre>{said}</pre>" if said else ""
-
-
-_SPANS = re.compile(r"(`+).+?\1|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.S)
-# what TeX reads and matplotlib wants otherwise
-_OTHERWISE = {r"\\tfrac\s*(\w)\s*(\w)": r"\\frac{\1}{\2}", r"\\sqrt\s+(\w)": r"\\sqrt{\1}", r"\\(ge|le)\b": r"\\\1q"}
-
-
-@cache
-def to_html(text: str) -> str:
-    """Markdown to HTML that fetches nothing: formulas become images inside the page.
-
-    For text of the assignments' authors only; what a student wrote is shown as it is.
-    """
-    import mistune
-
-    formulas = []
-
-    def keep(found: re.Match) -> str:
-        tex = found["block"] or found["inline"]
-        if tex is None:
-            return found[0]
-        formulas.append(_formula(tex.strip(), found["block"] is not None))
-        return f"FORMULA{len(formulas) - 1}END"
-
-    page = mistune.create_markdown(escape=True, plugins=["table"])(_SPANS.sub(keep, unlink(text)))
-    return re.sub(r"FORMULA(\d+)END", lambda found: formulas[int(found[1])], page)
-
-
-def _formula(tex: str, block: bool) -> str:
-    """TeX as an SVG with the TeX as its alternative text; as code where matplotlib does not know a command."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.mathtext import math_to_image
-
-    known = tex.replace("\n", " ")
-    for written, wanted in _OTHERWISE.items():
-        known = re.sub(written, wanted, known)
-    image = io.BytesIO()
-    try:
-        depth = math_to_image(f"${known}$", image, FontProperties(size=12, math_fontfamily="cm"), format="svg")
-    except ValueError:
-        return f"<code>{escape(tex)}</code>"
-    code = base64.b64encode(image.getvalue()).decode()
-    style = "display:block;margin:1em auto" if block else f"vertical-align:-{depth:.1f}pt"
-    return f'<img style="{style}" alt="{escape(tex)}" src="data:image/svg+xml;base64,{code}">'
