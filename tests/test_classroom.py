@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -595,7 +594,7 @@ def graded(release, tmp_path_factory):
 
     def copied(notebook):
         at = role_of(notebook, "solution", "loop")
-        notebook.cells.insert(at + 1, deepcopy(notebook.cells[at]) | {"id": "copy"})
+        notebook.cells.insert(at + 1, nbformat.from_dict({**notebook.cells[at], "id": "copy"}))
         notebook.cells.insert(2, nbformat.v4.new_code_cell(NAMES))
         notebook.cells[5].metadata["nbgrader"] = {"grade_id": ["a"], "grade": True}
 
