@@ -296,7 +296,7 @@ def test_auto_draws_alike_in_batches_and_streams_and_again():
 
 def test_auto_drafts_on_while_the_draft_is_sure_and_learns_what_that_is_worth():
     price = pace.price_of(EarlyExit(BIG, 1), Contrast(BIG, SMALL))
-    assert 0.05 < price < 0.5 and pace.price_of(Lookup(), CachedLM(BIG)) == pace.COLUMN
+    assert 0.05 < price < 0.5 and pace.price_of(Lookup(), CachedLM(BIG)) == 8 * pace.COLUMN  # float64
     assert pace.price_of(CachedLM(BIG), CachedLM(BIG)) > 1
 
     def drafted(row, probabilities, room=99):
