@@ -3,6 +3,7 @@
 import io
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def test_each_command_runs(line, tmp_path, monkeypatch, capsys):
     words += shlex.split(SHORTER.get(words[0], ""))
     (question,) = re.findall("^echo '(.*)' > questions.jsonl$", README, re.MULTILINE)
     (tmp_path / "questions.jsonl").write_text(question + "\n", encoding="utf-8")
+    solved = next((Path(cdlearn.__file__).parents[1] / "notebooks/assignments/source").glob("01*/*.ipynb"))
+    shutil.copy(solved, tmp_path)  # for `cdlearn check`
     monkeypatch.chdir(tmp_path)
     typed = shlex.split(text)[1] if text else ""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
