@@ -84,17 +84,18 @@ class SourceForCausalLM(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, logits_processor: Any = None, **options: Any) -> Any:
         """As in transformers; ValueError where its processors leave no number, as guidance_scale over a mask does."""
-        processors = LogitsProcessorList([*(logits_processor or ()), _check_left])
+        processors = LogitsProcessorList([*(logits_processor or ()), _CheckLeft()])
         return super().generate(*args, logits_processor=processors, **options)
 
 
-def _check_left(input_ids: Tensor, scores: Tensor) -> Tensor:
+class _CheckLeft(LogitsProcessor):
     """The last processor of `generate`: the others may turn the -inf of masked tokens into NaN."""
-    best = scores.amax(dim=-1)
-    if bool(best.isnan().any()) or not bool((best > NEVER).any()):
-        what = "guidance_scale, or another processor of generate(), leaves no number among the tokens that are kept"
-        raise ValueError(f"{what}: build the source with alpha=None, or guide with cdlearn.Mix.")
-    return scores
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not scores.amax().item() > NEVER:  # nor is NaN, which spreads through a maximum
+            what = "guidance_scale, or another processor of generate(), leaves no number among the tokens that are kept"
+            raise ValueError(f"{what}: build the source with alpha=None, or guide with cdlearn.Mix.")
+        return scores
 
 
 AutoConfig.register(SourceConfig.model_type, SourceConfig, exist_ok=True)
