@@ -65,10 +65,8 @@ def generate(
             tokens = pick(final, uniforms, **sampling)  # (b,) on the CPU: the one wait of a step for the device
             run.record(rows, scores, column(source.parts, -1), column(source.details, -1), tokens)
             stay = run.take(rows, [[token] for token in tokens.tolist()])
-            ids, mask = (
-                torch.cat([ids, tokens[:, None]], dim=1),
-                mask if mask is None else pad(mask, (0, 1), value=True),
-            )
+            ids = torch.cat([ids, tokens[:, None]], dim=1)
+            mask = None if mask is None else pad(mask, (0, 1), value=True)
             if len(stay) < len(ids):  # finished rows leave the batch
                 ids, mask = ids[stay], None if mask is None else mask[stay]
     return run.results(source)

@@ -75,7 +75,7 @@ class Kernel:
         self.shell = InteractiveShell.instance()
         self.shell.enable_gui = lambda gui=None: None  # what %matplotlib asks for
         self.shell._tee = lambda channel: contextlib.nullcontext()  # it would keep all that is printed
-        self.names, self.cells = self.shell.user_ns, 0
+        self.names = self.shell.user_ns
 
     def serve(self):
         while message := self.read():
