@@ -18,7 +18,7 @@ from typing import Any
 from cdlearn.classroom.grader.build import Folder, find_masters, pick
 from cdlearn.classroom.grader.page import page
 from cdlearn.classroom.grader.results import Event, Gradebook, Row, progress, rows_of
-from cdlearn.classroom.grader.sandbox import unprotected
+from cdlearn.classroom.grader.sandbox import end_all, unprotected
 from cdlearn.classroom.grader.submissions import (
     Notebook,
     Submission,
@@ -182,13 +182,7 @@ class Job:
 
     def kill(self) -> None:
         """End the process and what it started."""
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            for one in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    one.kill()
-        self.process.kill()
+        end_all(self.process.pid)
         self.process.join(10)
 
     def conclude(self) -> tuple[list[Row], str]:

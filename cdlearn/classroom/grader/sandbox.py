@@ -40,6 +40,17 @@ def sandbox(readable: Iterable[str | Path]) -> list[str]:
     return [*command, "--chdir", HOME]
 
 
+def end_all(pid: int) -> None:
+    """Kill a process and all below it."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        one = psutil.Process(pid)
+        for victim in (*one.children(recursive=True), one):
+            with contextlib.suppress(psutil.Error, OSError):
+                victim.kill()
+
+
 def adopt() -> None:
     """Have all that this process ever starts come back to it when it is orphaned, so that `sweep` finds it (Linux)."""
     global _adopts

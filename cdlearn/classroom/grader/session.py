@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from cdlearn.classroom.grader.cells import UNREADABLE, statements
-from cdlearn.classroom.grader.sandbox import HOME, sandbox, sweep, unprotected
+from cdlearn.classroom.grader.sandbox import HOME, end_all, sandbox, sweep, unprotected
 from cdlearn.classroom.grader.wire import LONGEST, Wire, error_of, line, raised
 
 PACKAGE = Path(__file__).parents[2]
@@ -104,13 +104,7 @@ class Session:
         """End the process and all that it started."""
         if self.process is None:
             return
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            victims = psutil.Process(self.process.pid).children(recursive=True)
-            for one in (*victims, self.process):
-                with contextlib.suppress(psutil.Error, OSError):
-                    one.kill()
+        end_all(self.process.pid)
         self.process.wait(10)
         self.process.stdin.close()
         self.process = None
