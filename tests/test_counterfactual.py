@@ -1,6 +1,7 @@
 """What a trace says other settings would have done is what they do, and a flip point is where the choice flips."""
 
 import functools
+import gzip
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from tiny import tiny_model
 from cdlearn import CachedLM, Contrast, DoLa, Mix, Source, Trace, generate, inspect, speculate
 from cdlearn.scores import NEVER, plausibility_mask
 from cdlearn.show import plots
+from cdlearn.show.pack import pack
 from cdlearn.trace.flips import envelope
 from cdlearn.trace.record import Form, Recorder
 
@@ -340,7 +342,7 @@ def test_a_source_that_says_its_form_is_rescored_drawn_and_handed_out(tmp_path):
     assert shown.settings == {"strength": 2.0, "alpha": pytest.approx(0.1)}
     assert Trace.from_json(trace.to_json()).rescore(strength=2.0).token_ids == trace.rescore(strength=2.0).token_ids
     trace.to_html(tmp_path / "page.html")
-    assert "second" in (tmp_path / "page.html").read_text() and plots.plot_strength(trace, 0)
+    assert b"parts.second" in gzip.decompress(pack(trace)) and plots.plot_strength(trace, 0)
     with pytest.raises(ValueError, match="beta=1.0 cannot change"):
         trace.rescore(beta=1.0)
 

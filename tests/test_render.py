@@ -1,15 +1,19 @@
 """Static HTML: nothing runs, nothing leaks out of a token, and what cannot be seen is drawn."""
 
+import gzip
+import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_model
 
 import cdlearn
-from cdlearn import Contrast, DoLa, EarlyExit, generate, speculate
+from cdlearn import Contrast, generate
 from cdlearn.show import html as render
+from cdlearn.show.pack import pack
 from cdlearn.trace.trace import Trace
 
 NASTY = ["<script>alert(1)</script>", "</s>", '"quoted"', "a\nb", "\t", "\u202eevil"]
@@ -113,17 +117,9 @@ def test_masked_candidates_are_struck_through():
         assert render.candidate_table(trace, position).count("<s>") == count
 
 
-def test_layers_and_rounds_as_tables():
-    model = tiny_model("llama")
-    dola = generate(DoLa(model, layers=[0, 1, 2]), [5, 6], max_new_tokens=6, eos_token_ids=()).trace
-    table = render.layer_table(dola, 2)
-    assert table.count("3px solid") == len(dola) and Audit(table).open == []
-    spec = speculate(
-        model, EarlyExit(model, 2), [5, 6], gamma=4, max_new_tokens=20, temperature=1.0, seed=3, eos_token_ids=()
-    )
-    page = render.round_table(spec.trace, 4)
-    assert page.count("kept") == spec.stats["accepted"] and Audit(page).open == []
-    assert page.count("&#9656;") == 1
+def test_bars_are_text_and_as_long_as_the_probability():
+    widths = [render._bar(p, "#000").count("\N{FULL BLOCK}") for p in (0.0, 0.25, 0.5, 1.0)]
+    assert widths == [0, 2, 4, 8] and render._bar(float("nan"), "#000") == ""
 
 
 def test_the_handout_is_one_file_that_asks_nobody(tmp_path):
@@ -131,8 +127,44 @@ def test_the_handout_is_one_file_that_asks_nobody(tmp_path):
     trace.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|src=|@import", page)
-    data = page.split('id="data">')[1].split("</script>")[0]
-    assert "<" not in data and "alert(1)" in data
-    with pytest.raises(ValueError, match="method is 'plain'"):
-        generate(tiny_model("llama"), [5], max_new_tokens=2).trace.to_html(tmp_path / "x.html")
-    assert cdlearn.inspect  # the door is there without importing ipywidgets
+    data = page.split('id="packed">')[1].split("</script>")[0]
+    assert "<" not in data
+    header = unpacked(trace)
+    assert any("alert(1)" in text for text in header["texts"])  # it is in the numbers' file, never in the page's text
+    assert "alert(1)" not in page
+    assert cdlearn.inspect  # the door is there without importing anywidget
+    empty = Trace([1], torch.zeros(0, 1).long(), torch.zeros(0, 1), {}, {}, torch.zeros(0))
+    for other in (empty, generate(tiny_model("llama"), [5], max_new_tokens=2).trace):  # nothing to change: no controls
+        other.to_html(tmp_path / "x.html", compare=trace)
+        assert unpacked(other)["controls"] == []
+    with pytest.raises(TypeError, match="compare is a str"):
+        trace.to_html(tmp_path / "x.html", compare="text")
+
+
+def unpacked(trace):
+    raw = gzip.decompress(pack(trace))
+    return json.loads(raw[4 : 4 + int.from_bytes(raw[:4], "little")])
+
+
+def test_packed_numbers_are_exact():
+    """What the page reads: planes of bytes put together again, the expert's bits summed up."""
+    trace = nasty_trace()
+    raw = gzip.decompress(pack(trace))
+    header = unpacked(trace)
+    start = 4 + int.from_bytes(raw[:4], "little")
+
+    def array(name):
+        kind, shape, at = header["arrays"][name]
+        kind, count = np.dtype("<" + kind), int(np.prod(shape))
+        block = np.frombuffer(raw, np.uint8, count * kind.itemsize, start + at)
+        values = np.ascontiguousarray(block.reshape(kind.itemsize, count).T).reshape(-1).view(kind)
+        if name == "parts.expert" and kind == "<f4":
+            values = np.cumsum(values.view("<i4"), dtype=np.int32).view("<f4")
+        return values.reshape(shape)
+
+    for name, part in trace.parts.items():
+        assert np.array_equal(array(f"parts.{name}"), part.numpy())
+        assert np.array_equal(array(f"normalisers.{name}"), trace.normalisers[name].numpy())
+    ids = np.array(header["ids"])
+    assert np.array_equal(ids[array("candidates")], trace.candidates.numpy()) and sorted(ids) == list(ids)
+    assert [header["ids"][k] for k in header["recorded"]] == trace.recorded_ids

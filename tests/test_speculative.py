@@ -344,6 +344,37 @@ def test_a_run_says_what_it_gained_and_warns_where_it_lost(monkeypatch):
     assert got.stats["speedup"] == pytest.approx(0.5) and got.stats["mean_draft_length"] == pytest.approx(5 / 6)
 
 
+@pytest.mark.filterwarnings("ignore:speculation took")
+def test_a_long_greedy_run_that_loses_to_its_drafts_goes_on_without_them(monkeypatch):
+    clock = pace.Clock()
+    for drafted, tokens, seconds in ((4, 5, 9.0), (4, 3, 2.0), (4, 3, 2.0)):
+        assert not clock.loses
+        clock.add(drafted, tokens, 0.0, seconds)
+    assert clock.loses  # for a round, to see what a plain step takes
+    clock.add(0, 1, 0.0, 0.5)
+    assert clock.loses  # 4 s for 6 tokens, where plain steps take 3
+    for _ in range(15):
+        clock.add(0, 1, 0.0, 0.5)
+    assert not clock.loses  # another try
+    clock.add(4, 5, 0.0, 0.1)
+    clock.add(4, 5, 0.0, 0.1)
+    assert not clock.loses  # 4.2 s for 16 tokens
+
+    ticks = iter(range(10**6))  # every look at the clock is a second later: a draft's seconds count as a check's
+    monkeypatch.setattr("cdlearn.loops.speculate.time.perf_counter", lambda: float(next(ticks)))
+    numbers = dict(max_new_tokens=40, eos_token_ids=(), seed=0)
+    other = model(1, 1)
+    for temperature in (0.0, 1.0):
+        want = generate(BIG, [5, 6], temperature=temperature, **numbers)
+        got = speculate(BIG, other, [5, 6], gamma="auto", temperature=temperature, **numbers)
+        if temperature == 0:
+            tries = sum(bool(facts["draft_ids"]) for facts in got.trace.rounds)
+            assert got.token_ids == want.token_ids and tries <= 6 and got.stats["rounds"] > 30
+        else:  # a seed gives one text, whatever the clock says
+            again = speculate(BIG, other, [5, 6], gamma="auto", temperature=temperature, **numbers)
+            assert got.token_ids == again.token_ids and got.stats["drafted"] == again.stats["drafted"]
+
+
 def test_eos_and_stop_strings_end_a_row_inside_the_accepted_run():
     tokenizer = character_tokenizer()
     free = generate(BIG, [5, 6, 7], max_new_tokens=20, eos_token_ids=()).token_ids

@@ -18,7 +18,7 @@ _BINS = 8  # of the draft's probability, each with its own acceptance rate
 _TRUST = 8  # tests after which a bin's own acceptance weighs as much as the draft's word
 _MEMORY = 0.9  # how much of the acceptance of first tokens is remembered per round
 _REST = 16  # rounds without a draft after which one is tried again
-_LONG = 5.0  # seconds; about a slower run than this the user is told
+_LONG = 3.0  # seconds; a run that loses more than this to its drafts is mended, if it is greedy, or else said
 
 
 class Pace:
@@ -27,7 +27,8 @@ class Pace:
     With "auto" a draft goes on while the chance that all of it is accepted exceeds the price of one more token. The
     chance is the product of the draft's own probabilities of its best tokens, each corrected by the acceptance seen at
     such probabilities; the price is a pass of the draft, as a share of the target's by the weights that both read.
-    Nothing is timed: a seed gives one text. The length depends on the tokens before it only, so the law stays exact.
+    Nothing is timed here: a seed gives one text. The length depends on the tokens before it only, so the distribution
+    stays exact. (Greedy text does not depend on the draft lengths at all: there `Clock.loses` may stop the drafts.)
     """
 
     def __init__(self, gamma: int | str, price: float) -> None:
@@ -102,6 +103,7 @@ class Clock:
     def __init__(self) -> None:
         self._checks: dict[int, list[float]] = {}  # drafted tokens -> seconds of the target's passes
         self._took, self._tokens, self._rounds = 0.0, 0.0, -1  # the first one reads the prompt
+        self._drafts, self._gained, self._idle = 0.0, 0.0, 0  # of rounds with a draft; how many there were without
 
     def add(self, drafted: int, tokens: float, draft_seconds: float, check_seconds: float) -> None:
         """A round: the most tokens that a row drafted, the mean of what the rows gained."""
@@ -109,6 +111,20 @@ class Clock:
         if self._rounds:
             self._checks.setdefault(drafted, []).append(check_seconds)
             self._took, self._tokens = self._took + draft_seconds + check_seconds, self._tokens + tokens
+            self._idle = 0 if drafted else self._idle + 1
+            if drafted:
+                self._drafts, self._gained = self._drafts + draft_seconds + check_seconds, self._gained + tokens
+
+    @property
+    def loses(self) -> bool:
+        """Whether a greedy run goes on without a draft: in long runs, where drafts took longer than their tokens.
+
+        A pass over several tokens may cost as much as two or three (float32 on some CPUs): no price can know that. One
+        round without a draft shows what a plain step takes; later every so many rounds a draft is tried again.
+        """
+        if self._drafts < _LONG or self._idle >= _REST:
+            return False
+        return 0 not in self._checks or self._drafts > 1.02 * self._gained * statistics.median(self._checks[0])
 
     def speedup(self) -> float | None:
         """Estimated, over plain decoding, whose steps cost what the narrowest passes seen did; None before a round."""

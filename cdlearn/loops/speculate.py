@@ -89,8 +89,9 @@ def speculate(
         while rows := run.live:
             started = time.perf_counter()
             here = [paces[row.number] for row in rows]
-            for row, pace in zip(rows, here):
-                pace.start(run.max_new_tokens - row.steps - 1)  # a round gives at most one token more than it drafts
+            rests = gamma == "auto" and temperature == 0 and clock.loses
+            for row, pace in zip(rows, here):  # a round gives at most one token more than it drafts
+                pace.start(0 if rests else run.max_new_tokens - row.steps - 1)
             ids, mask, drawn_from = _draft(run, draft, target.vocab_size, ids, mask, here, sampling)
             sizes = torch.tensor([pace.size for pace in here])  # (b,)
             uniforms = [row.uniforms(pace.size + 1) if temperature > 0 else None for row, pace in zip(rows, here)]

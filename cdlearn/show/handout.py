@@ -1,56 +1,41 @@
-"""A trace as one HTML file with working sliders: what the inspector shows, without Python and without a network."""
+"""A trace as one HTML file: the inspector without Python and without a network."""
 
 from __future__ import annotations
 
+import base64
 import html
 import json
-import math
 from pathlib import Path
 from string import Template
+from typing import Any
 
-from cdlearn.checks import check_count, check_path
-from cdlearn.scores import FLOOR
-from cdlearn.show.html import texts_of
+from cdlearn.checks import check_path
+from cdlearn.show.pack import pack
 from cdlearn.trace.record import Record
-from cdlearn.trace.rescore import changeable, form_of, log_probs, new_settings, strength_of
 
-PAGE = Template(Path(__file__).with_name("handout.html").read_text(encoding="utf-8"))
+HERE = Path(__file__).parent
+MODULE, STYLE = HERE / "inspector.js", HERE / "inspector.css"
 
 
-def write(trace: Record, path: str | Path, *, candidates: int = 24) -> None:
-    """Write a self-contained page with working sliders: a handout that needs neither Python nor a network.
+def write(trace: Record, path: str | Path, *, compare: Any = None) -> None:
+    """Write the inspector of this trace as a self-contained page: a handout that needs neither Python nor a network.
 
-    candidates: how many of the expert's best tokens each position carries.
-    Raises ValueError for a trace with nothing to change (a plain model's) or no positions.
+    Every control works, and every pick is exact: the page carries the numbers of all recorded candidates.
+    compare: another trace or generation to lay beside it. Raises TypeError for what has none.
     """
-    settings = new_settings(trace, {})
-    if "strength" in changeable(trace):
-        settings = new_settings(trace, {"strength": strength_of(trace)})
-    form, alpha, tau = form_of(trace, settings), settings["alpha"], settings.get("amateur_temperature", 1.0)
-    count = min(check_count(candidates, "candidates"), trace.candidates.shape[1] - 1)
-    names = [name for name, part in trace.parts.items() if part.dim() == 2]
-    # log-probabilities do for logits too: what they differ by is the same for all candidates of a position
-    against = [form.against.get(name, 0.0) / (tau if name == form.tempered else 1.0) for name in names]
-    columns = [log_probs(trace, name)[:, :count].clamp(min=FLOOR).tolist() for name in names]
-    steps = []
-    for k, (token, ids) in enumerate(zip(trace.recorded_ids, trace.candidates[:, :count].tolist())):
-        chosen, *texts = texts_of(trace, [token, *ids])
-        rows = zip(texts, *(column[k] for column in columns))
-        steps.append({"t": chosen, "c": [[text, *(round(number, 5) for number in row)] for text, *row in rows]})
-    method, numbers = settings.get("method"), [f"{n} {v}" for n, v in trace.settings.items() if n != "method"]
-    about = f"Recorded with {', '.join(numbers)}. Move a slider: every pick is computed anew from the recorded "
-    about += f"probabilities of the expert's best {count} tokens. Click a token for its candidates."
-    weights = {"over": [form.over.get(name, 0.0) for name in names], "against": against}
-    data = json.dumps({"names": names, "data": steps} | weights)
-    for sign in "<>&":  # never raw inside a script element, whatever a token is
-        data = data.replace(sign, f"\\u{ord(sign):04x}")
-    page = PAGE.substitute(
-        title=html.escape(f"{method}: {len(trace)} decisions"),
+    other = getattr(compare, "trace", compare)
+    if compare is not None and not isinstance(other, Record):
+        raise TypeError(f"compare is a {type(compare).__name__} without a trace: pass a Trace or a traced Generation.")
+    traces = {"recorded": trace} | ({} if other is None else {"the other": other})
+    packed = [[name, base64.b64encode(pack(shown)).decode()] for name, shown in traces.items()]
+    method, numbers = trace.settings.get("method"), [f"{n} {v}" for n, v in trace.settings.items() if n != "method"]
+    about = f"Recorded with {', '.join(numbers)}. " if numbers else ""
+    about += "Click a token to see how it was chosen. Move a slider to see what else would have been."
+    page = Template((HERE / "handout.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(f"{method or 'A model'}: {len(trace)} decisions"),
         about=html.escape(about),
-        knob=html.escape(form.knob or "strength"),
-        hide="" if form.knob else "hidden",
-        strength=round(settings.get(form.knob, 1.0), 4),
-        alpha=-4 if alpha is None else round(math.log10(alpha), 4),
-        data=data,
+        style=STYLE.read_text(encoding="utf-8"),
+        module=MODULE.read_text(encoding="utf-8"),
+        packed=json.dumps({"packed": packed, "other": -1 if other is None else 1}),
     )
     check_path(path).write_text(page, encoding="utf-8")

@@ -1,195 +1,140 @@
-"""The token inspector: every decision of a trace, and what other settings would have decided, without running a model.
+"""The token inspector in a notebook: inspector.js in a widget. The page draws and computes; Python runs the model.
 
-Only "regenerate" and "branch" run one, in the background. Plain ipywidgets, composed; the trace is never changed.
+The widget (anywidget, on ipywidgets) sends three messages: regenerate, branch, cancel. The trace is never changed.
 """
 
 from __future__ import annotations
 
 import atexit
-import math
 import threading
-from html import escape
 from typing import Any
 
-import ipywidgets as widgets
+import anywidget
+import traitlets
 
 from cdlearn.loops.generate import Generation, generate
-from cdlearn.show import html
+from cdlearn.show import handout
+from cdlearn.show.html import first_moved, trace_html
+from cdlearn.show.pack import controls, pack
 from cdlearn.show.style import read_trace
 from cdlearn.sources import as_source
-from cdlearn.trace.rescore import at_position, changeable, strength_of
+from cdlearn.trace.rescore import at_position
 from cdlearn.trace.trace import Trace
 
-_WIDE = widgets.Layout(width="100%")
-_SNUG = widgets.Layout(width="max-content", flex="0 0 auto")
-_SLIDERS = {  # setting: label, least, greatest, step, start
-    "strength": ("strength", 0.0, 3.0, 0.01, 1.0),
-    "alpha": ("log10 alpha", -4.0, 0.0, 0.01, -1.0),
-    "amateur_temperature": ("amateur tau", 0.1, 3.0, 0.05, 1.0),
-}
 
-
-class Inspector(widgets.VBox):
+class Inspector(anywidget.AnyWidget):
     """What `inspect` returns.
 
-    trace: the trace shown. versions: name -> trace, the recorded one and what was written since. position: the one that
-    is selected; it can be set. settings: the numbers that differ from the trace's own; `set(...)` moves the controls.
-    `regenerate` and `branch` run the model, `cancel` stops it, `close` frees every widget.
+    versions: name -> trace, the recorded one and what was written since; trace: the one shown. position: the one that
+    is selected; it can be set. settings: the numbers that differ from the trace's own, as `Trace.rescore` takes them;
+    `set(...)` moves the controls. `regenerate` and `branch` run the model, `cancel` stops it, `close` frees the widget.
     """
 
+    _esm, _css = handout.MODULE, handout.STYLE
+    _packed = traitlets.List().tag(sync=True)  # (name, bytes) of every version
+    _version = traitlets.Int(0).tag(sync=True)
+    _position = traitlets.Int(0).tag(sync=True)
+    _settings = traitlets.Dict().tag(sync=True)
+    _other = traitlets.Int(-1).tag(sync=True)  # the version that is laid beside
+    _source = traitlets.Bool(False).tag(sync=True)
+    _progress = traitlets.List().tag(sync=True)  # tokens written, and how many there may be; empty: nothing runs
+    _said = traitlets.Unicode("").tag(sync=True)  # what went wrong
+
     def __init__(self, trace: Trace, *, source: Any = None, compare: Trace | None = None) -> None:
-        self.versions = {"recorded": trace}
-        self.trace, self.compare = trace, compare
+        self.versions = {"recorded": trace} | ({} if compare is None else {"the other": compare})
         self.source = None if source is None else as_source(source, "source")
         self._thread: threading.Thread | None = None
         self._cancelled = False
-        super().__init__(self._build())
-        self._load()
+        super().__init__()
+        self._source, self._other = self.source is not None, -1 if compare is None else 1
+        self._packed = [(name, pack(shown)) for name, shown in self.versions.items()]
+        self._open(0)
+        self.on_msg(self._answer)
 
-    def _build(self) -> list[widgets.Widget]:
-        """Every widget, and the rows they stand in."""
-        for pane in "before strip other what_if flips table layers rounds said".split():
-            setattr(self, f"_{pane}", widgets.HTML(layout=_WIDE))
-        self._version = widgets.Dropdown(options=list(self.versions), description="text")
-        self._metric = widgets.Dropdown(options=list(html.METRICS), description="colour")
-        self._position = widgets.Select(options=[], description="position", rows=6)
-        pairs = {name: _pair(*row) for name, row in _SLIDERS.items()}
-        self._sliders = {name: slider for name, (slider, _) in pairs.items()}
-        self._numbers = {name: box for name, (_, box) in pairs.items()}
-        self._strength, self._alpha, self._temperature = self._sliders.values()
-        self._tabs = widgets.Tab([self._table])
-        self._regenerate = widgets.Button(description="Regenerate from here", layout=_SNUG)
-        self._candidate = widgets.Dropdown(options=[], description="candidate")
-        self._branch = widgets.Button(description="Branch on it", layout=_SNUG)
-        self._cancel = widgets.Button(description="Cancel", disabled=True)
-        self._bar = widgets.IntProgress(min=0, max=1, description="tokens", layout=widgets.Layout(visibility="hidden"))
-        if self.source is None:
-            for control in (self._regenerate, self._branch):
-                control.disabled, control.tooltip = True, "inspect(generation, source=source) can run the model again"
-        self._regenerate.on_click(lambda _: self._safely(self.regenerate))
-        self._branch.on_click(lambda _: self._safely(self.branch))
-        self._cancel.on_click(lambda _: self.cancel())
-        self._version.observe(lambda _: self._safely(self._load), "value")
-        for control in (self._metric, self._position, *self._sliders.values()):
-            control.observe(lambda _: self._safely(self._show), "value")
-        head = widgets.HBox([self._version, self._metric])
-        controls = widgets.HBox([self._position, widgets.VBox([*self._numbers.values(), self._flips])])
-        actions = widgets.HBox([self._regenerate, self._candidate, self._branch, self._cancel, self._bar])
-        return [head, self._before, self._strip, self._other, controls, self._what_if, self._tabs, actions, self._said]
+    def _open(self, version: int) -> None:
+        """Show one of the versions, where it is most telling, with its own settings."""
+        with self.hold_sync():
+            self._version, self._settings = version, {}
+            self._position = first_moved(self.trace) if len(self.trace) else 0
 
-    def _load(self) -> None:
-        """Show the chosen text with its own settings."""
-        self.trace = trace = self.versions[self._version.value]
-        alpha = trace.settings.get("alpha")
-        self._quiet = True
-        self._position.options = [(f"{k}  {text}", k) for k, text in enumerate(html.texts_of(trace, trace.token_ids))]
-        self._position.value = html.first_moved(trace) if len(trace) else None
-        self._strength.value = strength_of(trace)
-        self._temperature.value = trace.settings.get("amateur_temperature", 1.0)
-        self._alpha.value = -4.0 if alpha is None else math.log10(alpha)
-        self._start = {name: slider.value for name, slider in self._sliders.items()}
-        self._changeable = [name for name in self._numbers if name in changeable(trace)]
-        for name, box in self._numbers.items():
-            box.layout.display = "" if name in self._changeable else "none"
-        tabs = {"candidates": self._table}
-        tabs |= {"layers": self._layers} if "layers" in trace.settings else {}
-        tabs |= {"speculation": self._rounds} if trace.rounds else {}
-        self._tabs.children, self._tabs.titles = list(tabs.values()), list(tabs)
-        recorded, branched = self.versions["recorded"], self._version.value.startswith("branch")
-        self._before.value = html.prefix_strip(trace, len(recorded.prompt_ids), branched=branched)
-        beside = self.compare is not None and trace is recorded
-        self._other.value = html.other_strip(trace, self.compare) if beside else ""
-        self._quiet = False
-        self._show()
+    @property
+    def trace(self) -> Trace:
+        """The trace shown."""
+        return list(self.versions.values())[self._version]
 
     @property
     def position(self) -> int | None:
         """The selected position, from 0; None in an empty trace."""
-        return self._position.value
+        return self._position if len(self.trace) else None
 
     @position.setter
     def position(self, value: int) -> None:
         at_position(self.trace, value)  # its errors name the positions there are
-        self._position.value = value
-
-    def set(self, **settings: float | None) -> None:
-        """Move the controls: strength, alpha (None or 0: no mask), amateur_temperature. ValueError for any other."""
-        for name, value in settings.items():
-            if name not in self._changeable:
-                there = ", ".join(self._changeable) or "none"
-                raise ValueError(f"{name} is {value!r}, but this text's controls are: {there}.")
-        self.trace.rescore(**settings)  # its errors name the value
-        for name, value in settings.items():
-            slider = self._sliders[name]
-            if name == "alpha":
-                value = math.log10(value) if value else slider.min
-            elif value is None:  # as it was
-                continue
-            slider.value = min(max(value, slider.min), slider.max)
+        self._position = value
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that differ from the trace's own, as `Trace.rescore` takes them; alpha 0 is no mask."""
-        changed = {}
-        for name in self._changeable:
-            slider = self._sliders[name]  # a browser rounds its value to the slider's steps by itself
-            if round(slider.value / slider.step) != round(self._start[name] / slider.step):
-                changed[name] = slider.value
-        if "alpha" in changed:
-            changed["alpha"] = 0 if self._alpha.value <= self._alpha.min else 10**self._alpha.value
-        if "amateur_temperature" in changed and "beta" in self.trace.settings:
-            changed = {"strength": strength_of(self.trace)} | changed  # the beta form knows no temperature
-        return changed
+        """The settings that differ from the trace's own; alpha 0 is no mask."""
+        return dict(self._settings)
 
-    def _show(self) -> None:
-        """Redraw everything from the trace and the controls: pure functions, no model."""
-        if self._quiet:
-            return
-        trace, position, settings = self.trace, self._position.value, self.settings
-        if position is None:
-            self._strip.value = html.EMPTY
-            return
-        new = trace.rescore(**settings) if settings else trace
-        self._strip.value = html.trace_strip(trace, metric=self._metric.value, selected=position)
-        self._what_if.value = html.what_if_strip(trace, new, settings) if self._changeable else ""
-        self._table.value = html.candidate_table(new, position, recorded=trace.recorded_ids[position])
-        highest = {name: 1.0 if name == "alpha" else self._sliders[name].max for name in self._changeable}
-        self._flips.value = html.flip_scales(trace, position, highest)
-        self._layers.value = html.layer_table(trace, position) if "layers" in trace.settings else ""
-        self._rounds.value = html.round_table(trace, position) if trace.rounds else ""
-        ids = new.candidates[position, : min(12, new.candidates.shape[1] - 1)].tolist()
-        self._candidate.options = list(zip(html.texts_of(trace, ids), ids))
-        # a branch means another token
-        self._candidate.value = next((token for token in ids if token != trace.recorded_ids[position]), ids[0])
-        truncated = bool(new.truncated[position])
-        self._said.value = "Truncated: more tokens are kept than recorded here." if truncated else ""
+    def set(self, **settings: float | None) -> None:
+        """Move the controls, as `Trace.rescore` names them; alpha None or 0: no mask; another None: as recorded.
+
+        Raises ValueError for a setting that this trace's controls do not have, TypeError or ValueError for its value.
+        """
+        there = controls(self.trace)
+        for name, value in settings.items():
+            if name not in there:
+                raise ValueError(f"{name} is {value!r}, but this text's controls are: {', '.join(there) or 'none'}.")
+        self.trace.rescore(**settings)  # its errors name the value
+        new = self._settings | {name: 0 if name == "alpha" else value for name, value in settings.items() if not value}
+        new |= {name: value for name, value in settings.items() if value}
+        self._settings = {name: value for name, value in new.items() if value is not None}
 
     def regenerate(self, *, wait: bool = False) -> None:
         """Continue from the selected position with the controls' settings, in the background."""
         self._run("from", [], self.settings, wait)
 
-    def branch(self, *, wait: bool = False) -> None:
-        """Put the chosen candidate at the selected position and continue from there."""
-        self._run("branch at", [self._candidate.value], {}, wait)
+    def branch(self, token_id: int | None = None, *, wait: bool = False) -> None:
+        """Put a candidate at the selected position and continue; None: the expert's best that is not the text's."""
+        here = at_position(self.trace, self._position)
+        ids, text = here.candidates[0, :-1].tolist(), here.recorded_ids[0]
+        if token_id is None:
+            token_id = next((token for token in ids if token != text), ids[0])
+        if token_id not in ids:
+            raise ValueError(f"token_id is {token_id!r}, which is no candidate of position {self._position}.")
+        self._run("branch at", [token_id], {}, wait)
 
     def cancel(self) -> None:
         """Stop what runs; what is there is kept."""
         self._cancelled = True
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Free the widget; a text being written stops."""
         self.cancel()
-        self._thread.join()
+        super().close()
+
+    def _answer(self, _: Any, message: dict[str, Any], __: Any) -> None:
+        """The page asks for one of three things."""
+        if message.get("do") == "cancel":
+            self.cancel()
+        elif message.get("do") == "regenerate":
+            self._safely(self.regenerate)
+        elif message.get("do") == "branch":
+            self._safely(lambda: self.branch(message.get("token")))
 
     def _run(self, name: str, added: list[int], settings: dict[str, Any], wait: bool) -> None:
         if self.source is None:
             raise ValueError("source is None: open the inspector with inspect(generation, source=source).")
         if self._thread is not None and self._thread.is_alive():
             raise ValueError("a text is being written: wait, or press Cancel.")
+        settings = dict(settings)
+        if "layer" in settings:  # the trace's word for it; the source has a list
+            settings["layers"] = [settings.pop("layer")]
         source = self.source.changed(**settings) if settings else self.source
-        position = self._position.value
+        position = self._position
         prefix = [*self.trace.prompt_ids, *self.trace.recorded_ids[:position], *added]
-        self._cancelled, self._bar.value, self._bar.max = False, 0, max(len(self.trace) - position, 16)
-        self._bar.layout.visibility, self._cancel.disabled = "visible", False
+        self._cancelled, self._said, self._progress = False, "", [0, max(len(self.trace) - position, 16)]
         write = lambda: self._write(source, prefix, f"{name} {position}")  # noqa: E731
         self._thread = threading.Thread(target=self._safely, args=(write,), daemon=True)
         atexit.register(self._end)  # a model that runs while the interpreter ends would abort it
@@ -197,45 +142,54 @@ class Inspector(widgets.VBox):
         if wait:
             self._thread.join()
 
+    def _end(self) -> None:
+        self.cancel()
+        self._thread.join()
+
     def _write(self, source: Any, prefix: list[int], name: str) -> None:
         """Generate a version and show it."""
+        tokenizer, most = self.trace.tokenizer, self._progress[1]
         try:
-            made = generate(source, prefix, tokenizer=self.trace.tokenizer, max_new_tokens=self._bar.max,
-                            stream=_Ticks(self), progress=False)  # fmt: skip
+            made = generate(
+                source, prefix, tokenizer=tokenizer, max_new_tokens=most, stream=_Ticks(self), progress=False
+            )
         finally:
             atexit.unregister(self._end)
-            self._bar.layout.visibility, self._cancel.disabled = "hidden", True
+            self._progress = []
         number = sum(known.startswith(name) for known in self.versions)
         label = name if not number else f"{name} ({number + 1})"
         self.versions[label] = made.trace
-        self._version.options = list(self.versions)
-        self._version.value = label
+        self._packed = [*self._packed, (label, pack(made.trace))]
+        self._open(len(self.versions) - 1)
 
     def _safely(self, action: Any) -> None:
-        """Errors of a callback would vanish in a log: they are said in a line of their own."""
+        """Errors of a callback would vanish in a log: the page says them."""
         try:
             action()
         except (ValueError, TypeError, RuntimeError) as error:
-            box = "color:#000;background:#F0E442;padding:2px 6px"
-            self._said.value = f'<div style="{box}">{escape(str(error))}</div>'
+            self._said = str(error)
 
-    def close(self) -> None:
-        """Free every widget; a text being written stops."""
-        self.cancel()
-        for child in self.children:
-            _close(child)
-        super().close()
+    def __repr__(self) -> str:
+        texts = f", {len(self.versions)} texts" if len(self.versions) > 1 else ""
+        return f"Inspector({len(self.trace)} positions{texts})"
+
+    def _repr_mimebundle_(self, **given: Any) -> Any:
+        """The widget, and for hosts without its module the recorded trace as HTML without a script."""
+        found = super()._repr_mimebundle_(**given)
+        bundle, *more = found if isinstance(found, tuple) else (found,)
+        bundle = dict(bundle or {}) | {"text/plain": repr(self), "text/html": trace_html(self.trace, self.position)}
+        return (bundle, *more) if more else bundle
 
 
 class _Ticks:
-    """A streamer that counts tokens on an inspector's bar and can stop them; the prompt comes first."""
+    """A streamer that counts tokens for an inspector and can stop them; the prompt comes first."""
 
     def __init__(self, shown: Inspector) -> None:
         self.shown, self.calls = shown, 0
 
     def put(self, tokens: Any) -> None:
         self.calls += 1
-        self.shown._bar.value = self.calls - 1
+        self.shown._progress = [self.calls - 1, self.shown._progress[1]]
         if self.shown._cancelled and self.calls > 1:
             raise KeyboardInterrupt
 
@@ -253,19 +207,3 @@ def inspect(
     """
     other = None if compare is None else read_trace(compare, "compare")
     return Inspector(read_trace(generation, "generation"), source=source, compare=other)
-
-
-def _pair(label: str, low: float, high: float, step: float, value: float) -> tuple[Any, widgets.HBox]:
-    """A slider and a number box that follow each other: sliders have no name that a screen reader could say."""
-    limits = dict(value=value, min=low, max=high, step=step)
-    slider = widgets.FloatSlider(**limits, readout=False, description="")
-    style, layout = {"description_width": "110px"}, widgets.Layout(width="200px", flex="0 0 auto")
-    box = widgets.BoundedFloatText(**limits, description=label, style=style, layout=layout)
-    widgets.link((slider, "value"), (box, "value"))
-    return slider, widgets.HBox([box, slider])
-
-
-def _close(widget: widgets.Widget) -> None:
-    for child in getattr(widget, "children", ()):
-        _close(child)
-    widget.close()

@@ -53,7 +53,7 @@ def to_json(trace: Record) -> str:
     content |= {
         name: {key: _pack(value) for key, value in getattr(trace, name).items()} for name in (*NAMED, "details")
     }
-    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str)
+    return json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str)
 
 
 def from_json(make: type[Record], text: str, *, tokenizer: Any = None, max_bytes: int = MAX_BYTES) -> Record:
@@ -148,13 +148,13 @@ def _unpack(stored: dict[str, Any], shape: Sequence[int], dtypes: tuple[torch.dt
     return torch.tensor(values, dtype=dtype).reshape(shape)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become the texts "nan", "inf" and "-inf", which float() reads."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _check_record(trace: Record) -> None:

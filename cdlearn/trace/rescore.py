@@ -164,7 +164,7 @@ def lines(trace: Record, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, b
             values[name] = torch.maximum(part, part.amax(dim=1, keepdim=True) + FLOOR)
         elif name == form.tempered:
             tau = settings.get("amateur_temperature", 1.0)
-            normaliser, exact = _tempered_normaliser(trace, name, tau)
+            normaliser, exact = tempered_normaliser(trace, name, tau)
             values[name] = (trace.parts[name].double() / tau - normaliser[:, None]).clamp(min=FLOOR)
         else:
             values[name] = log_probs(trace, name).clamp(min=FLOOR)
@@ -189,7 +189,7 @@ def log_probs(trace: Record, name: str) -> Tensor:
     return trace.parts[name].double() - trace.normalisers[name].double()[:, None]
 
 
-def _tempered_normaliser(trace: Record, name: str, tau: float) -> tuple[Tensor, bool]:
+def tempered_normaliser(trace: Record, name: str, tau: float) -> tuple[Tensor, bool]:
     """logsumexp of a part's logits / tau over the vocabulary, [P], and whether it is exact."""
     if tau == 1:
         return trace.normalisers[name].double(), True
