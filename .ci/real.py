@@ -106,8 +106,9 @@ def page() -> str:
                   "mean over the texts of (1 - rep-2)(1 - rep-3)(1 - rep-4), in percent. No chat template. "
                   f"{about('openings.json')}.", ""]  # fmt: skip
     if (FOLDER / "sums.json").exists():
-        lines += ["## 100 sums in words", "", *evaluation("sums.json", ["last number"])]
-        lines += ["", "Percent of answers whose last number is right. In the chat template, at most 160 tokens. "
+        lines += ["## 100 sums in words", "", *evaluation("sums.json", ["last number", "ended"])]
+        lines += ["", "Last number: percent of answers whose last number is right. Ended: percent that came to their end within the "
+                  "limit of 320 tokens; an answer that is cut off may lack its result. In the chat template. "
                   f"{about('sums.json')}.", ""]  # fmt: skip
     lines += ["## Speed", "", "Steps are held against the bare forward passes beside them, texts against the plain "
               "loop. Batch 1.", "", *speeds(), ""]  # fmt: skip

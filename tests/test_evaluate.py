@@ -600,7 +600,8 @@ def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
 def test_results_are_tidy(uninterrupted):
     rows = list(csv.DictReader((uninterrupted[0] / "results.csv").open(encoding="utf-8")))
     names = ["greedy", "sample top_p=0.95", "contrastive beta=0.5"]
-    metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "rep-2, tokens", "diversity, tokens"]
+    metrics = ["contains the answer", "is the answer", "rep-2", "diversity", "ended"]
+    metrics += ["rep-2, tokens", "diversity, tokens"]
     assert [(r["strategy"], r["metric"]) for r in rows] == list(itertools.product(names, metrics))
     assert {r["task"] for r in rows} == {"stories"} and {r["items"] for r in rows} == {"12"}
     assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in rows)
@@ -636,6 +637,8 @@ def test_loops_without_spaces_show_in_the_tokens(tmp_path):
     assert made["rep-2"] == made["diversity"] == (0, 0)
     assert made["rep-2, tokens"] == (2, 3) and made["diversity, tokens"] == (pytest.approx(1 / 3 * 1 / 2), 1)
     assert asking._graded(task, item, record)["rep-2"] == (2, 3)  # four characters of a script without spaces
+    for reason, ended in (("length", 0), ("eos", 1), ("stop", 1)):
+        assert asking._graded(task, item, record | {"finish_reason": reason})["ended"] == (ended, 1)
 
 
 def test_an_odd_line_does_not_change_a_resumed_run(uninterrupted, tmp_path, capsys):

@@ -226,6 +226,7 @@ def calls(folder):
         "plots.plot_step": (plots.plot_step, dict(trace=traced, position=1), {"trace": never, "top": whole()}),
         "plots.plot_strength": (plots.plot_strength, dict(trace=traced, position=1), {"trace": never}),
         "plots.plot_trajectory": (plots.plot_trajectory, dict(trace=traced), {"trace": never}),
+        "plots.plot_strip": (plots.plot_strip, dict(trace=traced), {"trace": never, "metric": never, "width": whole()}),
         "plots.plot_layers": (plots.plot_layers, dict(trace=dola), {"trace": never}),
         "plots.plot_rounds": (plots.plot_rounds, dict(trace=rounds), {"trace": never}),
     }  # fmt: skip

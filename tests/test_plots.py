@@ -15,7 +15,7 @@ from tiny import tiny_model
 
 from cdlearn import CachedLM, Contrast, DoLa, generate, speculate
 from cdlearn.show.html import texts_of
-from cdlearn.show.plots import plot_layers, plot_rounds, plot_step, plot_strength, plot_trajectory
+from cdlearn.show.plots import plot_layers, plot_rounds, plot_step, plot_strength, plot_strip, plot_trajectory
 from cdlearn.trace.record import Recorder
 
 OPTIONS = dict(max_new_tokens=8, eos_token_ids=(), progress=False)
@@ -62,6 +62,7 @@ def written(ax):
 
 
 DRAWN = {
+    "strip": lambda ax: plot_strip(contrast(), ax=ax),
     "step": lambda ax: plot_step(contrast(), 2, ax=ax),
     "strength": lambda ax: plot_strength(contrast(), 2, ax=ax),
     "trajectory": lambda ax: plot_trajectory(contrast(), ax=ax),
@@ -110,6 +111,7 @@ def test_a_token_of_dollar_signs_is_drawn_as_it_is():
     import dataclasses
 
     for trace, draw in [
+        (contrast().trace, lambda t, ax: plot_strip(t, ax=ax)),
         (contrast().trace, lambda t, ax: plot_step(t, 0, ax=ax)),
         (contrast(alpha=None).trace, lambda t, ax: plot_strength(t, 0, ax=ax)),
         (contrast().trace, lambda t, ax: plot_trajectory(t, ax=ax)),
@@ -209,6 +211,22 @@ def test_a_long_trajectory_is_numbered_not_named():
     assert ax.get_xlabel() == "position" and "#" not in "".join(written(ax))
 
 
+def test_a_strip_has_a_box_for_every_token_and_bars_under_those_that_were_moved():
+    trace = contrast().trace
+    ax = plot_strip(trace, ax=new_axes())
+    assert len(ax.texts) == len(trace)
+    moved = sum(rank > 1 for rank in trace.rank.tolist())
+    assert len(ax.patches) == len(trace) + moved
+    gain = (trace.parts["expert"][:, -1] - trace.normalisers["expert"]) - (
+        trace.parts["amateur"][:, -1] - trace.normalisers["amateur"]
+    )
+    boxes = [patch for patch in ax.patches if patch.get_height() > 0.5]
+    blue = [patch.get_facecolor()[2] > patch.get_facecolor()[0] for patch in boxes]
+    assert blue == [value > 0 for value in gain.tolist()]
+    narrow = plot_strip(trace, width=6, ax=new_axes())
+    assert narrow.get_ylim()[0] > ax.get_ylim()[0]
+
+
 def test_layers_are_sorted_and_the_chosen_one_is_outlined():
     trace = dola()
     ax = plot_layers(trace, ax=new_axes())
@@ -244,7 +262,14 @@ def test_rounds_have_a_cell_for_every_token_and_say_what_became_of_it(temperatur
 def test_what_cannot_be_drawn_is_refused_with_a_reason():
     untraced = generate(CachedLM(models()[0]), [5], **OPTIONS, trace=False)
     empty = Recorder().trace(0, [3], steps=0, settings={}, tokenizer=None)
-    for draw in (plot_trajectory, plot_layers, plot_rounds, lambda t: plot_step(t, 0), lambda t: plot_strength(t, 0)):
+    for draw in (
+        plot_strip,
+        plot_trajectory,
+        plot_layers,
+        plot_rounds,
+        lambda t: plot_step(t, 0),
+        lambda t: plot_strength(t, 0),
+    ):
         with pytest.raises(ValueError, match="trace has no trace"):
             draw(untraced)
         with pytest.raises(TypeError, match="trace is a list: pass a Trace or a Generation"):
@@ -254,6 +279,8 @@ def test_what_cannot_be_drawn_is_refused_with_a_reason():
         (lambda: plot_rounds(contrast()), "no rounds: pass what speculate returned"),
         (lambda: plot_strength(dola(), 0), "has no strength: trace a Contrast"),
         (lambda: plot_trajectory(empty), "trace has no positions"),
+        (lambda: plot_strip(generate(CachedLM(models()[0]), [5], **OPTIONS)), "metric is 'contrast gain', which this"),
+        (lambda: plot_strip(contrast(), metric="loss"), "metric is 'loss'"),
         (lambda: plot_layers(empty), "trace has no positions"),
         (lambda: plot_step(contrast(), 8), "position is 8: the positions of this trace are 0 to 7"),
         (lambda: plot_step(contrast(), 0, top=0), "top is 0"),

@@ -29,6 +29,7 @@ LEGEND = {
     "contains the answer": "the answer is somewhere in the text, as whole words where the script has spaces",
     "is the answer": "the text is the answer and nothing else",
     "last number": "the last number of the text is the answer's",
+    "ended": "the text came to its end before the limit of new tokens; a text that is cut off may lack its answer",
     "1 - TV": "the acceptance rate of that draft in speculative sampling",
     "amateur's greedy choice": "tokens that the amateur alone would have chosen, too",
 }

@@ -95,19 +95,20 @@ def token_strip(
         border = f"2px solid {_HERE}" if k == selected else "1px solid #999"
         mark = "<sub>\N{BULLET}</sub>" if k < len(marks) and marks[k] else ""
         title = html.escape(titles[k], quote=True) if k < len(titles) else ""
-        look = f"color:#000;background:{_shade(value / largest)};border:{border};{_CHIP}"
+        colour = ",".join(map(str, blend(value / largest)))
+        look = f"color:#000;background:rgb({colour});border:{border};{_CHIP}"
         chips.append(f'<span style="{look}" title="{title}">{token}{mark}</span>')
     rest = len(tokens) - SHOWN
     more = f" <em>... {rest} more</em>" if rest > 0 else ""
     return f'<div style="line-height:2">{"".join(chips)}{more}</div>'
 
 
-def _shade(share: float) -> str:
-    """White to a full colour for shares from -1 to 1."""
+def blend(share: float) -> tuple[int, ...]:
+    """The colour of a share from -1 to 1, red, green and blue from 0 to 255: white at 0 and for NaN."""
     if not math.isfinite(share):
-        return "#fff"
+        return (255, 255, 255)
     colour, strength = (_BLUE if share >= 0 else _ORANGE), min(abs(share), 1.0)
-    return "rgb({},{},{})".format(*(round(255 + (part - 255) * strength) for part in colour))
+    return tuple(round(255 + (part - 255) * strength) for part in colour)
 
 
 def trace_strip(trace: Record, *, metric: str = "contrast gain", selected: int = -1) -> str:

@@ -15,7 +15,7 @@ import torch
 from cdlearn.checks import check_count
 from cdlearn.scores import NEVER
 from cdlearn.show import style
-from cdlearn.show.html import texts_of
+from cdlearn.show.html import METRICS, blend, metric_values, texts_of
 from cdlearn.show.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, STYLES, axes_or_new, read_trace, tidy
 from cdlearn.trace.flips import kept_columns
 from cdlearn.trace.rescore import at_position, form_of, lines, log_probs, penalized, strength_of
@@ -23,6 +23,39 @@ from cdlearn.trace.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def plot_strip(trace: Any, *, metric: str = "contrast gain", width: int = 88, ax: Axes | None = None) -> Axes:
+    """The text as coloured tokens: the picture of what a notebook shows, for pages that take colours out of HTML.
+
+    metric: one of `cdlearn.show.html.METRICS`; blue is above 0, orange below. A bar under a token: the expert alone
+    would have chosen another one. width: characters per line. Raises ValueError for a trace that lacks the metric.
+    """
+    from matplotlib.patches import Rectangle
+
+    trace = read_trace(trace, needs_steps=True)
+    values = metric_values(trace, metric).tolist()
+    if not any(map(math.isfinite, values)):
+        raise ValueError(f"metric is {metric!r}, which this trace lacks: trace a contrast, or take another metric.")
+    largest = max(abs(value) for value in values if math.isfinite(value)) or 1.0
+    places, x, y = [], 0, 0
+    for text in texts_of(trace, trace.recorded_ids, check_count(width, "width")):
+        x, y = (0, y + 1) if x and x + len(text) > width else (x, y)
+        places.append((x, y, text))
+        x += len(text) + 1
+    ax = axes_or_new(ax, (10, 0.9 + 0.32 * (y + 1)))
+    for (x, y, text), value, rank in zip(places, values, trace.rank.tolist()):
+        face = [part / 255 for part in blend(value / largest)]
+        ax.add_patch(Rectangle((x, y), len(text) + 0.7, 0.8, facecolor=face, edgecolor="#999999", linewidth=0.6))
+        look = dict(family="monospace", fontsize=9, va="center", ha="center", color=BLACK, parse_math=False)
+        ax.text(x + (len(text) + 0.7) / 2, y + 0.4, text, **look)
+        if rank > 1:
+            ax.add_patch(Rectangle((x, y + 0.82), len(text) + 0.7, 0.1, facecolor=style.VERMILLION))
+    ax.set(xlim=(0, width + 1), ylim=(y + 1.1, -0.1), title=METRICS[metric])
+    ax.set_ylabel(f"0 to {largest:.2g}" if min(values) >= 0 else f"±{largest:.2g}")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax
 
 
 def plot_step(trace: Any, position: int, *, top: int = 8, ax: Axes | None = None) -> Axes:
