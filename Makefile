@@ -88,7 +88,7 @@ real: $(STAMP)
 	$(EVAL)/openings.jsonl --max-new-tokens 100 --batch 24 --out build/real/openings --json .ci/real/openings.json \
 		--methods greedy "contrastive strength=1" "contrastive beta=0.5" "sample top_p=0.95" "sample min_p=0.1" \
 		"greedy repetition_penalty=1.1" dola amateur
-	$(EVAL)/sums.jsonl --chat-template --max-new-tokens 320 --batch 50 --out build/real/sums --json .ci/real/sums.json \
+	$(EVAL)/sums.jsonl --chat-template --max-new-tokens 160 --batch 25 --out build/real/sums --json .ci/real/sums.json \
 		--methods greedy "contrastive beta=0.5" "contrastive strength=1" amateur
 	for kind in bfloat16 float32; do $(BIN)/python -m cdlearn bench $(MODELS) --dtype $$kind --json > .ci/real/new \
 		&& mv .ci/real/new .ci/real/bench-$$kind.json; done

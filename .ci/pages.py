@@ -4,8 +4,7 @@
 - notebooks/thumbnails/NN.png, from every notebook's first figure
 - notebooks/gallery.md, by `cdlearn compare` on notebooks/prompts.jsonl
 - notebooks/architectures.md, by trying every family of tests/architectures.py
-- notebooks/thumbnails/results.png, the README's figure, from the numbers that `cdlearn eval` left beside the pair
-- the README's tables of speed, between their markers, and notebooks/thumbnails/bench.png, from .ci/bench (make bench)
+- the tables of notebooks/speed.md and notebooks/thumbnails/bench.png, from .ci/bench (make bench)
 - the setup cell of every notebook, which installs cdlearn where it is missing (Colab)
 """
 
@@ -20,8 +19,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
-
-from cdlearn.show.style import BLUE, ORANGE
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -142,36 +139,6 @@ def with_setup(notebook: dict) -> dict:
     return notebook | {"cells": cells}
 
 
-BARS = {
-    "puzzles: right name": ("puzzles", "right", "contrastive beta=0.5"),
-    "story word pairs\nsaid again": ("stories", "rep-2", "contrastive beta=0.5"),
-    "true capitals": ("facts", "true", "dola layers=low"),
-    "sums right": ("arithmetic", "right", "contrastive beta=0.5"),
-}
-
-
-def results() -> Figure:
-    """The expert alone, beside the amateur and a contrast, on the four tasks, with 95% intervals."""
-    rows = json.loads((FOLDER.parent / "cdlearn" / "toyworld" / "pair" / "eval.json").read_text())["rows"]
-    found = {(row["task"], row["metric"], row["strategy"]): row for row in rows}
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    ax = figure.subplots()
-    looks = {"amateur": (ORANGE, "//"), "expert, greedy": ("#999999", ".."), "contrast": (BLUE, "")}
-    for k, (label, (color, hatch)) in enumerate(looks.items()):
-        for x, (task, metric, contrast) in enumerate(BARS.values()):
-            row = found[task, metric, {"amateur": "amateur", "expert, greedy": "greedy"}.get(label, contrast)]
-            spread = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-            style = {"color": color, "hatch": hatch, "edgecolor": "black", "label": label if x == 0 else None}
-            ax.bar(x + 0.27 * (k - 1), row["value"], 0.27, yerr=spread, capsize=3, **style)
-            ax.annotate(f"{row['value']:.0f}", (x + 0.27 * (k - 1), row["high"] + 2), ha="center", fontsize=8)
-    names = [f"{name}\n({'less' if metric == 'rep-2' else 'more'} is better)" for name, (_, metric, _) in BARS.items()]
-    ax.set_xticks(range(len(BARS)), names)
-    ax.set(ylabel="percent, 95% intervals", ylim=(0, 112))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="upper left", ncols=3, frameon=False, bbox_to_anchor=(0, 1.12))
-    return figure
-
-
 STEPS = {
     "contrastive": "contrastive step / both bare forwards",
     "contrastive, no trace": "the same without a trace",
@@ -205,7 +172,7 @@ def spread(row: dict, digits: int = 2) -> str:
 
 
 def performance() -> str:
-    """The README's tables of speed: steps, texts, and how the ratios move with batch and context."""
+    """The tables of speed: steps, texts, and how the ratios move with batch and context."""
     (facts, small), (_, large), (swept, grid) = measured("embedded"), measured("100m"), measured("sweep")
     place = facts["machine"]
     lines = [
@@ -247,7 +214,7 @@ def with_performance(page: str) -> str:
 
 
 def sweep_figure() -> Figure:
-    """The README's figure of speed: the ratios of the sweep over the context, a panel for each batch."""
+    """The figure of speed: the ratios of the sweep over the context, a panel for each batch."""
     from sweep import plot_sweep  # beside this script
 
     return plot_sweep(measured("sweep")[0]["rows"])
@@ -265,10 +232,9 @@ def main() -> None:
             picture = Image.open(io.BytesIO(data)).convert("RGB")
             picture.thumbnail((WIDTH, WIDTH))
             picture.quantize(32).save(FOLDER / "thumbnails" / f"{path.name[:2]}.png", optimize=True)
-    results().savefig(FOLDER / "thumbnails" / "results.png", dpi=110, metadata={"Software": None})
     sweep_figure().savefig(FOLDER / "thumbnails" / "bench.png", dpi=80, metadata={"Software": None})
-    front = FOLDER.parent / "README.md"
-    front.write_text(with_performance(front.read_text(encoding="utf-8")), encoding="utf-8")
+    speed = FOLDER / "speed.md"
+    speed.write_text(with_performance(speed.read_text(encoding="utf-8")), encoding="utf-8")
     page = FOLDER / "README.md"
     page.write_text(with_index(page.read_text(encoding="utf-8")), encoding="utf-8")
     (FOLDER / "gallery.md").write_text(gallery(), encoding="utf-8")

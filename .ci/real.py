@@ -52,14 +52,14 @@ def number(row: dict, digits: int = 1) -> str:
     return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
-def evaluation(name: str, metrics: list[str]) -> list[str]:
+def evaluation(name: str, metrics: list[str], methods: list[str] | None = None) -> list[str]:
     """A table of one line per method: each metric with its interval, and the difference of the first to greedy."""
     rows = read(name)["rows"]
     lines = [
         "| method | " + " | ".join(metrics) + f" | {metrics[0]}, minus greedy |",
         "|---|" + "---|" * (len(metrics) + 1),
     ]
-    for method in dict.fromkeys(row["strategy"] for row in rows):
+    for method in methods or dict.fromkeys(row["strategy"] for row in rows):
         found = {row["metric"]: row for row in rows if row["strategy"] == method}
         less, cells = found[metrics[0]].get("minus_greedy"), [number(found[metric]) for metric in metrics]
         apart = f"{less['value']:+.1f} [{less['low']:+.1f}, {less['high']:+.1f}]" if less else ""
@@ -86,7 +86,7 @@ def speeds() -> list[str]:
 
 def about(name: str) -> str:
     s = read(name)["setup"]
-    return f"{s['seconds'] / 60:.0f} minutes on {s['threads']} threads, seed {s['seed']}, torch {s['torch']}"
+    return f"{s['seconds'] / 60:.0f} minutes on {s['threads']} thread{'s' * (s['threads'] > 1)}, seed {s['seed']}, torch {s['torch']}"
 
 
 def page() -> str:
@@ -107,8 +107,9 @@ def page() -> str:
                   f"{about('openings.json')}.", ""]  # fmt: skip
     if (FOLDER / "sums.json").exists():
         lines += ["## 100 sums in words", "", *evaluation("sums.json", ["last number", "ended"])]
-        lines += ["", "Last number: percent of answers whose last number is right. Ended: percent that came to their end within the "
-                  "limit of 320 tokens; an answer that is cut off may lack its result. In the chat template. "
+        lines += ["", "Last number: percent of answers whose last number is right. Ended: percent that came to their end "
+                  "within the limit of 160 tokens; an answer that is cut off may lack its result, so that a way of "
+                  "writing briefly wins as well. In the chat template. "
                   f"{about('sums.json')}.", ""]  # fmt: skip
     lines += ["## Speed", "", "Steps are held against the bare forward passes beside them, texts against the plain "
               "loop. Batch 1.", "", *speeds(), ""]  # fmt: skip
@@ -119,7 +120,8 @@ def with_table(readme: str) -> str:
     """The README with its short table of the real pair."""
     head, rest = readme.split(START)
     speed = {row["method"]: row for row in read("bench-bfloat16.json")["rows"]}
-    lines = evaluation("openings.json", ["rep-2", "diversity"])
+    methods = ["greedy", "contrastive strength=1", "contrastive beta=0.5", "greedy repetition_penalty=1.1"]
+    lines = evaluation("openings.json", ["rep-2", "diversity"], methods)
     fast = [f"{speed[name]['ratio']:.2f}" for name in ("speculative contrastive", "speculative", "DoLa")]
     text = f"In bfloat16 on two cores speculative contrastive decoding is {fast[0]} times as fast as contrastive\n"
     text += f"decoding, speculative decoding {fast[1]} times as fast as greedy; a DoLa step takes {fast[2]} of it."

@@ -23,6 +23,7 @@ from masters import MASTERS, handed_in, hidden_lines, master, needs_sandbox, pla
 import cdlearn
 from cdlearn.classroom.grader import build, find_masters
 from cdlearn.classroom.grader.build import SETUP, course_api
+from cdlearn.classroom.grader.grade import grade
 from cdlearn.classroom.grader.page import page
 from cdlearn.classroom.grader.results import Gradebook, Row, hint_of, rows_of, summary
 from cdlearn.classroom.grader.submissions import LARGEST, Submission, choose, doubts, find_submissions, parts_of, slug
@@ -747,3 +748,50 @@ def test_check_tells_a_student_what_the_grader_will_see(release, tmp_path, capsy
     assert main(["check", str(path)]) == code
     out = capsys.readouterr()
     assert all(text in out.out + out.err for text in says), out
+
+
+# ---- the class list
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ann\nbob\n\n  cleo \n", "student,mail\nann,a@x\nbob,b@x\ncleo,c@x\n", "mail,Student\na,ann\nb,bob\nc,cleo\n"],
+)
+def test_nobody_on_the_roster_is_missing_from_the_tables(tmp_path, text):
+    for student in ("ann", "zoe"):
+        (tmp_path / "in" / student).mkdir(parents=True)
+        (tmp_path / "in" / student / f"{FIRST}.ipynb").write_text("no notebook")
+    (tmp_path / "roster.csv").write_text(text, encoding="utf-8-sig")
+    notes, out = [], tmp_path / "out"
+    rows = grade(tmp_path / "in", out, roster=tmp_path / "roster.csv", note=notes.append)
+    lines = list(csv.DictReader((out / "grades.csv").open(encoding="utf-8")))
+    assert len(rows) == len(lines)
+    status = {line["student"]: {line["status"]} for line in lines}
+    assert status == {"ann": {"unreadable"}, "zoe": {"unreadable"}, "bob": {"missing"}, "cleo": {"missing"}}
+    assert {line["assignment"] for line in lines} == {FIRST} and any("not on the roster: zoe" in note for note in notes)
+    totals = list(csv.DictReader((out / "totals.csv").open(encoding="utf-8")))
+    assert [line["student"] for line in totals] == ["ann", "bob", "cleo", "zoe"]
+    assert all(line["total"] == line[FIRST] == "0" for line in totals)
+    assert [path.name for path in (out / "feedback").glob("*.html") if "bob" in path.name] == []
+
+
+def test_totals_are_sums_and_a_hand_graded_part_counts_once_it_has_points(tmp_path):
+    def row(student, assignment, part, points):
+        return Row(student, assignment, part, points, 4.0, 0.0, "ok", "")
+
+    with Gradebook(tmp_path) as book:
+        book.add([row("ann", FIRST, "a", 3.0), row("ann", FIRST, "b", 2.5)])
+        book.add([row("ann", THIRD, "a", 1.0), row("ann", THIRD, "b", None)])
+        book.add([row("bob", THIRD, "a", 4.0)])
+    totals = list(csv.DictReader((tmp_path / "totals.csv").open(encoding="utf-8")))
+    assert totals == [
+        {"student": "ann", FIRST: "5.5", THIRD: "1", "total": "6.5"},
+        {"student": "bob", FIRST: "0", THIRD: "4", "total": "4"},
+    ]
+
+
+def test_a_roster_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "in" / "ann").mkdir(parents=True)
+    (tmp_path / "in" / "ann" / f"{FIRST}.ipynb").write_text("no notebook")
+    with pytest.raises(ValueError, match="roster .*none.csv cannot be read"):
+        grade(tmp_path / "in", tmp_path / "out", roster=tmp_path / "none.csv")

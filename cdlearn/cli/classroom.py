@@ -51,8 +51,9 @@ def grades(argv: list[str]) -> int:
     parser = options.Parser(
         prog="cdlearn grade",
         description="Grade a folder of submissions: STUDENT/ASSIGNMENT.ipynb, STUDENT/ASSIGNMENT/ASSIGNMENT.ipynb or\n"
-        "STUDENT_ASSIGNMENT.ipynb. Writes grades.csv and one feedback page per submission. Students' code runs in\n"
-        "a sandbox where bubblewrap is installed; elsewhere a line says what is not protected.",
+        "STUDENT_ASSIGNMENT.ipynb. Writes grades.csv (a row per part), totals.csv (a row per student) and a feedback\n"
+        "page per submission. Students' code runs in a sandbox where bubblewrap is installed; elsewhere a line says\n"
+        "what is not protected.",
         epilog="example: cdlearn grade submissions --jobs 4 --out graded",
     )
     parser.add_argument("folder", help="the submissions")
@@ -65,6 +66,7 @@ def grades(argv: list[str]) -> int:
     parser.add_argument("--timeout", type=seconds, default=600, metavar="S", help="seconds in all (default: 600)")
     gigabytes = options.number(float, 0)
     parser.add_argument("--memory", type=gigabytes, default=4.0, metavar="GB", help="address space (4); 0: no limit")
+    parser.add_argument("--roster", metavar="FILE", help="a student per line: nobody is missing from grades.csv")
     parser.add_argument("--out", metavar="DIR", help="where to (default: FOLDER-graded); an earlier grading is updated")
     args = parser.parse_args(argv)
     folder = Path(args.folder)

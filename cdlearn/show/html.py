@@ -32,7 +32,7 @@ _BLUE, _ORANGE = (86, 180, 233), (230, 159, 0)
 _HERE = "#D55E00"  # a border that is seen on white and on black
 _CHIP = "border-radius:3px;padding:1px 2px;margin:1px;display:inline-block;font-family:monospace;white-space:pre"
 _CHIP += ";unicode-bidi:isolate"
-_NUMBER = ' style="text-align:right;padding:0 8px"'
+_NUMBER, _WORD = (f' style="text-align:{side};padding:0 8px"' for side in ("right", "left"))
 
 
 def escaped(text: str | None, token_id: int) -> str:
@@ -128,7 +128,7 @@ def trace_strip(trace: Record, *, metric: str = "contrast gain", selected: int =
 
 def candidate_table(trace: Record, position: int, *, top: int = 8) -> str:
     """The best candidates of one position: probabilities with bars, score, what the mask dropped struck through."""
-    head = "".join(f"<th{_NUMBER}>{name}</th>" for name in ("rank", "token", "expert p", "amateur p", "score"))
+    head = "".join(f"<th{_WORD}>{name}</th>" for name in ("rank", "token", "expert p", "amateur p", "score"))
     lines = []
     for row in at_position(trace, position).to_frame(top=top).itertuples():
         token = escaped(row.token, row.token_id)
@@ -136,7 +136,8 @@ def candidate_table(trace: Record, position: int, *, top: int = 8) -> str:
         token = f"<b>{token}</b> \N{BLACK LEFT-POINTING TRIANGLE} chosen" if row.chosen else token
         probs = [_bar(row.expert_prob, "#0072B2"), _bar(row.amateur_prob, "#9A6700")]
         cells = [row.rank, f"<code>{token}</code>", *probs, f"{row.score:.2f}" if row.kept else "masked"]
-        lines.append("<tr>" + "".join(f"<td{_NUMBER}>{cell}</td>" for cell in cells) + "</tr>")
+        looks = [_NUMBER, _WORD, _WORD, _WORD, _NUMBER]
+        lines.append("<tr>" + "".join(f"<td{look}>{cell}</td>" for look, cell in zip(looks, cells)) + "</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
 import multiprocessing
@@ -17,7 +18,7 @@ from typing import Any
 
 from cdlearn.classroom.grader.build import Folder, find_masters, pick
 from cdlearn.classroom.grader.page import page
-from cdlearn.classroom.grader.results import Event, Gradebook, Row, progress, rows_of
+from cdlearn.classroom.grader.results import Event, Gradebook, Row, missing, progress, rows_of
 from cdlearn.classroom.grader.sandbox import end_all, unprotected
 from cdlearn.classroom.grader.submissions import (
     Notebook,
@@ -46,6 +47,7 @@ def grade(
     cell_timeout: int = 60,
     timeout: int = 600,
     memory: float = 4.0,
+    roster: Folder | None = None,
     tell: Callable[[str], None] = lambda line: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
@@ -53,11 +55,14 @@ def grade(
 
     seed: what the hidden tests draw their instances from (None: that of an earlier grading in `out`, else a fresh
     secret). jobs: processes at once (None: one per core). cell_timeout, timeout: seconds per cell and in all. memory:
-    GiB of address space, 0 for no limit. `tell` gets one line per finished submission, `note` what was left out.
+    GiB of address space, 0 for no limit. roster: a file with a student per line, or a CSV with a column "student" or
+    the students first: whoever handed in nothing gets rows as well, with 0 points. `tell` gets one line per finished
+    submission, `note` what was left out.
     Returns the rows of this grading, in order. Raises ValueError if there is nothing to grade.
     """
     masters, folder = find_masters(source), Path(folder)
     pick(masters, [assignment] if assignment else None)
+    students = [] if roster is None else _students(roster)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: give the folder that holds the submissions.")
     if why := unprotected():
@@ -75,6 +80,9 @@ def grade(
             book.add(new, feedback, names[number])
             rows += new
             tell(f"{done} of {len(found)}: {progress(new)}")
+        for student, name in _absent(students, rows, assignment, note):
+            rows += (new := missing(student, name, known[name]))
+            book.add(new)
     return sorted(rows, key=lambda row: (row.student, row.assignment, row.file))
 
 
@@ -103,6 +111,30 @@ def copy_others(notebook: Path, folder: Path, root: Path) -> None:
     for path in others[:BESIDE]:
         with contextlib.suppress(OSError):
             (folder / path.name).write_bytes(regular(path, root, LARGEST_BESIDE))
+
+
+def _students(roster: Folder) -> list[str]:
+    """The names of a class list."""
+    try:
+        with open(roster, newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file) if line and any(map(str.strip, line))]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"roster {roster} cannot be read ({error}): give a text file, one student per line.") from None
+    heads = [cell.strip().lower() for cell in lines[0]] if lines else []
+    column, start = (heads.index("student"), 1) if "student" in heads else (0, 0)
+    names = [line[column].strip() for line in lines[start:] if len(line) > column]
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def _absent(
+    students: list[str], rows: list[Row], assignment: str | None, note: Callable[[str], None]
+) -> list[tuple[str, str]]:
+    """(student, assignment) for everyone on the roster without a hand-in; `note` hears of those who are not on it."""
+    there = {(row.student, row.assignment) for row in rows}
+    if students and (strangers := sorted({student for student, _ in there} - {*students})):
+        note(f"not on the roster: {', '.join(strangers)}")
+    wanted = [assignment] if assignment else sorted({name for _, name in there} - {"unknown"})
+    return [(student, name) for name in wanted for student in students if (student, name) not in there]
 
 
 def _to_grade(folder: Path, masters: dict[str, Notebook], assignment: str | None, note: Callable) -> list[Submission]:

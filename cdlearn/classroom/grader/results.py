@@ -135,8 +135,17 @@ def _short(text: str, width: int = 90) -> str:
     return textwrap.shorten(text, width, placeholder=" …")
 
 
+def missing(student: str, assignment: str, master: Notebook) -> list[Row]:
+    """The rows of a student of the roster who handed in nothing."""
+    parts = parts_of(master).items()
+    return [
+        Row(student, assignment, name, 0.0, part.points, 0.0, "missing", "nothing was handed in")
+        for name, part in parts
+    ]
+
+
 class Gradebook:
-    """A folder with `grades.csv`, `seed.txt` and `feedback/`. What is not graded again stays as it was.
+    """A folder with `grades.csv`, `totals.csv`, `seed.txt` and `feedback/`. What is not graded again stays as it was.
 
     seed: what the hidden tests draw from; None: what the folder's `seed.txt` says, else a fresh secret.
     """
@@ -167,21 +176,42 @@ class Gradebook:
     def __exit__(self, *_: Any) -> None:
         self._lock.close()
 
-    def add(self, rows: Sequence[Row], page: str, name: str) -> None:
+    def add(self, rows: Sequence[Row], page: str = "", name: str = "") -> None:
         """Write the rows of one submission, in the place of its old ones, and its page."""
-        (self.pages / name).write_text(page, encoding="utf-8", errors="replace")
+        if name:
+            (self.pages / name).write_text(page, encoding="utf-8", errors="replace")
         new = [_line(row) for row in rows]
         whose = _whose(new[0])
         old = {line["part"]: line for line in self.lines if _whose(line) == whose}
         self.lines = [line for line in self.lines if _whose(line) != whose]
         self.lines += [_merged(old.get(line["part"], {}), line) for line in new]
         self.lines.sort(key=_whose)
-        fresh = self.path.with_suffix(".new")
-        with open(fresh, "w", newline="", encoding="utf-8", errors="replace") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(self.lines)
-        os.replace(fresh, self.path)  # whole at any time
+        _write(self.path, self.columns, self.lines)
+        _write(self.path.with_name("totals.csv"), *_totals(self.lines))
+
+
+def _write(path: Path, columns: list[str], lines: list[dict[str, str]]) -> None:
+    """A table, whole at any time."""
+    fresh = path.with_suffix(".new")
+    with open(fresh, "w", newline="", encoding="utf-8", errors="replace") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+    os.replace(fresh, path)
+
+
+def _totals(lines: list[dict[str, str]]) -> tuple[list[str], list[dict[str, str]]]:
+    """One line per student, one column per assignment; parts that a person has still to grade count nothing yet."""
+    names = sorted({line["assignment"] for line in lines})
+    sums: dict[str, dict[str, float]] = {}
+    for line in lines:
+        own = sums.setdefault(line["student"], dict.fromkeys([*names, "total"], 0.0))
+        for name in (line["assignment"], "total"):
+            with contextlib.suppress(ValueError):  # empty, or the instructor's own word
+                own[name] += float(line["points"])
+    return ["student", *names, "total"], [
+        {"student": student} | {name: f"{points:g}" for name, points in own.items()} for student, own in sums.items()
+    ]
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
