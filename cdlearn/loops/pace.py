@@ -18,7 +18,8 @@ _BINS = 8  # of the draft's probability, each with its own acceptance rate
 _TRUST = 8  # tests after which a bin's own acceptance weighs as much as the draft's word
 _MEMORY = 0.9  # how much of the acceptance of first tokens is remembered per round
 _REST = 16  # rounds without a draft after which one is tried again
-_LONG = 3.0  # seconds; a run that loses more than this to its drafts is mended, if it is greedy, or else said
+_LONG = 5.0  # seconds; of a slower run that lost to its drafts the user is told
+_TRIED = 3.0  # seconds of rounds with drafts after which a greedy run asks whether they pay
 
 
 class Pace:
@@ -122,7 +123,7 @@ class Clock:
         A pass over several tokens may cost as much as two or three (float32 on some CPUs): no price can know that. One
         round without a draft shows what a plain step takes; later every so many rounds a draft is tried again.
         """
-        if self._drafts < _LONG or self._idle >= _REST:
+        if self._drafts < _TRIED or self._idle >= _REST:
             return False
         return 0 not in self._checks or self._drafts > 1.02 * self._gained * statistics.median(self._checks[0])
 
