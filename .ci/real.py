@@ -86,8 +86,8 @@ def speeds() -> list[str]:
 
 def about(name: str) -> str:
     s = read(name)["setup"]
-    threads = f"{s['threads']} thread" + "s" * (s["threads"] > 1)
-    return f"{s['seconds'] / 60:.0f} minutes on {threads}, seed {s['seed']}, torch {s['torch']}"
+    minutes = f"{s['seconds'] / 60:.0f} minutes on {s['threads']} threads, " if s["seconds"] > 60 else ""  # resumed
+    return f"{minutes}seed {s['seed']}, torch {s['torch']}"
 
 
 def page() -> str:
@@ -110,7 +110,7 @@ def page() -> str:
         lines += ["## 100 sums in words", "", *evaluation("sums.json", ["last number", "ended"])]
         lines += ["", "Last number: percent of answers whose last number is right. Ended: percent that came to their "
                   "end within the limit of 160 tokens; an answer that is cut off may lack its result, so that a way of "
-                  "writing briefly wins as well. In the chat template. "
+                  "writing briefly wins as well. In the chat template, "
                   f"{about('sums.json')}.", ""]  # fmt: skip
     lines += ["## Speed", "", "Steps are held against the bare forward passes beside them, texts against the plain "
               "loop. Batch 1.", "", *speeds(), ""]  # fmt: skip
