@@ -124,7 +124,7 @@ KINDS = {
     "stream": kind(type, type(len), none=True),
 }  # fmt: skip
 KINDS |= dict.fromkeys("tokenizer expert_tokenizer expert amateur source model target draft".split(), never)
-KINDS |= dict.fromkeys("weighted generation".split(), never)
+KINDS |= dict.fromkeys("weighted generation metric".split(), never) | {"width": whole()}
 KINDS |= dict.fromkeys("expert_logits amateur_logits p_logits q_logits final_logits premature_logits".split(), TENSOR)
 KINDS |= dict.fromkeys("scores probs uniforms p q draft_tokens token_ids ids".split(), TENSOR)
 FILES = ("path", "expert", "amateur", "tokenizer")  # may be an OSError too, which names the file
@@ -226,7 +226,7 @@ def calls(folder):
         "plots.plot_step": (plots.plot_step, dict(trace=traced, position=1), {"trace": never, "top": whole()}),
         "plots.plot_strength": (plots.plot_strength, dict(trace=traced, position=1), {"trace": never}),
         "plots.plot_trajectory": (plots.plot_trajectory, dict(trace=traced), {"trace": never}),
-        "plots.plot_strip": (plots.plot_strip, dict(trace=traced), {"trace": never, "metric": never, "width": whole()}),
+        "plots.plot_strip": (plots.plot_strip, dict(trace=traced), {"trace": never}),
         "plots.plot_layers": (plots.plot_layers, dict(trace=dola), {"trace": never}),
         "plots.plot_rounds": (plots.plot_rounds, dict(trace=rounds), {"trace": never}),
     }  # fmt: skip
@@ -277,11 +277,12 @@ def shown(value):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_value_is_taken_or_refused_by_name(tmp_path, monkeypatch):
+def test_every_value_is_taken_or_refused_by_name(tmp_path, monkeypatch, request):
     monkeypatch.setattr("cdlearn.loops.run.watched", lambda: False)
     monkeypatch.chdir(tmp_path)
     if hasattr(signal, "SIGALRM"):
         monkeypatch.setattr(signal, "_before", signal.signal(signal.SIGALRM, hangs), raising=False)
+        request.addfinalizer(lambda: signal.setitimer(signal.ITIMER_REAL, 0))  # whatever happens, no later test is hit
     wrong, count = [], 0
     for name, (call, good, *kinds) in calls(tmp_path).items():
         call(**good)
@@ -297,8 +298,6 @@ def test_every_value_is_taken_or_refused_by_name(tmp_path, monkeypatch):
                 if found:
                     wrong.append(f"{name}({argument}={shown(value)}): {found[:200]}")
             plt.close("all")
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0)
     lines = "\n".join(wrong).encode("ascii", "backslashreplace").decode()
     assert not wrong, f"{len(wrong)} of {count}:\n{lines}"
     assert count > 15_000

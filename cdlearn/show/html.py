@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cdlearn.checks import check_word
 from cdlearn.trace.record import Record
 from cdlearn.trace.rescore import at_position
 from cdlearn.trace.tables import token_texts, visible
@@ -52,8 +53,7 @@ def names_of(trace: Record, ids: Sequence[int] | None = None) -> list[str]:
 
 def metric_values(trace: Record, metric: str) -> Tensor:
     """One number per position, [P], of a metric in `METRICS`. NaN where the trace has no amateur."""
-    if metric not in METRICS:
-        raise ValueError(f"metric is {metric!r}: pass one of {', '.join(map(repr, METRICS))}.")
+    check_word(metric, "metric", tuple(METRICS))
     nothing = torch.full((len(trace),), math.nan)
     expert, amateur = (
         trace.parts[name][:, -1] - trace.normalisers[name] if name in trace.parts else nothing

@@ -39,7 +39,7 @@ def plot_strip(trace: Any, *, metric: str = "contrast gain", width: int = 88, ax
         raise ValueError(f"metric is {metric!r}, which this trace lacks: trace a contrast, or take another metric.")
     largest = max(abs(value) for value in values if math.isfinite(value)) or 1.0
     places, x, y = [], 0, 0
-    for text in texts_of(trace, trace.recorded_ids, check_count(width, "width")):
+    for text in texts_of(trace, trace.recorded_ids, check_count(width, "width", high=1000)):
         x, y = (0, y + 1) if x and x + len(text) > width else (x, y)
         places.append((x, y, text))
         x += len(text) + 1
