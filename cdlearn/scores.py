@@ -57,9 +57,9 @@ def contrastive_scores(
     expert, amateur = check_two(expert_logits, amateur_logits, "expert_logits", "amateur_logits")
     alpha, top_k, strength, tau = check_contrast(alpha, top_k, strength, None, amateur_temperature).values()
     keep = _keep(expert, row_max(expert, "expert_logits", check), alpha, top_k)
-    amateur_best = row_max(amateur, "amateur_logits", check)
-    if tau != 1:  # the best logit is subtracted first: a tiny temperature cannot overflow
-        amateur = (amateur - amateur_best) / max(tau, torch.finfo(amateur.dtype).tiny)
+    if check or tau != 1:  # the best logit is subtracted first: a tiny temperature cannot overflow
+        amateur_best = row_max(amateur, "amateur_logits", check)
+        amateur = amateur if tau == 1 else (amateur - amateur_best) / max(tau, torch.finfo(amateur.dtype).tiny)
     amateur_logp = torch.log_softmax(amateur, dim=-1).clamp(min=FLOOR)
     return torch.where(keep, torch.sub(torch.log_softmax(expert, dim=-1), amateur_logp, alpha=strength), NEVER)
 
