@@ -67,6 +67,7 @@ endif
 
 # the index, thumbnails, gallery and setup cells that are made from the notebooks
 pages: $(STAMP)
+	@test -z "$(REPO_URL)" || grep -q '^Repository' pyproject.toml || printf '\n[project.urls]\nRepository = "%s"\n' "$(REPO_URL)" >> pyproject.toml
 	$(BIN)/python .ci/pages.py
 	$(BIN)/python .ci/real.py
 

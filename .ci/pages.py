@@ -5,7 +5,10 @@
 - notebooks/gallery.md, by `cdlearn compare` on notebooks/prompts.jsonl
 - notebooks/architectures.md, by trying every family of tests/architectures.py
 - the tables of notebooks/speed.md and notebooks/thumbnails/bench.png, from .ci/bench (make bench)
-- the setup cell of every notebook, which installs cdlearn where it is missing (Colab)
+- the setup cell of every notebook, which installs cdlearn where it is missing, or says how to
+
+`make pages REPO_URL=https://github.com/OWNER/NAME`, once the address is owned, writes it into pyproject.toml first:
+then setup cells install from there, and the index links to Colab and Binder.
 """
 
 import base64
@@ -22,20 +25,27 @@ from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-HOME = PROJECT["urls"]["Repository"]
-REPOSITORY = HOME.removeprefix("https://github.com/")  # owner/name, for Colab's and Binder's links
+# where this lies, once somebody owns the address: code on readers' machines must not come from a name that is free
+HOME = PROJECT.get("urls", {}).get("Repository", "")
 BENCH = Path(__file__).parent / "bench"
 FAST, SLOW = "<!-- performance: make bench -->", "<!-- end of performance -->"
 START, END = "<!-- index: make pages -->", "<!-- end of index -->"
 WIDTH = 360  # pixels of a thumbnail, shown at half of it
 GALLERY = ["compare", "--prompts-file", "notebooks/prompts.jsonl", "--format", "markdown", "--max-new-tokens", "64"]
 GALLERY += ["--methods", "amateur", "greedy", "sample top_p=0.95", "contrastive"]
-SETUP = f"""\
-# Colab has no cdlearn yet; an installed one, and its torch, are left alone
+SETUP = """\
+# an installed cdlearn, and its torch, are left alone
 import importlib.util
 
 if importlib.util.find_spec("cdlearn") is None:
-    %pip install --quiet git+{HOME}"""
+    """
+
+
+def setup(home: str) -> str:
+    """The first code cell: installs the package where it is missing, or says how to."""
+    words = "install cdlearn first: %pip install PATH, a clone of its repository or its wheel"
+    stop = f'raise ModuleNotFoundError("{words}")'
+    return SETUP + (f"%pip install --quiet git+{home}" if home else stop)
 
 
 def notebooks() -> list[Path]:
@@ -75,20 +85,24 @@ def alt(notebook: dict) -> str:
     return re.split(r"(?<=[.;:])\s", text)[0].rstrip(".;:").replace('"', "'")
 
 
-def index() -> str:
-    """The table of the course."""
-    lines = ["| notebook | you will | minutes | before | figure | open |", "| --- | --- | --- | --- | --- | --- |"]
+def index(home: str = HOME) -> str:
+    """The table of the course; with an address, each line opens its notebook on Colab and Binder."""
+    lines = ["| notebook | you will | minutes | before | figure |" + " open |" * bool(home)]
+    lines.append("| --- | --- | --- | --- | --- |" + " --- |" * bool(home))
+    repository = home.removeprefix("https://github.com/")
     for path in notebooks():
         notebook = read(path)
         facts = about(notebook)
         picture = ""
         if figure(notebook):
             picture = f'<img src="thumbnails/{path.name[:2]}.png" width="{WIDTH // 2}" alt="{alt(notebook)}">'
-        colab = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/{path.name}"
-        binder = f"https://mybinder.org/v2/gh/{REPOSITORY}/main?labpath=notebooks/{path.name}"
+        colab = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}"
+        binder = f"https://mybinder.org/v2/gh/{repository}/main?labpath=notebooks/{path.name}"
         cells = [f"[{facts['title']}]({path.name})", facts["goal"], facts["minutes"], facts["before"], picture]
-        lines.append("| " + " | ".join([*cells, f"[Colab]({colab}) [Binder]({binder})"]) + " |")
-    return "\n".join(lines)
+        cells += [f"[Colab]({colab}) [Binder]({binder})"] if home else []
+        lines.append("| " + " | ".join(cells) + " |")
+    words = "On Colab the first code cell installs `cdlearn`; Binder builds `environment.yml`, which takes minutes."
+    return "\n".join([*lines, *(["", words] if home else [])])
 
 
 def with_index(page: str) -> str:
@@ -126,8 +140,8 @@ def architectures() -> str:
 def with_setup(notebook: dict) -> dict:
     """The notebook with the current setup cell behind its first cell, and its cells numbered again."""
     cells = [c for c in notebook["cells"] if "setup" not in c["metadata"].get("tags", [])]
-    setup = {"cell_type": "code", "execution_count": 1, "id": "setup", "metadata": {"tags": ["setup"]}, "outputs": []}
-    cells.insert(1, setup | {"source": SETUP.splitlines(keepends=True)})
+    first = {"cell_type": "code", "execution_count": 1, "id": "setup", "metadata": {"tags": ["setup"]}, "outputs": []}
+    cells.insert(1, first | {"source": setup(HOME).splitlines(keepends=True)})
     count = 0
     for cell in cells:
         if cell["cell_type"] == "code" and "".join(cell["source"]).strip():

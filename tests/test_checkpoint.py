@@ -218,7 +218,7 @@ def test_a_damaged_or_foreign_gguf_is_refused_in_a_sentence(tmp_path, monkeypatc
             load_expert(file, device="cpu")
         assert len(str(caught.value)) < 400
     monkeypatch.setattr(checkpoint.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"GGUF files need .*pip install 'cdlearn\[gguf\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"GGUF files need .*pip install -e '.\[gguf\]'"):
         load_expert(file)
 
 

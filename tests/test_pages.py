@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,15 +47,35 @@ def test_every_notebook_has_its_setup_cell_and_thumbnail(path):
         assert max(Image.open(ROOT / "notebooks" / "thumbnails" / f"{path.name[:2]}.png").size) == pages.WIDTH
 
 
-def test_the_setup_cell_installs_only_where_cdlearn_is_missing(monkeypatch):
-    """The cell is IPython; its one magic line becomes a call that is counted."""
-    program, calls = pages.SETUP.replace("%pip install", "pip_install #"), []
-    program = program.replace("pip_install #", "pip_install() #")
-    exec(program, {"pip_install": lambda: calls.append("install")})
-    assert calls == []  # cdlearn is here
+def test_the_setup_cell_acts_only_where_cdlearn_is_missing(monkeypatch):
+    """The cell is IPython; its one magic line becomes a call that is counted. Without an address it says what to do."""
+    calls, names = [], {"pip_install": lambda: calls.append("install")}
+    program = pages.setup("https://github.com/OWNER/NAME").replace("%pip install", "pip_install() #")
+    for cell in (program, pages.setup("")):
+        exec(cell, names)  # cdlearn is here
+    assert calls == []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    exec(program, {"pip_install": lambda: calls.append("install")})
-    assert calls == ["install"]
+    exec(program, names)
+    assert calls == ["install"] and "--quiet git+https://github.com/OWNER/NAME" in program
+    with pytest.raises(ModuleNotFoundError, match="install cdlearn first: %pip install PATH"):
+        exec(pages.setup(""), names)
+
+
+def test_the_index_links_to_hosts_only_where_there_is_an_address():
+    assert "colab" not in pages.index("") and "mybinder" not in pages.index("")
+    with_address = pages.index("https://github.com/OWNER/NAME")
+    assert "colab.research.google.com/github/OWNER/NAME/blob/main/notebooks/00_start_here.ipynb" in with_address
+    assert with_address.count("mybinder.org") == len(pages.notebooks())
+
+
+def test_no_address_is_named_that_is_not_owned():
+    """Code on readers' machines must not come from a name that anybody may register."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    files = [ROOT / "README.md", *sorted((ROOT / "notebooks").rglob("*.md")), *pages.notebooks()]
+    if "urls" not in project:
+        assert not [
+            file.name for file in files if re.search(r"github\.com/cdlearn|git\+https", file.read_text("utf-8"))
+        ]
 
 
 def test_setup_cells_number_the_others_behind_them():

@@ -21,7 +21,7 @@ def assignments(argv: list[str]) -> int:
     parser.add_argument("out", nargs="?", default="build/assignments", help="where to (default: build/assignments)")
     parser.add_argument("--source", metavar="FOLDER", help="the masters (default: notebooks/assignments/source)")
     parser.add_argument("--assignment", metavar="NAME", action="append", help="only this one (may be repeated)")
-    parser.add_argument("--install", metavar="SPEC", help="for pip on Colab, a name or URL (default: the repository)")
+    parser.add_argument("--install", metavar="SPEC", help="for pip on Colab: a URL or a wheel")
     args = parser.parse_args(argv)
     for path in build(args.out, source=args.source, names=args.assignment, install=args.install):
         print(f"{path}  and  {path.parent}.zip")

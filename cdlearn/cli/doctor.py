@@ -37,7 +37,7 @@ def check_installation() -> Iterator[Finding]:
             yield check_requirement(requirement)
     for name, why in (("jupyterlab", "the notebooks"), ("jupyterlab_widgets", "the token inspector")):
         found = check_requirement(Requirement(name))
-        yield (found if found[0] == OK else (NOTE, name, f"not installed, for {why}; fix: pip install 'cdlearn[lab]'"))
+        yield found if found[0] == OK else (NOTE, name, f"not installed, for {why}; fix: pip install -e '.[lab]'")
     device = pick_device()
     if native(device, torch.bfloat16):
         dtype = "bfloat16 for bfloat16 checkpoints (it computes in it; float32: twice the time and memory)"
@@ -73,7 +73,7 @@ def check_pair() -> Iterator[Finding]:
     try:
         pair, early = cdlearn.load_pair(), cdlearn.load_expert("early", progress=False).expert
     except Exception as error:  # whatever it is, the doctor's answer is a line
-        yield BROKEN, "embedded pair", f"{_reason(error)}; fix: pip install --force-reinstall cdlearn"
+        yield BROKEN, "embedded pair", f"{_reason(error)}; fix: pip install --force-reinstall --no-deps . in a clone"
         return
     yield OK, "embedded pair", f"loaded in {time.perf_counter() - start:.2f} s"
     equal = []

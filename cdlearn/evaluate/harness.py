@@ -28,7 +28,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
 except ModuleNotFoundError as error:
-    needs = 'cdlearn.harness needs lm-evaluation-harness and accelerate: pip install "cdlearn[eval]"'
+    needs = 'cdlearn.harness needs lm-evaluation-harness and accelerate: pip install -e ".[eval]" in a clone'
     raise ModuleNotFoundError(f"{needs} ({error}).", name=error.name) from error
 
 _THEIRS = "add_bos_token prefix_token_id truncation think_end_token enable_thinking chat_template_args".split()

@@ -77,7 +77,7 @@ def need_gguf() -> None:
     """Raise ModuleNotFoundError where GGUF files cannot be read."""
     old = Version(transformers.__version__) < Version("5.23")  # whose tokenizers lose the BOS or other special tokens
     if old or not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
-        needs = "gguf, accelerate and transformers>=5.23: pip install 'cdlearn[gguf]'"
+        needs = "gguf, accelerate and transformers>=5.23: pip install -e '.[gguf]' in a clone"
         raise ModuleNotFoundError(f"GGUF files need {needs}.")
 
 

@@ -113,7 +113,7 @@ def load_pair(
 
     No arguments: the embedded pair (offline, no download). The words "expert", "amateur" and "early" name its three
     models, so `load_pair(amateur="early")` contrasts the expert with its own early checkpoint. Other strings are hub
-    ids, local folders (safetensors only, no remote code) or paths to .gguf files (they need `cdlearn[gguf]`; the
+    ids, local folders (safetensors only, no remote code) or paths to .gguf files (they need the extra `gguf`; the
     weights are dequantised, which saves download, not memory). Model objects are taken as they are, in eval mode, and
     neither moved nor changed.
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from cdlearn.classroom.grader.submissions import Notebook, unlink
 
 Folder = str | os.PathLike
-SETUP = """# Does nothing where cdlearn is installed (your machine, Binder), and installs it on Colab.
-import importlib.util
+SETUP = """import importlib.util
 
 if importlib.util.find_spec("cdlearn") is None:
-    %pip install -q "{install}"
+    {otherwise}
 """
+STOP = 'raise ModuleNotFoundError("install cdlearn first, as your instructor says")'
 _SECRET = re.compile(r"(BEGIN|END) +(SOLUTION|HIDDEN +TESTS)")
 
 
@@ -54,14 +54,15 @@ def build(
 ) -> list[Path]:
     """Write `out/NAME/NAME.ipynb` and `out/NAME.zip` for every assignment; returns the notebooks.
 
-    names: only these. install: what pip installs on Colab (a name, a URL, a wheel); None: the repository that the
-    package's own metadata names. Raises RuntimeError without nbgrader, or if something of a solution or a hidden test
-    would have been left in.
+    names: only these. install: what pip installs where the package is missing, on Colab for instance (a URL, a wheel);
+    None: the repository in the package's metadata, or a sentence. Raises RuntimeError without nbgrader, or where a part
+    of a solution or a hidden test would have been left in.
     """
     masters = pick(find_masters(source), names)
     addresses = dict(line.split(", ", 1) for line in metadata("cdlearn").get_all("Project-URL") or ())
     setup = {"cell_type": "code", "id": "setup", "metadata": {}, "execution_count": None, "outputs": []}
-    setup["source"] = SETUP.format(install=install or f"git+{addresses['Repository']}")
+    install = install or "".join(f"git+{address}" for name, address in addresses.items() if name == "Repository")
+    setup["source"] = SETUP.format(otherwise=f'%pip install -q "{install}"' if install else STOP)
     out, written = Path(out), []
     with tempfile.TemporaryDirectory(prefix="cdlearn-build-") as course:
         for name, notebook in releases(masters, Path(course)).items():
@@ -100,7 +101,7 @@ def course_api(course: Path):
         from nbgrader.apps import NbGraderAPI
         from traitlets.config import Config
     except ImportError as error:
-        raise RuntimeError("this needs nbgrader: pip install 'cdlearn[classroom]'") from error
+        raise RuntimeError("this needs nbgrader: pip install -e '.[classroom]' in a clone") from error
     programs, path = os.path.dirname(sys.executable), os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != programs:
         os.environ["PATH"] = os.pathsep.join([programs, path])  # nbgrader calls `alembic` by name
