@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cdlearn.evaluate.folder import Records
-from cdlearn.evaluate.questions import ENDED, GRADES, Choices, repetition
+from cdlearn.evaluate.questions import GRADES, Choices, repetition
 from cdlearn.evaluate.report import rows_of
 from cdlearn.methods import OPTIONS, Decoder, Models, build, parse
 from cdlearn.metrics import choice_scores
@@ -82,7 +82,7 @@ def _graded(task: Task, item: Item, record: dict[str, Any]) -> dict[str, tuple[f
     # graders see the text alone; a loop without spaces shows in the tokens only, and a limit cuts answers off
     tokens = repetition(record.get("token_ids", [])).items()
     if GRADES["contains"] in grades:
-        grades[ENDED] = (record.get("finish_reason") != "length", 1)
+        grades["ended"] = (record.get("finish_reason") != "length", 1)
     return grades | {f"{name}, tokens": value for name, value in tokens if name in grades}
 
 

@@ -19,7 +19,6 @@ from cdlearn.toyworld.tasks import Item, Task
 
 FORMAT = 'lines like {"prompt": "2 + 2 =", "answer": "4"} or {"prompt": ..., "choices": ["3", "4"], "answer": 1}'
 # how an answer is graded -> the metric; a line without "grade" is graded by the first two
-ENDED = "ended"
 GRADES = {"contains": "contains the answer", "exact": "is the answer", "last number": "last number"}
 
 _JOINED = UNSPACED + "\uac00-\ud7af"  # no spaces between words, or endings joined to them (Hangul)

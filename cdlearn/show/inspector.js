@@ -13,7 +13,7 @@ export async function unpack(bytes) {
   const header = JSON.parse(new TextDecoder().decode(raw.subarray(4, start)));
   const trace = { ...header, parts: {}, normalisers: {}, ranks: {}, entropy: {}, values: {}, memo: new Map() };
   for (const [name, [type, shape, at]] of Object.entries(header.arrays)) {
-    const [group, key] = name.replace("metrics.", "values.").split(/\.(.*)/s);
+    const [group, key] = name.split(/\.(.*)/s);
     const count = shape.reduce((a, b) => a * b, 1), Kind = TYPES[type];
     const values = gathered(raw.subarray(start + at, start + at + count * Kind.BYTES_PER_ELEMENT), count, Kind);
     if (name === "parts.expert" && type === "f4") new Int32Array(values.buffer).forEach((_, k, bits) => { bits[k] += k ? bits[k - 1] : 0; });
@@ -37,7 +37,6 @@ function once(trace, key, make) { // what does not change is computed once
 // ---------------------------------------------------------------- the formulas: rescore.py
 const FLOOR = -1e5, NEVER = -Infinity;
 const formOf = (trace, settings) => trace.forms.find(form => form.knob === null || form.knob in settings);
-const knobOf = trace => formOf(trace, trace.settings)?.knob ?? null;
 export function newSettings(trace, changes) {
   const knobs = trace.forms.map(form => form.knob).filter(knob => knob !== null);
   const settings = { ...trace.settings };
@@ -302,11 +301,11 @@ function h(tag, given = {}, ...children) {
   return node;
 }
 
-/** As many children as items: those that are there are mended, so that the focus stays where it is. */
-function fill(parent, items, make, mend) {
+/** As many children as items, after the first few: those that are there are mended, so that the focus stays where it is. */
+function fill(parent, items, make, mend, after = 0) {
   const had = parent.contains(parent.getRootNode().activeElement);
-  while (parent.children.length > items.length) parent.lastChild.remove();
-  items.forEach((item, k) => mend(parent.children[k] ?? parent.appendChild(make(k)), item, k));
+  while (parent.children.length > items.length + after) parent.lastChild.remove();
+  items.forEach((item, k) => mend(parent.children[k + after] ?? parent.appendChild(make()), item, k));
   if (had && !parent.contains(parent.getRootNode().activeElement)) parent.lastElementChild?.querySelector("button")?.focus();
 }
 
@@ -365,7 +364,7 @@ function drawAbout(app) {
   const facts = [`position ${p}`, `${trace.texts[trace.recorded[p]]}`];
   for (const name of ["expert", "amateur"].filter(name => name in trace.parts)) {
     const rank = trace.ranks[name]?.[p];
-    const column = [...trace.candidates.subarray(p * W, p * W + W)].indexOf(trace.recorded[p]);
+    const column = trace.candidates.subarray(p * W, p * W + W).indexOf(trace.recorded[p]);
     const likely = column < 0 ? "" : chance(probability(trace, name, p, column, state.settings));
     facts.push(`${name} ${likely}${rank ? `, rank ${rank}` : ""}`);
   }
@@ -410,8 +409,7 @@ function drawStep(app) {
     const cells = names.map((name, n) => ({ kind: name, share: chances[k][n] / widest, text: chance(chances[k][n]), line: name === "expert" && cut ? cut / widest : null }));
     const lead = masked ? 0 : 1 - (high - score) / room;
     if (!plain) cells.push({ kind: "score", share: lead, text: masked ? "" : score.toFixed(2), line: null });
-    while (row.children.length > cells.length + 1) row.lastChild.remove();
-    cells.forEach((cell, n) => drawBar(row.children[n + 1] ?? row.appendChild(h("td", {}, h("span", { className: "number" }), h("span", { className: "meter" }, h("i"), h("b")))), cell));
+    fill(row, cells, () => h("td", {}, h("span", { className: "number" }), h("span", { className: "meter" }, h("i"), h("b"))), drawBar, 1);
   });
   setText(ui.more, `show ${state.rows < 32 ? 32 : W - 1} candidates`);
   show(ui.more, state.rows < W - 1);
@@ -439,9 +437,7 @@ function drawLayers(app) {
   const order = layers.map((layer, at) => ({ layer, at })).sort((a, b) => b.layer - a.layer);
   fill(ui.layerRows, order, () => h("tr", {}, h("th", { scope: "row" })), (row, { layer, at }) => {
     setText(row.firstChild, `layer ${layer}`);
-    while (row.children.length > shown.length + 1) row.lastChild.remove();
-    shown.forEach((p, k) => {
-      const cell = row.children[k + 1] ?? row.appendChild(h("td", {}, h("button", { type: "button", className: "heat" }))), button = cell.firstChild;
+    fill(row, shown, () => h("td", {}, h("button", { type: "button", className: "heat" })), ({ firstChild: button }, p) => {
       const value = trace.divergences[p * count + at], here = (state.settings.layer ?? trace.premature_layer[p]) === layer;
       Object.assign(button.dataset, { position: p, layer });
       tint(button, Math.sqrt(value / largest));
@@ -449,7 +445,7 @@ function drawLayers(app) {
       button.setAttribute("aria-pressed", String(here));
       button.setAttribute("aria-label", `layer ${layer}, position ${p}: ${number(value)} nats`);
       button.title = `layer ${layer}, ${trace.texts[trace.recorded[p]]}: ${number(value)} nats`;
-    });
+    }, 1);
   });
   fill(ui.layerFoot, [0, ...shown], () => h("td"), (cell, p, k) => setText(cell, k ? trace.texts[trace.recorded[p]] : ""));
 }

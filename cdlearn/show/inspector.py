@@ -55,7 +55,7 @@ class Inspector(anywidget.AnyWidget):
         """Show one of the versions, where it is most telling, with its own settings."""
         with self.hold_sync():
             self._version, self._settings = version, {}
-            self._position = first_moved(self.trace) if len(self.trace) else 0
+            self._position = first_moved(self.trace)
 
     @property
     def trace(self) -> Trace:
@@ -87,8 +87,7 @@ class Inspector(anywidget.AnyWidget):
             if name not in there:
                 raise ValueError(f"{name} is {value!r}, but this text's controls are: {', '.join(there) or 'none'}.")
         self.trace.rescore(**settings)  # its errors name the value
-        new = self._settings | {name: 0 if name == "alpha" else value for name, value in settings.items() if not value}
-        new |= {name: value for name, value in settings.items() if value}
+        new = self._settings | settings | ({"alpha": settings["alpha"] or 0} if "alpha" in settings else {})
         self._settings = {name: value for name, value in new.items() if value is not None}
 
     def regenerate(self, *, wait: bool = False) -> None:

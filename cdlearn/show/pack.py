@@ -43,7 +43,7 @@ def pack(trace: Record) -> bytes:
         "texts": texts_of(trace, ids.tolist()),
         "prompt": [place[token] for token in trace.prompt_ids],
         "recorded": [place[token] for token in trace.recorded_ids],
-        "opening": first_moved(trace) if len(trace) else 0,
+        "opening": first_moved(trace),
         "settings": trace.settings,
         "forms": [vars(form) for form in trace.forms],
         "controls": controls(trace),
@@ -78,13 +78,13 @@ def controls(trace: Record) -> list[str]:
 
 
 def _arrays(trace: Record) -> dict[str, Any]:
-    """Every tensor by its name in the page: "parts.expert", "normalisers.expert", "metrics.entropy", ..."""
+    """Every tensor by its name in the page: "parts.expert", "normalisers.expert", "values.entropy", ..."""
     arrays: dict[str, Any] = {f"parts.{name}": part for name, part in trace.parts.items()}
     arrays |= {f"normalisers.{name}": trace.normalisers[name] for name in trace.parts}
     arrays |= {f"ranks.{name}": values for name, values in trace.ranks.items() if values.dim() == 1}
     arrays |= {f"entropy.{name}": values for name, values in trace.entropy.items() if values.dim() == 1}
     if len(trace):
-        arrays |= {f"metrics.{name}": metric_values(trace, name) for name in METRICS}
+        arrays |= {f"values.{name}": metric_values(trace, name) for name in METRICS}
     for name in ("premature_layer", "divergences"):
         if name in trace.details and "layers" in trace.settings:
             arrays[name] = trace.details[name]

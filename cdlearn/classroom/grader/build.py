@@ -61,7 +61,8 @@ def build(
     masters = pick(find_masters(source), names)
     addresses = dict(line.split(", ", 1) for line in metadata("cdlearn").get_all("Project-URL") or ())
     setup = {"cell_type": "code", "id": "setup", "metadata": {}, "execution_count": None, "outputs": []}
-    install = install or "".join(f"git+{address}" for name, address in addresses.items() if name == "Repository")
+    if not install and "Repository" in addresses:
+        install = f"git+{addresses['Repository']}"
     setup["source"] = SETUP.format(otherwise=f'%pip install -q "{install}"' if install else STOP)
     out, written = Path(out), []
     with tempfile.TemporaryDirectory(prefix="cdlearn-build-") as course:
