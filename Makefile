@@ -59,8 +59,8 @@ unit: $(STAMP)
 # strict: the committed outputs must come out again, to the letter
 notebooks: $(STAMP)
 ifneq ($(NOTEBOOKS),)
-	$(TEST_ENV) $(BIN)/python -m pytest --nbval -n 2 --dist loadscope -p no:cacheprovider $(NOTEBOOKS)
-	CDLEARN_PAIR=embedded $(TEST_ENV) $(BIN)/python -m pytest --nbval-lax -p no:cacheprovider $(REAL)
+	CI=1 $(TEST_ENV) $(BIN)/python -m pytest --nbval -n 2 --dist loadscope -p no:cacheprovider $(NOTEBOOKS)
+	CDLEARN_PAIR=embedded CI=1 $(TEST_ENV) $(BIN)/python -m pytest --nbval-lax -p no:cacheprovider $(REAL)
 else
 	@echo "no notebooks yet"
 endif

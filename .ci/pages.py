@@ -5,7 +5,7 @@
 - notebooks/gallery.md, by `cdlearn compare` on notebooks/prompts.jsonl
 - notebooks/architectures.md, by trying every family of tests/architectures.py
 - the tables of notebooks/speed.md and notebooks/thumbnails/bench.png, from .ci/bench (make bench)
-- the setup cell of every notebook, which installs cdlearn where it is missing, or says how to
+- the setup cell of every notebook, which installs cdlearn where it is missing, or says how to; its way to the others
 
 `make pages REPO_URL=https://github.com/OWNER/NAME`, once the address is owned, writes it into pyproject.toml first:
 then setup cells install from there, and the index links to Colab and Binder.
@@ -39,6 +39,9 @@ import importlib.util
 
 if importlib.util.find_spec("cdlearn") is None:
     """
+
+
+SETUP_FACTS = {"jupyter": {"source_hidden": True}, "tags": ["setup"]}
 
 
 def setup(home: str) -> str:
@@ -137,10 +140,30 @@ def architectures() -> str:
     return page()
 
 
+def navigation(path: Path) -> str:
+    """The line at the top and the end of a notebook: the one before, where you are, the one after."""
+    paths = notebooks()
+    at, titles = paths.index(path), [about(read(other))["title"] for other in paths]
+    before = f"[← {titles[at - 1]}]({paths[at - 1].name}) · " if at else ""
+    after = f" · [{titles[at + 1]} →]({paths[at + 1].name})" if at + 1 < len(paths) else ""
+    return f"*{before}notebook {at:02} of {len(paths) - 1:02} · [the course](README.md){after}*"
+
+
+def with_navigation(notebook: dict, line: str) -> dict:
+    """The notebook with this line under its title and as its last words."""
+    first, *between, last = notebook["cells"]
+    head, last_words = ("".join(cell["source"]) for cell in (first, last))
+    old = r"\n\n\*.*notebook \d\d of \d\d.*\*"
+    title, rest = re.sub(old, "", head).split("\n\n", 1)
+    first = first | {"source": f"{title}\n\n{line}\n\n{rest}".splitlines(keepends=True)}
+    last = last | {"source": f"{re.sub(old, '', last_words)}\n\n{line}".splitlines(keepends=True)}
+    return notebook | {"cells": [first, *between, last]}
+
+
 def with_setup(notebook: dict) -> dict:
-    """The notebook with the current setup cell behind its first cell, and its cells numbered again."""
+    """The notebook with the current setup cell, folded, after its first cell, and its cells numbered again."""
     cells = [c for c in notebook["cells"] if "setup" not in c["metadata"].get("tags", [])]
-    first = {"cell_type": "code", "execution_count": 1, "id": "setup", "metadata": {"tags": ["setup"]}, "outputs": []}
+    first = {"cell_type": "code", "execution_count": 1, "id": "setup", "metadata": SETUP_FACTS, "outputs": []}
     cells.insert(1, first | {"source": setup(HOME).splitlines(keepends=True)})
     count = 0
     for cell in cells:
@@ -151,6 +174,11 @@ def with_setup(notebook: dict) -> dict:
                 if "execution_count" in output:
                     output["execution_count"] = count
     return notebook | {"cells": cells}
+
+
+def furnished(path: Path) -> dict:
+    """A notebook with what every notebook has: its way to the others, and its setup cell."""
+    return with_setup(with_navigation(read(path), navigation(path)))
 
 
 STEPS = {
@@ -242,7 +270,7 @@ def written(notebook: dict) -> str:
 def main() -> None:
     (FOLDER / "thumbnails").mkdir(exist_ok=True)
     for path in notebooks():
-        path.write_text(written(with_setup(read(path))), encoding="utf-8")
+        path.write_text(written(furnished(path)), encoding="utf-8")
         if data := figure(read(path)):
             picture = Image.open(io.BytesIO(data)).convert("RGB")
             picture.thumbnail((WIDTH, WIDTH))

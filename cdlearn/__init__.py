@@ -5,7 +5,20 @@ from cdlearn.loops.beams import beam_search
 from cdlearn.loops.generate import Generation, generate
 from cdlearn.loops.speculate import speculate
 from cdlearn.pairs.pair import Pair, load_expert, load_pair
-from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Lookup, Mix, Prompted, Source, TextSpace, Window
+from cdlearn.sources import (
+    SLED,
+    AdaCAD,
+    CachedLM,
+    Contrast,
+    DoLa,
+    EarlyExit,
+    Lookup,
+    Mix,
+    Prompted,
+    Source,
+    TextSpace,
+    Window,
+)
 from cdlearn.trace.trace import Trace
 
 
@@ -19,6 +32,7 @@ def inspect(generation, *, source=None, compare=None):
 __version__ = "0.1.0"
 # not `inspect`: `from cdlearn import *` would put it in the place of the standard library's module
 __all__ = [
+    "AdaCAD",
     "CachedLM",
     "Contrast",
     "DoLa",
@@ -28,6 +42,7 @@ __all__ = [
     "Mix",
     "Pair",
     "Prompted",
+    "SLED",
     "Source",
     "TextSpace",
     "Trace",

@@ -164,12 +164,13 @@ def check_contrast(
 
 
 def check_sampling(
-    temperature: Any = 1.0, top_k: Any = 0, top_p: Any = 1.0, min_p: Any = 0.0
-) -> tuple[float, int, float, float]:
+    temperature: Any = 1.0, top_k: Any = 0, top_p: Any = 1.0, min_p: Any = 0.0, top_n_sigma: Any = 0.0
+) -> tuple[float, int, float, float, float]:
     """The numbers of a sampler."""
     temperature, top_k = check_number(temperature, "temperature"), check_count(top_k, "top_k", low=0)
     top_p = check_number(top_p, "top_p", high=1.0, open_low=True)
-    return temperature, top_k, top_p, check_number(min_p, "min_p", high=1.0)
+    min_p, sigmas = check_number(min_p, "min_p", high=1.0), check_number(top_n_sigma, "top_n_sigma", high=1e6)
+    return temperature, top_k, top_p, min_p, sigmas
 
 
 def check_tokenizer(value: Any, name: str = "tokenizer", needs: tuple[str, ...] = ("decode", "__call__")) -> None:

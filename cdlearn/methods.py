@@ -17,7 +17,7 @@ from cdlearn.loops.generate import generate
 from cdlearn.loops.run import Generation
 from cdlearn.loops.speculate import speculate
 from cdlearn.pairs import Pair, load_expert
-from cdlearn.sources import CachedLM, Contrast, DoLa, Source
+from cdlearn.sources import SLED, CachedLM, Contrast, DoLa, Source
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,20 @@ OPTIONS = {
     "strength": Option(1.0, "2022 form: log p expert - strength * log p amateur"),
     "amateur_temperature": Option(1.0, "amateur temperature of the 2022 form", above=True, flag="--tau-amateur"),
     "top_k": Option(0, "only the expert's k best tokens; 0: off", int),
-    "layers": Option("low", "DoLa's candidate layers: low, high, or numbers as in 2,4,6", str),
+    "layers": Option("low", "DoLa's or SLED's layers: low, high, all, or numbers as in 2,4,6", str),
+    "evolution_rate": Option(2.0, "how far SLED moves a logit; 0 is greedy"),
+    "evolution_scale": Option(10, "SLED moves that many of the best tokens", int, 1),
     "temperature": Option(0.0, "0 is greedy"),
     "top_p": Option(1.0, "nucleus of sampling; 1: off", high=1.0, above=True),
     "min_p": Option(0.0, "keep draws with p >= min_p * max p; 0: off", high=1.0),
+    "top_n_sigma": Option(0.0, "keep scores within n standard deviations of the best; 0: off"),
     "repetition_penalty": Option(1.0, "makes tokens of the text less likely; 1: off", above=True),
     "gamma": Option("auto", "tokens drafted per round; auto: while acceptance is likely", int, 1, words=("auto",)),
+    "rule": Option("token", "how a draft is verified: token by token, or as a block", str, words=("token", "block")),
     "choices": Option("textbook", "how multiple choice is scored", str, words=("textbook", "reference")),
 }
 FORM = ("beta", "strength", "amateur_temperature")  # the first excludes the other two
-DRAW = ("temperature", "top_p", "min_p", "repetition_penalty")  # keywords of every loop
+DRAW = ("temperature", "top_p", "min_p", "top_n_sigma", "repetition_penalty")  # keywords of every loop
 SCORED = ("choices",)  # read by evaluations, not by the source
 
 
@@ -108,14 +112,19 @@ def _contrast(expert: Any, amateur: Any, numbers: dict[str, Any]) -> Contrast:
     return Contrast(expert, amateur, alpha=numbers["alpha"] or None, top_k=numbers["top_k"], **form)
 
 
-def _dola(models: Models, numbers: dict[str, Any]) -> DoLa:
+def _layers(numbers: dict[str, Any]) -> Any:
     layers = numbers["layers"]
-    if isinstance(layers, (str, int)) and layers not in ("low", "high"):  # the harness reads a single number as one
-        layers = [int(layer) if layer.strip().isdigit() else layer for layer in str(layers).split(",")]
+    if isinstance(layers, (str, int)) and layers not in ("low", "high", "all"):  # the harness reads a single number
+        return [int(layer) if layer.strip().isdigit() else layer for layer in str(layers).split(",")]
+    return layers
+
+
+def _dola(models: Models, numbers: dict[str, Any]) -> DoLa:
     official = {"final_norm": False, "divergence": "reference"} if numbers.get("choices") == "reference" else {}
-    return DoLa(models.pair.expert, layers=layers, alpha=numbers["alpha"] or None, **official)
+    return DoLa(models.pair.expert, layers=_layers(numbers), alpha=numbers["alpha"] or None, **official)
 
 
+_EVOLUTION = ("evolution_rate", "evolution_scale")
 _CONTRAST = ("alpha", *FORM, "top_k", *DRAW)
 METHODS: dict[str, Method] = {
     "contrastive": Method(
@@ -129,18 +138,23 @@ METHODS: dict[str, Method] = {
         (*DRAW, "top_k"), defaults={"temperature": 1.0}, loop=(*DRAW, "top_k"),
     ),
     "dola": Method("the expert against its own early layers", _dola, ("alpha", "layers", *DRAW, *SCORED)),
+    "sled": Method(
+        "the expert, moved by the votes of its own layers",
+        lambda models, n: SLED(models.pair.expert, layers=_layers(n), **{name: n[name] for name in _EVOLUTION}),
+        ("layers", *_EVOLUTION, *DRAW), defaults={"layers": "all"},
+    ),
     "early": Method(
         "the embedded expert against its early checkpoint", lambda models, n: _contrast(models.expert, models.early, n),
         (*_CONTRAST, *SCORED), ("early",),
     ),
     "speculative": Method(
         "the expert, drafted by the amateur", lambda models, n: (models.expert, models.amateur),
-        (*DRAW, "gamma"), ("amateur", "draft"), loop=(*DRAW, "gamma"),
+        (*DRAW, "gamma", "rule"), ("amateur", "draft"), loop=(*DRAW, "gamma", "rule"),
     ),
     "speculative-contrastive": Method(
         "the contrast, drafted by its own amateur",
         lambda models, n: (_contrast(models.expert, models.amateur, n), models.amateur),
-        (*_CONTRAST, "gamma"), ("amateur", "draft"), loop=(*DRAW, "gamma"),
+        (*_CONTRAST, "gamma", "rule"), ("amateur", "draft"), loop=(*DRAW, "gamma", "rule"),
     ),
 }  # fmt: skip
 

@@ -40,9 +40,9 @@ def test_the_gallery_is_current():
 
 
 @pytest.mark.parametrize("path", pages.notebooks(), ids=lambda path: path.stem)
-def test_every_notebook_has_its_setup_cell_and_thumbnail(path):
+def test_every_notebook_has_its_setup_cell_navigation_and_thumbnail(path):
     notebook = pages.read(path)
-    assert pages.written(pages.with_setup(notebook)) == path.read_text(encoding="utf-8"), "run `make pages`"
+    assert pages.written(pages.furnished(path)) == path.read_text(encoding="utf-8"), "run `make pages`"
     if pages.figure(notebook):
         assert max(Image.open(ROOT / "notebooks" / "thumbnails" / f"{path.name[:2]}.png").size) == pages.WIDTH
 
@@ -78,7 +78,7 @@ def test_no_address_is_named_that_is_not_owned():
         ]
 
 
-def test_setup_cells_number_the_others_behind_them():
+def test_setup_cells_number_the_cells_after_them():
     code = {"cell_type": "code", "execution_count": 7, "metadata": {}, "source": ["1"], "id": "a"}
     result = {"output_type": "execute_result", "execution_count": 7, "data": {}, "metadata": {}}
     text = {"cell_type": "markdown", "metadata": {}, "source": ["# 05 · x"], "id": "b"}

@@ -72,8 +72,8 @@ def add_numbers(parser: argparse.ArgumentParser, *, scored: bool = False) -> Non
     for name, option in OPTIONS.items():
         if name in SCORED and not scored:
             continue
-        known = [str(option.default) if isinstance(option.default, str) else f"{option.default:g}"]
-        known += [f"{method.defaults[name]:g} with {key}" for key, method in METHODS.items() if name in method.defaults]
+        defaults = {"": option.default} | {f" with {key}": method.defaults.get(name) for key, method in METHODS.items()}
+        known = [f"{v if isinstance(v, str) else f'{v:g}'}{where}" for where, v in defaults.items() if v is not None]
         read = checked(lambda text, name=name: OPTIONS[name].read(name, text))
         group.add_argument(flag(name), dest=name, type=read, help=f"{option.about} (default: {'; '.join(known)})")
 

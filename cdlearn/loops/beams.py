@@ -14,6 +14,7 @@ from cdlearn.loops.generate import check_best, column
 from cdlearn.loops.run import Generation, Run
 from cdlearn.scores import NEVER
 from cdlearn.sources import Source, as_source
+from cdlearn.sources.base import PLACES
 from cdlearn.trace.record import CONTRAST
 
 _REPLAY = 16  # columns of the winner scored at once for its trace
@@ -73,6 +74,7 @@ def beam_search(
         for first in range(0, len(run.rows), num_return_sequences):
             rows = run.rows[first : first + num_return_sequences]
             beams, stopped = [], None
+            PLACES.set(([first], len(run.rows)))
             try:
                 for found in search(source, rows[0].prompt_ids, num_beams, run.max_new_tokens, _ending(rows[0], run)):
                     beams = found

@@ -25,6 +25,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    top_n_sigma: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
@@ -40,7 +41,8 @@ def generate(
     source: a source or a transformers model. prompt: text, a list of texts, ids [B, T] (tensor, or lists of any
     lengths) with an optional attention_mask, or a tokenizer's output. One text, one list of ids or a tensor with one
     row gives a `Generation`; anything else a list of them.
-    temperature: 0 is greedy, where top_k, top_p and min_p change nothing (a warning says so); see `sampling_probs`.
+    temperature: 0 is greedy, where top_k, top_p, min_p and top_n_sigma change nothing (a warning says so): see
+    `sampling_probs`.
     repetition_penalty: see `penalize_repetition`.
     stop: strings that end the text and are left out of it. seed: row r draws what a single call with seed + r draws.
     stream: a callable taking text pieces (pieces and the row number, for several rows), or a transformers streamer.
@@ -50,7 +52,7 @@ def generate(
     An interrupt returns what is there. Raises TypeError or ValueError naming the argument, before any work.
     """
     source = as_source(source, "source")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, top_n_sigma=top_n_sigma)
     run = Run(
         source, prompt, sampling, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, seed=seed,
         repetition_penalty=repetition_penalty, stream=stream, trace=trace, attention_mask=attention_mask,

@@ -19,7 +19,7 @@ from torch import Tensor
 from cdlearn.checks import NonFiniteError, check_ids, check_loop, check_sampling, is_int, row_max, short, watched
 from cdlearn.loops.text import TextWriter, read_prompt, read_stops
 from cdlearn.scores import penalize_repetition
-from cdlearn.sources import Source
+from cdlearn.sources.base import PLACES, Source
 from cdlearn.trace.record import Record, Recorder
 
 # of a model's generation_config: what changes greedy texts too, and is not applied here
@@ -56,7 +56,7 @@ class Run:
     """What every loop shares: it reads the arguments, then keeps the rows, the stream, the trace and the clock.
 
     `ids` [B, T] and `mask` [B, T] (None: all ones) are the prompts; `live` are the rows that are not finished. Used as
-    a context: an interrupt ends the block and keeps what is there. sampling: temperature, top_k, top_p, min_p.
+    a context: an interrupt ends the block and keeps what is there. sampling: the keywords of `sampling_probs`.
     """
 
     def __init__(
@@ -72,10 +72,11 @@ class Run:
         self.max_new_tokens, several, self.penalty, self.seed = check_loop(
             max_new_tokens, num_return_sequences, repetition_penalty, seed, trace, progress
         )
-        temperature, top_k, top_p, min_p = check_sampling(**sampling)
-        if temperature == 0 and (top_k or top_p < 1 or min_p):
-            numbers = f"top_k={top_k}, top_p={top_p} and min_p={min_p} change nothing at temperature 0, which is greedy"
-            warnings.warn(f"{numbers}: pass temperature=1.0 to sample.", stacklevel=3)
+        temperature, *cuts = check_sampling(**sampling)
+        if temperature == 0 and cuts != [0, 1, 0, 0]:
+            numbers = ", ".join(f"{name}={sampling[name]}" for name in list(sampling)[1:])
+            words = "change nothing at temperature 0, which is greedy: pass temperature=1.0 to sample."
+            warnings.warn(f"{numbers} {words}", stacklevel=3)
         if self.penalty == 1:
             _warn_of_ignored(source)
         check_fits(source, ids, mask, self.max_new_tokens)
@@ -122,6 +123,7 @@ class Run:
         if self.streamer is not None:
             self.streamer.put(torch.tensor(taken))
         self.tick(max(row.steps for row in rows))
+        PLACES.set(([row.number for row in self.live], len(self.rows)))
         return [k for k, row in enumerate(rows) if row.finish_reason is None]
 
     def tick(self, steps: int | None = None) -> None:
@@ -132,12 +134,14 @@ class Run:
     def __enter__(self) -> Run:
         self._mode = torch.inference_mode()
         self._mode.__enter__()
+        self._places = PLACES.set(([row.number for row in self.rows], len(self.rows)))
         if self.streamer is not None:
             self.streamer.put(self.ids)
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
         self._mode.__exit__(kind, error, traceback)
+        PLACES.reset(self._places)
         if self._bar is not None:
             self._bar.close()
         if kind is not None and issubclass(kind, NonFiniteError):

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlearn.checks import NonFiniteError, check_number
+from cdlearn.checks import NonFiniteError
 from cdlearn.loops.generate import check_best, choose
 from cdlearn.loops.pace import Clock, Pace, check_gamma, price_of
 from cdlearn.loops.run import Generation, Run, check_fits
-from cdlearn.scores import NEVER, accept_probability, residual, sampling_probs, verify_draft
+from cdlearn.scores import NEVER, residual, sampling_probs
+from cdlearn.scores.verify import check_rule, verified
 from cdlearn.sources import Source, as_source
 
 _SHOWN = 8  # how many tokens of the distribution after a round's draft a trace keeps
@@ -31,12 +32,15 @@ def speculate(
     *,
     gamma: int | str = "auto",
     lenience: float = 1.0,
+    target_weight: float = 1.0,
+    rule: str = "token",
     tokenizer: Any = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    top_n_sigma: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
@@ -51,10 +55,10 @@ def speculate(
 
     target, draft: sources or models with the same tokens; `Lookup()` drafts without a model. gamma: how many tokens the
     draft proposes per round, or "auto": it goes on while they are likely to be accepted (see `cdlearn.loops.pace`). No
-    token beyond max_new_tokens is ever computed. Greedy (temperature 0) gives exactly the
-    target's greedy tokens; sampling draws from exactly the target's distribution. lenience: 1 is exact; below 1
-    accepts more drafted tokens and is NOT exact (arXiv 2211.17192, appendix A.5). Everything else as in `generate`; the
-    draft gets the same temperature, top_k, top_p, min_p and repetition_penalty.
+    token beyond max_new_tokens is ever computed. Greedy (temperature 0) gives exactly the target's greedy tokens;
+    sampling draws from exactly the target's distribution. rule ("token" or "block"): how drafts are verified. lenience,
+    target_weight: 1 is exact; below 1 they accept more drafted tokens and are NOT exact: see `verify_draft` for the
+    three. Everything else as in `generate`; the draft gets the same numbers of the sampler, and repetition_penalty.
     `stats` adds rounds, drafted, accepted, tested (drafted tokens that were looked at before the first rejection),
     acceptance_rate (accepted / drafted), mean_draft_length, target_passes, tokens_per_target_pass, exact, and speedup,
     over plain decoding as the run's own times have it; where it lost seconds a warning says so. The rate that theory
@@ -63,18 +67,24 @@ def speculate(
     `rounds` are dicts: round (from 1), position (of its first token), draft_ids, and for each of them p and q (target's
     and draft's probability), u (the random number, None when greedy), accept_probability (accepted if u is below) and
     total_variation (the distance of the two distributions); accepted; then the token after them: next_id (None if the
-    text ended before), next_kind ("residual" or "bonus"), next_u, and next_law, its best [token, probability] pairs.
+    text ended before), next_kind ("residual" or "bonus"), next_u, and next_distribution, its best [token, probability]
+    pairs. With rule="block" accept_probability is that of the whole draft up to there, and the longest part that passes
+    is accepted.
     Raises TypeError or ValueError naming the argument, before any work; ValueError for sources that cannot be rewound.
     arXiv 2302.01318, algorithm 2; 2211.17192, algorithm 1; with a contrast as the target 2311.08981.
     """
     target, draft = as_source(target, "target"), as_source(draft, "draft")
     check_gamma(gamma)
-    check_number(lenience, "lenience", high=1.0, open_low=True)
+    verifying = dict(zip(("lenience", "target_weight"), check_rule(rule, lenience, target_weight)), rule=rule)
+    if temperature == 0 and target_weight < 1:
+        raise ValueError(
+            f"target_weight is {target_weight} at temperature 0, where nothing is drawn: pass temperature=1.0."
+        )
     if not draft.rewindable:
         raise ValueError(
             f"draft is {draft!r}, whose running state cannot be taken back: use another draft, or generate."
         )
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, top_n_sigma=top_n_sigma)
     run = Run(
         target, prompt, sampling, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, seed=seed,
         repetition_penalty=repetition_penalty, stream=stream, trace=trace, attention_mask=attention_mask,
@@ -100,7 +110,7 @@ def speculate(
             final = _penalized(run, scores, ids, mask)
             asked = target.parts, target.details  # before a stream, which may ask the target something else
             facts = None if run.recorder is None else [{} for _ in rows]
-            accepted, following, chances = _verify(final, drawn_from, ids, sizes, uniforms, sampling, lenience, facts)
+            accepted, following, chances = _verify(final, drawn_from, ids, sizes, uniforms, sampling, verifying, facts)
             checked = time.perf_counter()
 
             new = [[*ids[k, ids.shape[1] - drafted :][:n].tolist(), int(following[k])] for k, n in enumerate(accepted)]
@@ -129,7 +139,7 @@ def speculate(
             mask = torch.cat([mask[:, : keep - longest], holes, torch.ones(len(rows), 1).bool()], dim=1)[stay]
             ids = torch.cat([ids[:, :keep], torch.tensor(following)[:, None]], dim=1)[stay]
     clock.warn(sum(count["accepted"] for count in counts), sum(count["drafted"] for count in counts))
-    more = {"exact": lenience == 1, "speedup": clock.speedup()}
+    more = {"exact": lenience == target_weight == 1, "speedup": clock.speedup()}
     return run.results(target, [_stats(count, row.steps) | more for count, row in zip(counts, run.rows)])
 
 
@@ -167,7 +177,7 @@ def _draft(
 
 def _verify(
     scores: Tensor, drawn_from: list[Tensor], ids: Tensor, sizes: Tensor, uniforms: list, sampling: dict[str, Any],
-    lenience: float, facts: list[dict[str, Any]] | None,
+    verifying: dict[str, Any], facts: list[dict[str, Any]] | None,
 ) -> tuple[list[int], list[int], Tensor]:  # fmt: skip
     """How many drafted tokens of every row are accepted, the token that follows, and each one's chance [b, drafted].
 
@@ -175,7 +185,7 @@ def _verify(
     """
     drafted = ids[:, ids.shape[1] - int(sizes.max()) :]  # (b, drafted) on the CPU
     if sampling["temperature"] == 0:
-        return _verify_greedy(scores, drafted, sizes, lenience, facts)
+        return _verify_greedy(scores, drafted, sizes, verifying["lenience"], facts)
     target = sampling_probs(scores, **sampling)  # (b, drafted + 1, V)
     accepted, following = [0] * len(ids), [0] * len(ids)
     chances, drafted = torch.zeros(drafted.shape, dtype=torch.float64), drafted.to(scores.device)
@@ -184,13 +194,11 @@ def _verify(
         group = (sizes == size).nonzero()[:, 0].tolist()
         p, q, tokens = target[group, : size + 1], draft[group, :size], drafted[group, :size]
         points = torch.stack([uniforms[k] for k in group])
-        counts, next_tokens = verify_draft(p, q, tokens, points, lenience=lenience)
+        counts, next_tokens, chance = verified(p, q, tokens, points, **verifying)
         for k, count, token in zip(group, counts.tolist(), next_tokens.tolist()):
             accepted[k], following[k] = count, token
         if facts is not None:  # only a trace tells the chances: without one the device is not waited for
-            if size:
-                chance = accept_probability(_of(p[:, :-1], tokens), _of(q, tokens), lenience=lenience)
-                chances[group, :size] = chance.cpu()
+            chances[group, :size] = chance.cpu()
             for row, k in enumerate(group):
                 facts[k] |= _sampled_facts(p[row], q[row], tokens[row], points[row], accepted[k], chances[k, :size])
     return accepted, following, chances
@@ -215,7 +223,7 @@ def _verify_greedy(
         p = agree[k, :size].double().tolist()
         facts[k] |= {"draft_ids": drafted[k, :size].tolist(), "p": p, "q": [1.0] * size, "u": None}
         facts[k] |= {"accept_probability": chances[k, :size].double().tolist(), "next_u": None}
-        facts[k] |= {"total_variation": [1 - x for x in p], "next_law": [[following[k], 1.0]]}
+        facts[k] |= {"total_variation": [1 - x for x in p], "next_distribution": [[following[k], 1.0]]}
     return accepted.tolist(), following, chances.double()
 
 
@@ -232,7 +240,9 @@ def _sampled_facts(
     found = {"draft_ids": tokens.tolist()} | {name: values.tolist() for name, values in named.items()}
     return found | {
         "next_u": float(points[-1]),
-        "next_law": [[token, prob] for token, prob in zip(best.indices.tolist(), best.values.tolist()) if prob > 0],
+        "next_distribution": [
+            [token, prob] for token, prob in zip(best.indices.tolist(), best.values.tolist()) if prob > 0
+        ],
     }
 
 

@@ -6,10 +6,11 @@ a source remembers what it computed and matches by content, so a loop has no cac
 
 from cdlearn.sources.base import Source
 from cdlearn.sources.cached import CachedLM, as_source
-from cdlearn.sources.combine import Contrast, Mix, Prompted, Window
-from cdlearn.sources.layers import DoLa, EarlyExit
+from cdlearn.sources.combine import AdaCAD, Contrast, Mix, Prompted, Window
+from cdlearn.sources.dola import SLED, DoLa
+from cdlearn.sources.layers import EarlyExit
 from cdlearn.sources.lookup import Lookup
 from cdlearn.sources.textspace import TextSpace
 
-__all__ = ["CachedLM", "Contrast", "DoLa", "EarlyExit", "Lookup", "Mix", "Prompted", "Source", "TextSpace", "Window"]
-__all__ += ["as_source"]
+__all__ = ["AdaCAD", "CachedLM", "Contrast", "DoLa", "EarlyExit", "Lookup", "Mix", "Prompted", "SLED", "Source"]
+__all__ += ["TextSpace", "Window", "as_source"]

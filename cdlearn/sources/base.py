@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from operator import methodcaller
 from threading import get_ident
 from typing import Any
@@ -18,6 +19,8 @@ from cdlearn.trace.record import Form
 
 Kept = Callable[[], Tensor] | None  # the tokens that matter, [B, n, V] bool, made when asked for; None: all
 _ASKED: dict[int, tuple[int]] = {}  # the sources that are asked right now, each with the thread that asks
+# in a loop: the numbers of the rows it asks about, and how many rows it began with
+PLACES: ContextVar[tuple[list[int], int] | None] = ContextVar("places", default=None)
 
 
 class Source:
@@ -131,6 +134,28 @@ def _over(value: Any, act: Callable[[Source], Any]) -> Any:
 def settings_around(source: Source, **own: Any) -> dict[str, Any]:
     """The settings of a source around another: its own, and those of the inner one by names of their own."""
     return own | {f"source_{name}": value for name, value in source.settings.items()}
+
+
+def shares(rows: int, count: int) -> list[int]:
+    """Which of `count` things, dealt out evenly in order, belongs to each of a call's rows; finished rows may be gone.
+
+    Raises ValueError where they cannot be dealt out evenly.
+    """
+    numbers, total = PLACES.get() or (range(rows), rows)
+    if total % count:
+        raise ValueError(f"prefix is a list of {count} for {total} rows: give one for every row, or for every prompt.")
+    return [numbers[row * len(numbers) // rows] * count // total for row in range(rows)]
+
+
+@contextmanager
+def one_row(row: int, rows: int) -> Iterator[None]:
+    """Around questions about several texts that are one row of a call: that row's share is theirs."""
+    numbers, total = PLACES.get() or (range(rows), rows)
+    outer = PLACES.set(([numbers[row * len(numbers) // rows]], total))
+    try:
+        yield
+    finally:
+        PLACES.reset(outer)
 
 
 def padded(rows: Sequence[Sequence[int]], *, left: bool = True) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ from cdlearn.checks import (
     check_text,
     check_tokenizer,
 )
-from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, mixed_scores
-from cdlearn.sources.base import Kept, Source, padded, settings_around
+from cdlearn.scores import NEVER, contrastive_logits, contrastive_scores, js_divergence, mixed_scores
+from cdlearn.sources.base import Kept, Source, padded, settings_around, shares
 from cdlearn.sources.cached import as_source
 from cdlearn.trace.record import CONTRAST, Form
 
@@ -70,6 +71,39 @@ class Contrast(Source):
         return self._formula(expert, amateur, **self._numbers, check=False)
 
 
+class AdaCAD(Source):
+    """Context-aware decoding that adjusts as much as the context changes: AdaCAD (arXiv 2409.07394).
+
+    with_context, without_context: sources or models, as a rule `Prompted(model, context)` and the model. At every
+    position `(1 + beta) * s_with - beta * s_without`, where beta is the Jensen-Shannon divergence of the two
+    distributions in bits: 0 where the context changes nothing, 1 where the two have no token in common. alpha: the
+    plausibility mask of `with_context`; None (the paper): no mask. `details` holds "beta" [B, n].
+    """
+
+    inner, unnormalised = ("expert", "amateur"), True
+
+    def __init__(
+        self, with_context: Source | PreTrainedModel, without_context: Source | PreTrainedModel, *,
+        alpha: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.expert = as_source(with_context, "with_context")
+        self.amateur, self.alpha = as_source(without_context, "without_context"), check_alpha(alpha)
+        self.settings = {"method": "adacad", "alpha": self.alpha}
+        compose(self, [self.expert, self.amateur])
+
+    def changed(self, **settings: Any) -> AdaCAD:
+        return AdaCAD(self.expert, self.amateur, **{"alpha": self.alpha} | settings)
+
+    def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
+        expert, amateur = (s.scores(ids, mask, n)[..., : self.vocab_size] for s in (self.expert, self.amateur))
+        amateur = amateur.to(expert.device)
+        beta = js_divergence(expert, amateur, check=False) / math.log(2)  # (B, n)
+        self.parts, self.details = {"expert": expert, "amateur": amateur}, {"beta": beta}
+        plain = contrastive_logits(expert, amateur, alpha=self.alpha, beta=1.0, check=False)  # 2 s_with - s_without
+        return torch.lerp(expert, plain, beta[..., None]).where(plain > NEVER, NEVER)
+
+
 class Mix(Source):
     """A weighted sum of the logits of several sources: guidance, DExperts, proxy tuning, and what comes next.
 
@@ -117,28 +151,30 @@ class Prompted(Source):
     """A source that reads a prefix before every prompt: a context, an instruction, a persona.
 
     prefix: text (then `tokenizer` is needed) or token ids. A row that starts with the prefix's own first token, a BOS,
-    keeps only one of them. Or a dict, for a prefix per row or one inside a chat template: each prompt (text, or a tuple
-    of ids) and what is read in its place; the longest that a row begins with counts. Two `Prompted` in a `Contrast` are
-    context-aware decoding (arXiv 2305.14739). The inner source is forked: it gets a cache of its own, so one model may
-    serve several prefixes. Raises TypeError or ValueError naming the argument, and ValueError for a row of no prompt.
+    keeps only one of them. Or a list of texts or of lists of ids: a prefix for every prompt of a batch, in order. Or a
+    dict, for a prefix inside a chat template: each prompt (text, or a tuple of ids) and what is read in its place; the
+    longest that a row begins with counts. Two `Prompted` in a `Contrast` are context-aware decoding (arXiv 2305.14739).
+    The inner source is forked: it gets a cache of its own, so one model may serve several prefixes. Raises TypeError or
+    ValueError naming the argument, and ValueError for a row of no prompt and for a list that does not fit the rows.
     """
 
     inner = ("source",)
 
     def __init__(
-        self, source: Source | PreTrainedModel, prefix: str | Sequence[int] | Mapping, *, tokenizer: Any = None
+        self, source: Source | PreTrainedModel, prefix: str | Sequence[Any] | Mapping, *, tokenizer: Any = None
     ) -> None:
         super().__init__()
         self.source = as_source(source, "source").fork()
         compose(self, [self.source])
         if isinstance(prefix, Mapping):
             pairs = [[_tokens(text, tokenizer, self.vocab_size) for text in pair] for pair in prefix.items()]
-            self.prefix = {tuple(prompt): read for prompt, read in pairs}
-        else:
-            tokens = _tokens(prefix, tokenizer, self.vocab_size)
-            self.prefix = {(): tokens, (tokens[0],): tokens}  # a row may bring the prefix's first token itself
-        longer = max((len(read) - len(prompt) for prompt, read in self.prefix.items()), default=0)
-        if not self.prefix:
+            self.prefixes = [{tuple(prompt): read for prompt, read in pairs}]
+        else:  # a row may bring the prefix's first token itself
+            several = isinstance(prefix, (list, tuple)) and any(isinstance(one, (str, list, tuple)) for one in prefix)
+            tokens = [_tokens(one, tokenizer, self.vocab_size) for one in (prefix if several else [prefix])]
+            self.prefixes = [{(): one, (one[0],): one} for one in tokens]
+        longer = max((len(read) - len(prompt) for one in self.prefixes for prompt, read in one.items()), default=0)
+        if not self.prefixes[0]:
             raise ValueError("prefix is an empty dict: give each prompt and what is read in its place.")
         if self.max_positions is not None:
             self.max_positions -= longer
@@ -150,13 +186,14 @@ class Prompted(Source):
     def scores_among(self, ids: Tensor, mask: Tensor | None, n: int, kept: Kept = None) -> Tensor:
         ids, real = ids.clone(), torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.clone()
         fronts = []
-        for row, counts in zip(ids, real):
-            columns = counts.nonzero()[: max(map(len, self.prefix)), 0]
+        for row, counts, share in zip(ids, real, shares(len(ids), len(self.prefixes))):
+            prefix = self.prefixes[share]
+            columns = counts.nonzero()[: max(map(len, prefix)), 0]
             begins = tuple(row[columns].tolist())
-            prompt = next((begins[:k] for k in range(len(begins), -1, -1) if begins[:k] in self.prefix), None)
+            prompt = next((begins[:k] for k in range(len(begins), -1, -1) if begins[:k] in prefix), None)
             if prompt is None:
                 raise ValueError(f"prefix has no prompt for a row that begins with ids {list(begins[:8])}.")
-            fronts.append(self.prefix[prompt])
+            fronts.append(prefix[prompt])
             if prompt:  # its columns are not read, but for the last, which takes the last token in its place
                 last = columns[len(prompt) - 1]
                 counts[columns[: len(prompt) - 1]] = False

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cdlearn.checks import BROKEN, check_tokenizer
 from cdlearn.scores import NEVER
-from cdlearn.sources.base import Kept, Source, padded, settings_around
+from cdlearn.sources.base import Kept, Source, one_row, padded, settings_around
 from cdlearn.sources.cached import as_source
 
 _CHUNK = 64  # candidate texts in one forward pass
@@ -63,7 +63,9 @@ class TextSpace(Source):
                     scores[row, k] = 0.0  # after a masked column nothing is promised
                     continue
                 candidates = wanted[row, k].nonzero()[:, 0].tolist()
-                scores[row, k, candidates] = self._compare(self._rows[row], ids[row, :stop][real].tolist(), candidates)
+                with one_row(row, len(ids)):
+                    found = self._compare(self._rows[row], ids[row, :stop][real].tolist(), candidates)
+                scores[row, k, candidates] = found
         scores = scores.to(self.device)
         self.parts = {"expert": scores}
         return scores

@@ -14,19 +14,19 @@ from torch import Tensor
 from cdlearn.checks import (
     check_alpha,
     check_contrast,
+    check_count,
     check_finite,
     check_list,
     check_logits,
     check_mask,
     check_number,
-    check_probs,
     check_sampling,
-    check_shapes,
     check_tensor,
     check_two,
     check_word,
     row_max,
 )
+from cdlearn.scores.verify import accept_probability, draw, residual, verify_draft  # noqa: F401
 
 NEVER = float("-inf")
 FLOOR = -1e5  # the least log-probability of an amateur: a token it rules out must not become +inf or NaN in the score
@@ -151,6 +151,53 @@ def dola_scores(
     return contrastive_scores(*both, alpha=alpha, check=False)
 
 
+def sled_scores(
+    final_logits: Tensor, early_logits: Tensor, *, evolution_rate: float = 2.0, evolution_scale: int = 10,
+    check: bool = True,
+) -> Tensor:  # fmt: skip
+    """SLED: the last layer's best logits moved towards where the earlier layers were heading, else -inf.
+
+    final_logits: [..., V] float. early_logits: [..., L, V], those of the same model's earlier layers.
+    evolution_scale: k, how many of the last layer's best tokens may win (V at most). evolution_rate: how far their
+    logits move: `s - rate * (softmax(s) - latent)`, see `sled_latent`; 0 is greedy. Returns [..., V] float, logits.
+    Raises TypeError or ValueError naming the argument. SLED, arXiv 2411.02433, algorithm 1 with one step.
+    """
+    rate = check_number(evolution_rate, "evolution_rate", high=1e6)
+    top, votes = sled_latent(final_logits, early_logits, evolution_scale=evolution_scale, check=check)
+    final = check_logits(final_logits, "final_logits")
+    moved = final.gather(-1, top) - rate * (torch.softmax(final, dim=-1).gather(-1, top) - votes.sum(dim=-2))
+    return torch.full_like(final, NEVER).scatter(-1, top, moved)
+
+
+def sled_latent(
+    final_logits: Tensor, early_logits: Tensor, *, evolution_scale: int = 10, check: bool = True
+) -> tuple[Tensor, Tensor]:
+    """What SLED reads out of the earlier layers: the last layer's best tokens [..., k], and votes [..., L, k] for them.
+
+    Layer n votes for token i by how well the way to the last layer, `s_final - s_n`, agrees with the step from its own
+    distribution to certainty of i: `max(cos(s_n - s_final, softmax(s_n) - onehot(i)), 0) ** 2`. The votes of all
+    layers sum to 1 (to 0 where none agrees with any); summed over layers they are the latent distribution.
+    Shapes and errors as in `sled_scores`. arXiv 2411.02433, where that step is the gradient of a KL divergence.
+    """
+    final, early = check_logits(final_logits, "final_logits"), check_logits(early_logits, "early_logits")
+    k = min(check_count(evolution_scale, "evolution_scale"), final.shape[-1])
+    if early.dim() != final.dim() + 1 or early.shape[:-2] + early.shape[-1:] != final.shape:
+        shapes = f"early_logits has shape {tuple(early.shape)} and final_logits {tuple(final.shape)}"
+        raise ValueError(f"{shapes}: pass [..., L, V] and [..., V].")
+    check_finite(check, final_logits=final, early_logits=early)
+    top = final.topk(k).indices  # (..., k)
+    best = top[..., None, :].expand(*early.shape[:-1], k)
+    way = (early - final[..., None, :]).nan_to_num(0.0, 0.0, 0.0)  # a token that a layer rules out says nothing
+    p = torch.softmax(early, dim=-1)  # (..., L, V)
+    # the one-hot vectors are never made: <p - e_i, way> = <p, way> - way_i, and |p - e_i|^2 = |p|^2 - 2 p_i + 1
+    along = (p * way).sum(dim=-1, keepdim=True) - way.gather(-1, best)
+    length = (p.square().sum(dim=-1, keepdim=True) - 2 * p.gather(-1, best) + 1).clamp(min=0).sqrt()
+    size = length * way.norm(dim=-1, keepdim=True)
+    votes = torch.where(size > 0, along / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0).clamp(min=0).square()
+    total = votes.sum(dim=(-2, -1), keepdim=True)
+    return top, torch.where(total > 0, votes / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
+
+
 def penalize_repetition(scores: Tensor, token_ids: Tensor, *, penalty: float, mask: Tensor | None = None) -> Tensor:
     """Make tokens already in the row less likely: positive scores are divided by `penalty`, negative ones multiplied.
 
@@ -181,23 +228,28 @@ def penalize_seen(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 def sampling_probs(
     scores: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-    check: bool = True,
+    top_n_sigma: float = 0.0, check: bool = True,
 ) -> Tensor:  # fmt: skip
-    """The distribution a sampler draws from: temperature, then top-k, then top-p and min-p, normalised.
+    """The distribution a sampler draws from: top-n-sigma, temperature, then top-k, then top-p and min-p, normalised.
 
     scores: [..., V] float, -inf for tokens that cannot be drawn. temperature: 0 puts everything on the best token.
     top_k: 0 is off. top_p: in (0, 1], 1 is off; the smallest set of best tokens whose probability reaches top_p.
-    min_p: in [0, 1], 0 is off; keeps what is at least min_p times as likely as the best token. Ties at every cut are
-    kept. Returns [..., V] float that sums to 1. Raises TypeError or ValueError naming the argument. Nucleus sampling:
-    arXiv 1904.09751, eq. 3; min-p: 2407.01082, section 3.
+    min_p: in [0, 1], 0 is off; keeps what is at least min_p times as likely as the best token. top_n_sigma: 0 is off;
+    keeps scores within that many standard deviations (of the row's scores above -inf) of the best, so that no
+    temperature changes which tokens are kept. Ties at every cut are kept. Returns [..., V] float that sums to 1.
+    Raises TypeError or ValueError naming the argument. Nucleus sampling: arXiv 1904.09751, eq. 3; min-p: 2407.01082,
+    section 3; top-n-sigma: 2411.07641.
     """
     scores = check_logits(scores, "scores")
-    temperature, top_k, top_p, min_p = check_sampling(temperature, top_k, top_p, min_p)
+    temperature, top_k, top_p, min_p, sigmas = check_sampling(temperature, top_k, top_p, min_p, top_n_sigma)
     best = row_max(scores, "scores", check)
     if temperature == 0:
         return torch.zeros_like(scores).scatter(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
     # subtracting the best first: a tiny temperature then drives the others to -inf, never the best to +inf
-    scores = (scores - best) / max(temperature, torch.finfo(scores.dtype).tiny)
+    scores = scores - best
+    if sigmas:
+        scores = scores.masked_fill(scores < -sigmas * _deviation(scores), NEVER)
+    scores = scores / max(temperature, torch.finfo(scores.dtype).tiny)
     if 0 < top_k < scores.shape[-1]:
         scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], NEVER)
     probs = torch.softmax(scores, dim=-1)
@@ -208,74 +260,12 @@ def sampling_probs(
     return probs if top_p == 1 and min_p == 0 else probs / probs.sum(dim=-1, keepdim=True)
 
 
-def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """One token per row, by the inverse of the cumulative distribution; [..., V], uniforms in [0, 1): [...] int."""
-    probs, uniforms = check_logits(probs, "probs"), check_tensor(uniforms, "uniforms", "[...]")
-    if probs.dim() > 1:
-        check_shapes(uniforms, probs[..., 0], "uniforms", "the rows of probs")
-    cumulative = probs.double().cumsum(dim=-1)  # (..., V); not quite 1 at the end, so the draw is scaled to it
-    total = cumulative[..., -1:]
-    points = uniforms.to(probs.device, torch.float64)[..., None] * total
-    points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, points, right=True)[..., 0]
-
-
-def accept_probability(p: Tensor, q: Tensor, *, lenience: float = 1.0) -> Tensor:
-    """The chance to keep a drafted token: `min(1, p / q)`.
-
-    p, q: probabilities of the same tokens under the target and under the distribution they were drawn from, any shape.
-    lenience: in (0, 1]; below 1 it multiplies q, so that more is accepted and the output is no longer the target's
-    (arXiv 2211.17192, appendix A.5). Where q is 0 nothing can have been drawn: 1 if p is above 0, else 0.
-    Raises TypeError or ValueError naming the argument. arXiv 2302.01318, algorithm 2; 2211.17192, section 2.3.
-    """
-    p, q = check_probs(p, q)
-    lenience = check_number(lenience, "lenience", high=1.0, open_low=True)
-    p, q = p.double(), q.double() * lenience
-    return torch.where(q > 0, (p / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0), (p > 0).double())
-
-
-def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What to draw from after a rejection: `max(p - q, 0)`, normalised. p, q: [..., V] float, each row sums to 1.
-
-    Where nothing is left (p equals q up to rounding, so a rejection cannot happen) it is p itself. Returns [..., V]
-    float64. Raises TypeError or ValueError naming the argument. arXiv 2302.01318, eq. 2 and theorem 1.
-    """
-    p, q = check_probs(p, q)
-    rest = (p.double() - q.double()).clamp(min=0)
-    total = rest.sum(dim=-1, keepdim=True)
-    return torch.where(total > 0, rest / total.clamp(min=torch.finfo(rest.dtype).tiny), p.double())
-
-
-def verify_draft(
-    p: Tensor, q: Tensor, draft_tokens: Tensor, uniforms: Tensor, *, lenience: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Speculative sampling's verification: how many drafted tokens are accepted, and the token that follows.
-
-    p: [..., gamma + 1, V], the target's distribution at every drafted position and after the last. q: [..., gamma, V],
-    those that the drafted tokens were drawn from. draft_tokens: [..., gamma] int. uniforms: [..., gamma + 1] in [0, 1):
-    one for every test, the last for the token that follows. Vocabularies padded differently are aligned; the padding
-    has probability 0. Returns accepted [...] int, 0 to gamma, and token [...] int: drawn from the residual after a
-    rejection, from p after the last position otherwise (the bonus token). The output is distributed as p, whatever q.
-    Raises TypeError or ValueError naming the argument. arXiv 2302.01318, algorithm 2.
-    """
-    gamma = check_tensor(draft_tokens, "draft_tokens", "[..., gamma]", ids=True).shape[-1]
-    p, q = check_logits(p, "p"), check_tensor(q, "q", "[..., gamma, V]")
-    check_shapes(draft_tokens, q[..., 0], "draft_tokens", "the rows of q")
-    check_shapes(check_tensor(uniforms, "uniforms", "[..., gamma + 1]"), p[..., 0], "uniforms", "the rows of p")
-    check_shapes(uniforms[..., 1:], draft_tokens, "uniforms, one of them left out,", "draft_tokens")
-    vocab = max(p.shape[-1], q.shape[-1])
-    p, q = (torch.nn.functional.pad(probs, (0, vocab - probs.shape[-1])) for probs in (p, q))
-    draft_tokens, uniforms = draft_tokens.to(p.device), uniforms.to(p.device, torch.float64)
-    if gamma == 0:
-        return draft_tokens.long().sum(dim=-1), draw(p[..., 0, :], uniforms[..., 0])
-    chosen = draft_tokens[..., None]
-    chance = accept_probability(p[..., :-1, :].gather(-1, chosen), q.gather(-1, chosen), lenience=lenience)[..., 0]
-    accepted = (uniforms[..., :-1] < chance).long().cumprod(dim=-1).sum(dim=-1)  # (...)
-    at = accepted[..., None, None]
-    stopped_p = p.take_along_dim(at, dim=-2)[..., 0, :]  # (..., V)
-    stopped_q = q.take_along_dim(at.clamp(max=gamma - 1), dim=-2)[..., 0, :]
-    left = torch.where((accepted < gamma)[..., None], residual(stopped_p, stopped_q), stopped_p.double())
-    return accepted, draw(left, uniforms[..., -1])
+def _deviation(scores: Tensor) -> Tensor:
+    """The standard deviation of each row's numbers above -inf: [..., V] -> [..., 1]."""
+    there = scores > NEVER
+    count = there.sum(dim=-1, keepdim=True)
+    mean = scores.where(there, 0.0).sum(dim=-1, keepdim=True) / count
+    return ((scores - mean).where(there, 0.0).square().sum(dim=-1, keepdim=True) / count).sqrt()
 
 
 def _nucleus_cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
