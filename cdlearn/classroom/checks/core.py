@@ -10,10 +10,12 @@ import contextlib
 import copy
 import inspect
 import io
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +25,13 @@ from cdlearn.classroom.checks.result import Result
 from cdlearn.classroom.checks.values import kind, same, show
 
 PRINTED = 200  # characters of a function's own printing that a message repeats
+LIBRARIES = "site-packages", "dist-packages", sysconfig.get_path("stdlib"), str(Path(__file__).parents[2])
 AGAIN = 20  # calls with the same arguments that must give the same answer
 PROBABILITIES = ("probabilities where log-probabilities belong", "log_softmax", "softmax",
                  "the two terms: are they probabilities or their logarithms?")  # fmt: skip
+ROUNDED = ("the logarithm of a softmax: -inf where a probability rounds to 0", ".log_softmax(-1)", ".softmax(-1).log()",
+           "a token whose logit is far below the best: its probability rounds to 0, its log-probability does not"
+           )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,9 +169,9 @@ class Part:
             return {"got": "nothing: it is not written yet", "look": look}
         where = getattr(error, "where", None)  # of a call in another process
         if where is None:
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-            cells = [frame for frame in frames if "ipykernel" in frame.filename or "<" in frame.filename]
-            where = next((f"line {frame.lineno}: {frame.line}" for frame in cells[-1:] or frames[:1] if frame.line), "")
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line]
+            own = [frame for frame in frames if not any(part in frame.filename for part in LIBRARIES)]
+            where = next((f"line {frame.lineno}: {frame.line}" for frame in own[-1:]), "")  # of the student, not a model
         text = " ".join(str(error).split())[:300]
         return {"got": f"{type(error).__name__}: {text}", "look": self._look(text, where)}
 
@@ -181,7 +187,7 @@ class Part:
         value, best, most = calls[first].value, None, 0
         whole = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.numel() == 1
         sure = self.sure or _keeps_nobody(value)
-        if len(calls) == 1 and (sure or whole or isinstance(value, int)):
+        if len(calls) == 1 and (sure or whole or value is None or isinstance(value, int)):
             return None
         for mistake in self.known:
             hits = [call.is_given_by(mistake[1]) for call in calls]

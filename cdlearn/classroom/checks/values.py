@@ -19,10 +19,10 @@ def rows(*values: torch.Tensor) -> torch.Tensor:
 
 
 def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
-    """Whether two values agree: tensors by shape, kind and value (-inf equals -inf), containers item by item."""
+    """Whether a value is the one expected: tensors by shape, kind and value (-inf equals -inf), containers item by item."""
     a, b = _number(a), _number(b)
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if a.shape != b.shape or (a.dtype == torch.bool) != (b.dtype == torch.bool):
+        if a.shape != b.shape or not _fits(a.dtype, b.dtype):
             return False
         pair = (x.detach().cpu().double() for x in (a, b))
         return torch.allclose(*pair, rtol=0.0, atol=tolerance, equal_nan=True)
@@ -53,7 +53,7 @@ def kind(got: Any, expected: Any, item: str = "") -> str:
             return f"{what}: a tensor is asked for, this is {type(got).__name__}"
         if got.shape != expected.shape:
             return f"the shape{where}: {list(expected.shape)} is asked for, this is {list(got.shape)}"
-        if (got.dtype == torch.bool) != (expected.dtype == torch.bool):
+        if not _fits(got.dtype, expected.dtype):
             return f"the kind of numbers{where}: {expected.dtype} is asked for, this is {got.dtype}"
         return ""
     if isinstance(expected, (list, tuple)) and isinstance(got, (list, tuple)):
@@ -61,10 +61,20 @@ def kind(got: Any, expected: Any, item: str = "") -> str:
             return f"{what}: {len(expected)} things are asked for, these are {len(got)}"
         inside = (kind(x, y, f"item {k}") for k, (x, y) in enumerate(zip(got, expected), start=1) if not same(x, y))
         return next(filter(None, inside), "")
+    if isinstance(expected, dict) and isinstance(got, dict):  # a check's note of what the function gave and did
+        inside = (kind(got[key], value, key) for key, value in expected.items() if not same(got[key], value))
+        return next(filter(None, inside), "")
     numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (got, expected)]
     if type(got) is not type(expected) and not all(numbers):
         return f"{what}: {type(expected).__name__} is asked for, this is {type(got).__name__}"
     return ""
+
+
+def _fits(got: torch.dtype, expected: torch.dtype) -> bool:
+    """Truth values only for truth values, no fractions for whole numbers."""
+    if torch.bool in (got, expected):
+        return got == expected
+    return expected.is_floating_point or not got.is_floating_point
 
 
 def _number(value: Any) -> Any:
