@@ -7,8 +7,8 @@ import torch
 from torch import tensor
 from transformers import DynamicCache
 
-from cdlearn.classroom.checks.core import Case, Part
-from cdlearn.classroom.checks.models import TOY, TOY_WORDS, filled
+from cdlearn.classroom.checks.core import ROUNDED, Case, Part
+from cdlearn.classroom.checks.models import TOY, TOY_WORDS, PositionLM, filled
 
 
 def my_head(x, cache, W_q, W_k, W_v):
@@ -48,7 +48,7 @@ def my_endings(model, prompt, endings):
     for ending in endings:
         logits = model(ending, past_key_values=cache).logits  # (1, n, V)
         log_p = torch.cat([last, logits[:, :-1]], dim=1).log_softmax(-1)
-        scores.append(log_p.gather(-1, ending[..., None]).sum().item())
+        scores.append(log_p.gather(-1, ending[..., None]).mean().item())
         cache.crop(-ending.shape[1])
     return scores
 
@@ -62,8 +62,8 @@ def my_pad(rows, pad_id):
 
 def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
     cache, feed = DynamicCache(config=model.config), ids
-    new, live = [[] for _ in ids], [True] * len(ids)
-    for _ in range(max_new_tokens):
+    new, live = [[] for _ in ids], [most > 0 for most in max_new_tokens]
+    while any(live):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -feed.shape[1] :]
         out = model(feed, attention_mask=mask, position_ids=positions, past_key_values=cache)
         tokens = out.logits[:, -1].argmax(-1)
@@ -71,8 +71,7 @@ def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
             live[row] = live[row] and token != eos_id
             if live[row]:
                 new[row].append(token)
-        if not any(live):
-            break
+                live[row] = len(new[row]) < max_new_tokens[row]
         feed, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
     return new
 
@@ -92,9 +91,9 @@ def _head(says: str, old: int, new: int) -> Case:
     return Case(says, args, (WHOLE[old : old + new], grown), {}, example)
 
 
-def _loop(says: str, ids: list[int], most: int, new: list[int], fed: list[list[int]]) -> Case:
-    example = f"{TOY_WORDS}my_cached_loop(model, [{ids}], eos_id=0, max_new_tokens={most})"
-    options = {"eos_id": 0, "max_new_tokens": most}
+def _loop(says: str, ids: list[int], most: int, new: list[int], fed: list[list[int]], eos_id: int = 0) -> Case:
+    example = f"{TOY_WORDS}my_cached_loop(model, [{ids}], eos_id={eos_id}, max_new_tokens={most})"
+    options = {"eos_id": eos_id, "max_new_tokens": most}
     return Case(says, (TOY, tensor([ids])), {"new": new, "fed": [ids, *fed]}, options, example)
 
 
@@ -109,12 +108,12 @@ def _read_note(value: Any, args: tuple) -> dict:
     return {"token": value, "fed": [call[0] for call in model.fed], "cache": columns}
 
 
-def _endings(says: str, endings: list[list[int]], scores: list[float]) -> Case:
+def _endings(says: str, endings: list[list[int]], scores: list[float], model: PositionLM = TOY) -> Case:
     enough = 2 + sum(len(ending) for ending in endings)
-    words = f"{TOY_WORDS}log p is -0.391 for it, -1.391 for the next token, -4.391 for all others. "
-    args = (TOY, tensor([[3, 5]]), [tensor([ending]) for ending in endings])
-    expected = {"scores": scores, "positions fed": f"at most {enough}"}
-    return Case(says, args, expected, {}, f"{words}my_endings(model, [3, 5], {endings})")
+    log_p = "-0.391 for it, -1.391 for the next token, -4.391" if model is TOY else "0 for it, -200"
+    words = f"{TOY_WORDS}log p is {log_p} for all others. my_endings(model, [3, 5], {endings})"
+    args = (model, tensor([[3, 5]]), [tensor([ending]) for ending in endings])
+    return Case(says, args, {"scores": scores, "positions fed": f"at most {enough}"}, {}, words)
 
 
 def _endings_note(value: Any, args: tuple) -> dict:
@@ -123,7 +122,7 @@ def _endings_note(value: Any, args: tuple) -> dict:
     return {"scores": value, "positions fed": f"at most {enough}" if fed <= enough else f"{fed}"}
 
 
-def _batch(says: str, ids: list, most: int, new: list, later: int = 1) -> Case:
+def _batch(says: str, ids: list, most: list[int], new: list, later: int = 1) -> Case:
     mask = [[1, 1], [0, 1]][: len(ids)]
     expected = {"new": new, "columns of the first call": [len(ids[0])], "of later calls": [1] * later}
     example = f"{TOY_WORDS}my_batched_loop(model, {ids}, {mask}, eos_id=2, max_new_tokens={most})"
@@ -136,15 +135,19 @@ def _batch_note(value: Any, args: tuple) -> dict:
 
 
 # fmt: off
+SCALE = "what q @ k.T is divided by: a number that depends on the width alone"
 check_head = Part(1, my_head, [
     _head("without a cache a position sees itself and those before it, none after it", 0, 2),
     _head("without a cache, three positions", 0, 3),
     _head("one new position asks with its query and sees all cached columns and itself", 2, 1),
     _head("of two new positions, the first sees the cache and itself, not the second", 1, 2),
+    Case("the scale belongs to the width, here 2", (EYE[:2, :2], None, 2 * EYE[:2, :2], EYE[:2, :2], 10 * EYE[:2, :2]),
+         (tensor([[10.0, 0], [1.9557, 8.0443]]), (EYE[:2, :2], 10 * EYE[:2, :2]))),
     ("no causal mask", ".tril(T - n)", "", "which columns a position may see when several are new"),
     ("the causal mask forgets the cached columns", "T - n", "",
      "the diagonal: new row i is column (cached + i), not column i"),
-    ("the scale is missing", "/ math.sqrt(q.shape[1])", "", "what q @ k.T is divided by: the square root of the width"),
+    ("the scale is missing", "/ math.sqrt(q.shape[1])", "", SCALE),
+    ("divided by 2, whatever the width", "math.sqrt(q.shape[1])", "2", SCALE),
     ("the cache does not grow", "@ v, (k", "@ v, cache or (k", "what you return: the next call needs the new rows too"),
     ("the cache is not read", "cache is not None", "False", "whose keys and values the new query meets"),
 ])
@@ -155,6 +158,7 @@ check_cached_loop = Part(2, my_cached_loop, [
     _loop("the second call feeds the new token alone: the cache holds the prompt", [3, 5], 2, [5, 4], [[5]]),
     _loop("every column is fed once, so N tokens need T + N - 1", [3, 5], 3, [5, 4, 4], [[5], [4]]),
     _loop("the end-of-text token ends the loop and stays out", [3, 5], 9, [5, 4, 4], [[5], [4], [4]]),
+    _loop("the end-of-text token is eos_id, not 0", [3, 5], 9, [5], [[5]], eos_id=4),
     _loop("a prompt of one token", [2], 9, [2, 6], [[2], [6]]),
     _loop("an end-of-text token at once gives no tokens", [6, 1], 9, [], []),
     ("the cache fed twice", "row = token[:, None]", "row = ids = torch.cat([ids, token[:, None]], 1)",
@@ -193,19 +197,21 @@ check_read = Part(3, my_read, [
      ("keep + 1 < len(seen)", "keep + 1 -"), BEYOND),
     ("off by one after rewinding: a column too many is cropped", "keep -", "max(keep - 1, 0) -", BEYOND),
     ("the cache fed twice", (CROP, "ids[keep:]"), ("", "ids"), LACKS),
-    ("the whole row fed behind what agrees", "ids[keep:]", "ids", LACKS),
+    ("the whole row fed after what agrees", "ids[keep:]", "ids", LACKS),
     ("everything is read again", "keep += 1", "break", STAY),
     ("a column that agrees is fed again", CROP, f"    keep = max(0, keep - 1)\n{CROP}", STAY),
-], note=_read_note)
+], raised={"crop(0)": "when there is nothing to take out: do not call `crop` then"}, note=_read_note)
 
 FOR, TAKEN = "    for ending in endings:\n", "cache.crop(-ending.shape[1])"
 SHIFTED = "how many columns the cache holds when the next ending is fed"
 check_endings = Part(4, my_endings, [
     _endings("the prompt's last logits give the first token's log-probability", [[6]], [-1.390536]),
-    _endings("an ending's score is the sum over its tokens", [[5, 5]], [-1.781072]),
+    _endings("an ending's score is the mean over its tokens", [[5, 5]], [-0.890536]),
     _endings("every ending follows the prompt, not the ending before it", [[5], [6]], [-0.390536, -1.390536]),
     _endings("the cache is taken back to the prompt after every ending", [[5, 4], [3, 1], [5, 5, 5]],
-             [-0.781072, -8.781072, -6.171608]),
+             [-0.390536, -4.390536, -2.057203]),
+    _endings("a token far below the best keeps its log-probability", [[6], [5, 3]], [-200.0, -100.0],
+             PositionLM(8, {0: 200.0})),
     ("one column too late", "torch.cat([last, logits[:, :-1]], dim=1)", "logits",
      "the columns: the logits after token i are about token i + 1; who is about the first?"),
     ("the first token is left out", "None])", "None])[:, 1:]", "who predicts an ending's first token: the prompt"),
@@ -218,7 +224,10 @@ check_endings = Part(4, my_endings, [
      "        model(prompt, past_key_values=cache)\n", "which columns all endings share"),
     ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether the logits were normalised"),
     ("probabilities added up", "log_softmax", "softmax", "what is added: logarithms"),
-    ("the mean over the tokens", "sum", "mean", "sum or mean: the log-probability of a whole text"),
+    ("the sum over the tokens, as in notebook 02", "mean", "sum",
+     "what is asked of a text here: a number that does not fall because there are more tokens"),
+    ("the prompt's first column", "[:, -1:]", "[:, :1]", "the column of the prompt that has read it all"),
+    ROUNDED,
 ], note=_endings_note)
 
 PLACES, FILL = "(mask.cumsum(-1) - 1).clamp(min=0)", "[pad_id] * (T - len(row))"
@@ -243,13 +252,18 @@ check_pad = Part(5, my_pad, [
 ])
 
 ENDS = "            live[row] = live[row] and token != eos_id\n"
-TAKES = "            if live[row]:\n                new[row].append(token)\n"
+LENGTH, LIMIT = "len(new[row]) < max_new_tokens[row]", "`max_new_tokens`: a list, one number for each row"
+TAKES = f"            if live[row]:\n                new[row].append(token)\n                live[row] = {LENGTH}\n"
 check_batched_loop = Part(6, my_batched_loop, [
-    _batch("a batch of one row is the cached loop", [[3, 5]], 2, [[5, 4]]),
-    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], 1, [[5], [6]], 0),
-    _batch("a new token is seen, at the position after its row's last", [[3, 5], [7, 1]], 3, [[5, 4, 4], [1, 3, 4]]),
-    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], 3, [[5, 4, 4], [6]]),
-    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], 3, [[], []], 0),
+    _batch("a batch of one row is the cached loop", [[3, 5]], [2], [[5, 4]]),
+    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], [1, 1], [[5], [6]], 0),
+    _batch("a new token is seen, at the position after its row's last", [[3, 5], [7, 1]], [3, 3],
+           [[5, 4, 4], [1, 3, 4]]),
+    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], [3, 3],
+           [[5, 4, 4], [6]]),
+    _batch("every row has its own max_new_tokens", [[3, 5], [7, 1]], [1, 3], [[5], [1, 3, 4]]),
+    _batch("a row with max_new_tokens 0 gets nothing", [[3, 5], [7, 1]], [2, 0], [[5, 4], []]),
+    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], [3, 3], [[], []], 0),
     ("no position ids", "position_ids=positions, ", "", "position_ids: without them columns count, padding too"),
     ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of a row's first real token"),
     ("positions stand still", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",
@@ -258,9 +272,13 @@ check_batched_loop = Part(6, my_batched_loop, [
     ("no attention mask", "attention_mask=mask, ", "", "attention_mask: without it padding is read as text"),
     ("new columns are masked out", "new_ones", "new_zeros", "what the mask says of the new column: it is a real token"),
     ("the batch ends with its first row", "any(live)", "all(live)", "when the loop may stop: all rows must have ended"),
-    ("a finished row goes on", "break\n", "break\n        live = [True] * len(ids)\n",
+    ("a finished row goes on", "live[row] and token", "len(new[row]) < max_new_tokens[row] and token",
      "what happens to a row after its end-of-text token"),
+    ("the longest max_new_tokens for all rows", "max_new_tokens[row]", "max(max_new_tokens)", LIMIT),
+    ("the shortest max_new_tokens for all rows", "max_new_tokens[row]", "min(max_new_tokens)", LIMIT),
+    ("a call that nobody needs", "while any(live)", "for _ in range(max(max_new_tokens))",
+     "when to stop: as soon as no row is waiting for a token"),
     ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "the order: test for the end, then append"),
     ("no cache: everything is read again", ("feed, mask = tokens[:, None],", CACHE),
      ("feed = ids = torch.cat([ids, tokens[:, None]], 1)\n        mask =", NONE), "what later calls feed"),
-], note=_batch_note)
+], raised={"cannot be interpreted as an integer": f"{LIMIT}. Notebook 02 has one number for all"}, note=_batch_note)

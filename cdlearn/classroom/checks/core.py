@@ -228,9 +228,9 @@ class _Call:
         self.right = not self.error and not self.edit and same(self.value, case.expected)
 
     def is_given_by(self, function: Callable) -> bool:
-        """Whether a function gives the same value; one that cannot run does not."""
+        """Whether a function gives the same value, or the same kind of error."""
         other = _Call(function, self.case, self.note)
-        return not other.error and same(other.value, self.value)
+        return type(other.error).__name__ == type(self.error).__name__ and same(self.value, other.value)
 
 
 class _Sink(io.TextIOBase):

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import tensor
 
-from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
-from cdlearn.classroom.checks.models import ScriptLM, SumLM, TableLM
+from cdlearn.classroom.checks.core import PROBABILITIES, ROUNDED, Case, Part
+from cdlearn.classroom.checks.models import TOY, TOY_WORDS, ScriptLM, SumLM, TableLM
 from cdlearn.classroom.checks.values import bools, rows
 
 
@@ -82,10 +82,13 @@ check_scores = Part(1, my_scores, [
     Case("a constant added to all logits of a model changes no probability, so no score", (E + 2, A - 1), SCORES),
     Case("the strength is a factor of the amateur's log-probability", (E, A), HALF, {"strength": 0.5}),
     Case("with strength 0 the amateur has no say", (E + 2, A), E, {"strength": 0.0}),
+    Case("a token far below the best keeps its log-probability", (tensor([100.0, -20.0]), tensor([-50.0, 100.0])),
+         tensor([150.0, -120.0])),
     Case("every row of a batch is scored by itself", (rows(E, E2), rows(A, A2)), rows(SCORES, SCORES2)),
     Case("every position of every row is scored by itself", (rows(rows(E, E2), rows(E2, E)),
          rows(rows(A, A2), rows(A2, A))), rows(rows(SCORES, SCORES2), rows(SCORES2, SCORES))),
     PROBABILITIES,
+    ROUNDED,
     ("the ratio without its logarithm", SCORE, f"({SCORE}).exp()",
      "the score is a logarithm of this ratio: a difference"),
     ("expert and amateur exchanged", SCORE, f"-({SCORE})",
@@ -120,6 +123,8 @@ check_mask = Part(2, my_mask, [
     ("alpha times a logit", "best + math.log(alpha)", "alpha * best",
      "a factor of a probability is a summand of its logarithm"),
     ("alpha added without its logarithm", "math.log(alpha)", "alpha", FACTOR),
+    ("a logarithm to another base", "math.log(", "math.log10(", "which logarithm log-probabilities are"),
+    ("the best token alone", ">= best + math.log(alpha)", "== best", "where `alpha` is used"),
     ("alpha subtracted without its logarithm", "+ math.log(alpha)", "- alpha", FACTOR),
     ("the mask upside down", ">=", "<", "what True means here: the token is kept"),
     ("alpha is ignored", "log(alpha)", "log(0.1)", "where `alpha` is used: 0.1 is only its usual value"),
@@ -167,17 +172,21 @@ check_step = Part(3, my_step, [
      "the score of a token that is out: 0 is not low, scores may be negative"),
     ("masked tokens get the score -1", "math.inf", "1", "the score of a token that is out: it must be below any other"),
     ("the expert alone", FILLED, "expert_logits", "where the amateur's logits are used"),
+    ("the amateur alone", FILLED, "amateur_logits", "where the expert's logits are used"),
     ("probabilities where log-probabilities belong", "my_scores(expert_logits, amateur_logits, strength)",
      "expert_logits.softmax(-1) - strength * amateur_logits.softmax(-1)",
      "the two terms of the score: are they probabilities or their logarithms?"),
     ("the strength is ignored", "amateur_logits, strength", "amateur_logits", "where `strength` is used"),
     ("alpha is ignored", ", alpha)", ", 0.1)", "where `alpha` is used: 0.1 is only its usual value"),
     ("one best token for the whole batch", MASKED, "(expert_logits >= expert_logits.max() + math.log(alpha))", ROW),
-], earlier=[check_scores, check_mask])
+], earlier=[check_scores, check_mask], sure=True)
 
 check_loop = Part(4, my_loop, [
     _loop("one step: the last position's logits of both models choose the token", [3, 5], 1, ([1], "length")),
-    _loop("the next step reads everything so far, the new token too", [3, 5], 2, ([1, 2], "length")),
+    _loop("the next step reads everything so far, the new token too", [3, 1], 2, ([5, 2], "length")),
+    Case("the new token is the last of the row", (TOY, TOY, tensor([[3, 5]])), ([5, 4], "length"),
+         {"eos_id": 0, "max_new_tokens": 2, "strength": 0.0},
+         f"{TOY_WORDS}my_loop(model, model, [[3, 5]], eos_id=0, max_new_tokens=2, strength=0.0)"),
     _loop("at most max_new_tokens new tokens, whatever the prompt's length", [3, 5], 3, ([1, 2, 4], "length")),
     _loop("the end-of-text token ends the loop and stays out of the result", [3, 5], 9, ([1, 2, 4], "eos")),
     _loop("the end-of-text token is eos_id, not 0", [3, 5], 9, ([1, 2], "eos"), eos_id=4),
@@ -190,6 +199,11 @@ check_loop = Part(4, my_loop, [
      "the order of the arguments in each call"),
     ("the strength is ignored", ", strength)", ")", "whether `strength` reaches your step"),
     ("alpha is ignored", "alpha, strength)", "strength=strength)", "whether `alpha` reaches your step"),
+    ("the end tested on the expert's best token", "token.item() ==", "expert(ids).logits[0, -1].argmax() ==",
+     "whose token ends the text: the one that was chosen"),
+    ("the new tokens are not collected", "new.append(token.item())", "pass", "what is put into the list of new tokens"),
+    ("the new token before the prompt", "[ids, token[:, None]]", "[token[:, None], ids]",
+     "the order in which prompt and new token are joined"),
     ("the new token is not added to what the models read", "ids =", "more =",
      "what `ids` is in the next step: the list of new tokens is not what the models read"),
     ("the mask is missing", ("my_step", "alpha, strength)\n"), ("my_scores", "strength).argmax(-1)\n"),
@@ -197,6 +211,8 @@ check_loop = Part(4, my_loop, [
     ("logits of the first position", "[:, -1]", "[:, 0]", "the column of [1, T, V]: which one has read it all"),
     ("only the last token is fed", "(ids).", "(ids[:, -1:]).",
      "what the models read: without a cache they need the whole prefix, every time"),
+    ("only the new token is fed after the first step", "torch.cat([ids, token[:, None]], dim=1)", "token[:, None]",
+     "what both models read from the second step on: there is no cache that remembers the prefix"),
     ("the amateur never reads the new tokens",
      ("new = []", "amateur(ids)"), ("new, prompt = [], ids", "amateur(prompt)"),
      "what the amateur reads from the second step on"),
@@ -207,8 +223,8 @@ check_loop = Part(4, my_loop, [
      "what max_new_tokens counts: new tokens, not the row's length"),
     ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
     ("one token too few", "tokens)", "tokens - 1)", "how often the loop runs"),
-], [check_scores, check_mask, check_step],
-    {"converted to Scalar": "the column: `.logits` is [1, T, V], and one position of it is the next token's"})
+], [check_scores, check_mask, check_step], sure=True,
+    raised={"converted to Scalar": "the column: `.logits` is [1, T, V], and one position of it is the next token's"})
 
 check_first_difference = Part(5, first_difference, [
     Case("the position of the first token that differs, from 0", ([3, 1, 4], [3, 1, 5]), 2),
@@ -217,6 +233,7 @@ check_first_difference = Part(5, first_difference, [
     Case("a text that goes on differs where the other one ends", ([3, 1], [3, 1, 4]), 2),
     Case("equal texts differ nowhere: None", ([3, 1, 4], [3, 1, 4]), None),
     Case("two empty texts differ nowhere", ([], []), None),
+    ("position 0 taken for nothing", "return k\n", "return k or None\n", "what `or` and `if` make of the number 0"),
     ("counted from 1", (" k\n", "max"), (" k + 1\n", "min"), "where counting starts: the first position is 0"),
     ("the last difference", "range(max(len(a), len(b)))", "range(min(len(a), len(b)))[::-1]", "when to stop looking"),
     ("the shorter text hides the rest", "max", "min", "zip: it ends with the shorter of the two"),
@@ -224,7 +241,7 @@ check_first_difference = Part(5, first_difference, [
     ("the token, not its position", "return k\n", "return a[k]\n", "what is returned"),
     ("how many differ", "for k", "return sum(x != y for x, y in zip(a, b))\n    for k",
      "what is returned: a place, not a number of places"),
-])
+], sure=True)
 
 # nobody asks after position 0 and after the last token; between them the expert is sure, then three are plausible and
 # the amateur knows neither of the first two, then two are plausible and the amateur knows the first
@@ -237,15 +254,19 @@ check_decisions = Part(6, my_decisions, [
     _path('"sure", "agree" or "overruled" for every new token, read at the position before it', THREE),
     _path("strength 0 overrules nobody", ["sure", "agree", "agree"], strength=0.0),
     _path("alpha decides who is sure", ["sure", "sure", "sure"], alpha=0.9),
+    _path("alpha decides what the contrast may choose", ["agree", "overruled", "overruled"], alpha=0.01),
     Case("the models read the given text, whatever the contrast would have written",
-         (TableLM(ROWS_E[1:4].tolist()), TableLM(ROWS_A[1:4].tolist()), tensor([[1, 2]]), [1, 1, 2]), THREE, {},
+         (TableLM(ROWS_E[1:4].tolist()), TableLM(ROWS_A[1:4].tolist()), tensor([[2, 2]]), [1, 1, 2]),
+         ["agree", "overruled", "sure"], {},
          "if the ids so far sum to 0 modulo 3, p_expert is [.97 .01 .01 .01] and p_amateur [.90 .04 .03 .03]; if to 1, "
          "[.60 .30 .09 .01] and [.2 .2 .599 .001]; if to 2, [.60 .30 .05 .05] and [.90 .04 .03 .03]. "
-         "my_decisions(expert, amateur, [[1, 2]], [1, 1, 2])"),
+         "my_decisions(expert, amateur, [[2, 2]], [1, 1, 2])"),
     ("one position too late", ("shape[1] - 1", "start:-1"), ("shape[1]", "start:"),
      "the columns: the logits after position t are about the token at t + 1"),
     ("one position too early", ("shape[1] - 1", "start:-1"), ("shape[1] - 2", "start:-2"),
      "the columns: the prompt's last one counts first"),
+    ("alpha is ignored", STEP, "my_step(e, a, strength=strength)", "where `alpha` is used: twice"),
+    ("the strength is ignored", ", strength)", ")", "where `strength` is used"),
     ("nobody is sure", "n == 1", "False", "the steps where one token alone is plausible"),
     ("the mask is missing", STEP, "my_scores(e, a, strength).argmax(-1)", "which tokens the contrast may choose"),
     ("compared with the amateur's best", "== e.argmax", "== a.argmax", "whom the contrast can overrule"),

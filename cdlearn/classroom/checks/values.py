@@ -31,7 +31,7 @@ def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key], tolerance=tolerance) for key in a)
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return isinstance(a, bool) == isinstance(b, bool) and (a == b or abs(a - b) <= tolerance)
+        return isinstance(a, bool) == isinstance(b, bool) and (a == b or abs(a - b) <= tolerance or a != a and b != b)
     if type(a) is not type(b):
         return False
     if type(a).__eq__ is object.__eq__:  # a copied model: it equals nothing but itself, and is no answer
