@@ -182,10 +182,10 @@ def my_jsd(p_logits, q_logits):
     return (kl(p, m, reduction='none') + kl(q, m, reduction='none')).sum(-1) / 2
 """),
     ('04_dola', 'jsd', '0 times the logarithm of 0', """
-def my_jsd(p_logits, q_logits):
+def my_jsd(p_logits, q_logits, weight=0.5):
     p, q = p_logits.softmax(-1), q_logits.softmax(-1)
-    m = (p + q) / 2
-    return ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
+    m = (1 - weight) * p + weight * q
+    return (1 - weight) * (p * (p / m).log()).sum(-1) + weight * (q * (q / m).log()).sum(-1)
 """),
     ('04_dola', 'scores', None, 'logits[layers, torch.arange(len(layers))]', 'logits[layers]'),
     ('04_dola', 'candidates', None, """

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, tensor
 
-from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
+from cdlearn.classroom.checks.core import PROBABILITIES, ROUNDED, Case, Part
 from cdlearn.classroom.checks.values import bools, rows
 
 
@@ -71,6 +71,7 @@ check_candidates = Part(1, my_candidates, [
     ("alpha subtracted without its logarithm", "+ math.log(alpha)", "- alpha", SUMMAND),
     ("a line above the best token: log alpha subtracted, or alpha times a logarithm", "+ math.log", "- math.log",
      f"the sign of log alpha, and that {SUMMAND}"),
+    ("nobody is left out", "return keep", "return torch.ones_like(keep)", "what the two rules do to the result"),
     ("top_k=0 keeps nobody", "return keep", "return keep & (top_k > 0)",
      "what top_k=0 means: the rule is switched off"),
     ("one of the two rules is enough", "keep & (", "(keep if alpha else ~keep) | (",
@@ -101,6 +102,8 @@ check_contrast = Part(2, my_contrast, [
     Case("top_k counts the expert's tokens", (E, A), log(0.5 / 0.6, 6, 0, 0, 0), {"top_k": 2}),
     Case("alpha sets the line", (E, A), log(0.5 / 0.6, 6, 0, 0, 0), {"alpha": 0.4}),
     Case("without alpha and top_k everybody has a score", (E, A), log(0.5 / 0.6, 6, 3, 1 / 7, 0.5), {"alpha": None}),
+    Case("a token far below the best keeps its log-probability", (tensor([100.0, -20.0]), tensor([-50.0, 100.0])),
+         tensor([150.0, -120.0]), {"alpha": None}),
     Case("every row by itself", (rows(E, A), rows(A, A)), rows(BASE, log(1, 0, 0, 1, 0))),
     ("the mask on the amateur", "my_candidates(expert", "my_candidates(amateur",
      "whose logits the mask reads: plausible is what the expert finds plausible"),
@@ -116,6 +119,7 @@ check_contrast = Part(2, my_contrast, [
      "whose temperature tau is: the amateur's alone"),
     ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether each row was normalised"),
     PROBABILITIES,
+    ROUNDED,
     ("the strength is ignored", "strength * ", "", "where `strength` is used"),
     ("the mask before the softmax", ("_logits.log", "_logits / tau"), (f"{FILLED}.log", f"{FILLED} / tau"), FIRST),
     ("the mask before the softmax", "_logits.log", f"{FILLED}.log", FIRST),
@@ -129,7 +133,7 @@ RAW, RAWER, SOFT = "scores = scores", "raw, scores = scores, scores", "(scores /
 TIE = "two equals at temperature 0: one of them must get everything"
 check_law = Part(3, my_law, [
     Case("who is out has probability 0, the others share 1", (S, K), SIXTHS),
-    Case("a constant changes nothing: scores may all be negative", (S - 9, K), SIXTHS),
+    Case("a constant changes nothing: scores may all be negative", (S - 900, K), SIXTHS),
     Case("below 1 the best gain", (S, K), tensor([1, 9, 0, 4]) / 14, {"temperature": 0.5}),
     Case("above 1 the others gain", (2 * S, K), SIXTHS, {"temperature": 2.0}),
     Case("temperature 0 is greedy among the kept", (S, K), tensor([0.0, 1, 0, 0]), {"temperature": 0.0}),
@@ -187,6 +191,8 @@ check_nucleus = Part(4, my_nucleus, [
     ("one token too many where the sum is exactly p", "< p", "<= p",
      "the comparison where both sides are equal: the sum must be at least p, not more"),
     ("not renormalised", " / kept.sum(-1, keepdim=True)", "", "the sum of the result"),
+    ("nobody is left out", "< p", "< 2", "where `p` is used"),
+    ("a softmax of what sums to 1 already", "probs.sort", "probs.softmax(-1).sort", "what `probs` holds"),
     ("the worst tokens first", "descending=True", "descending=False", "the direction of the sort"),
     ("p as a line for one token", BEFORE, "ranked >= 1 - p", "what reaches p: a sum"),
     ("p as a share of the best", BEFORE, "ranked >= (1 - p) * ranked[..., :1]",

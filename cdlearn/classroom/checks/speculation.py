@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, tensor
 
-from cdlearn.classroom.checks.core import PROBABILITIES, Case, Part
-from cdlearn.classroom.checks.models import SumLM
+from cdlearn.classroom.checks.core import PROBABILITIES, ROUNDED, Case, Part
+from cdlearn.classroom.checks.models import TOY, TOY_WORDS, SumLM
 from cdlearn.classroom.checks.values import rows
 
 
@@ -134,6 +134,8 @@ check_draft = Part(2, my_draft, [
     _draft("the law after the temperature", [1, 3], 0.5, [0.9], [1], COLD),
     _draft("temperature 0: the best token, and a law that knows only it", [1, 2], 0.0, [0.5, 0.1], [3, 2],
            HOT[3], HOT[2]),
+    Case("every draft is the last of the row", (TOY, tensor([[3, 5]]), 2, 0.0, [0.5, 0.1]),
+         ([5, 4], torch.eye(8)[[5, 4]]), {}, f"{TOY_WORDS}my_draft(model, [[3, 5]], 2, 0.0, [0.5, 0.1])"),
     (OTHER, ("draw(law, u)", "torch.nn.functional.one_hot(logits.argmax(), len(logits)).float()"),
      ("int(logits.argmax())", "logits.softmax(-1)"), DRAWN),
     (OTHER, KEPT, "laws.append((logits / (temperature or 1)).softmax(-1))", DRAWN),
@@ -144,6 +146,8 @@ check_draft = Part(2, my_draft, [
     ("the temperature is ignored", TEMPERED, "logits", "where `temperature` is used"),
     ("the temperature multiplies", TEMPERED, "logits * temperature", "a low temperature makes the law sharper"),
     ("the draft does not read its own tokens", "ids =", "more =", "what the model reads at the next step"),
+    ("the draft before the prompt", "[ids, torch.tensor([tokens[-1:]])]", "[torch.tensor([tokens[-1:]]), ids]",
+     "the order in which prompt and draft are joined"),
     ("logits of the first position", "[0, -1]", "[0, 0]", "the column: which one has read it all"),
 ], raised={
     "searchsorted": "the law: one row [V] of numbers. `.logits` is [1, T, V]: which position is about the next token?",
@@ -157,8 +161,10 @@ check_verify = Part(3, my_verify, [
     _round("a rejected draft is replaced by a draw from the residual, and that is all", [0], [0.7, 0.4], [1]),
     _round("a rejected draft is replaced by a draw from the residual, and that is all", [0], [0.7, 0.82], [2]),
     _round("everything behind the first rejection is dropped", [0, 1], [0.7, 0.1, 0.4], [1]),
-    _round("the residual is that of the rejected place", [1, 0], [0.5, 0.3, 0.9], [1, 1]),
-    _round("the bonus comes from the law behind the last draft", [0, 1], [0.1, 0.9, 0.5], [0, 1, 2]),
+    _round("the residual is that of the rejected place", [1, 0], [0.1, 0.3, 0.9], [1, 1]),
+    _round("the bonus comes from the law behind the last draft", [0, 0], [0.6, 0.1, 0.5], [0, 0, 2]),
+    Case("what p never says is never accepted", (tensor([[0.0, 0.5, 0.5], [0.2, 0.3, 0.5]]),
+         tensor([[0.5, 0.25, 0.25]]), [0], [0.0, 0.4]), [1]),
     ("the bonus token forgotten", "[*new, draw(p[-1], uniforms[-1])]", "new",
      "what follows when every draft stands: p has one row more"),
     ("continuing after the first rejection", f"return [*new, {REDRAWN}]", f"token = {REDRAWN}",
@@ -176,9 +182,11 @@ check_verify = Part(3, my_verify, [
     ("the residual is not renormalised", "rest[k]", "(p[k] - q[k]).clamp(min=0)",
      "the law after a rejection: it should sum to 1"),
     ("kept where it should be rejected", ">=", "<", "the comparison of the number with the chance"),
+    ("kept where the number equals the chance", ">=", ">", "the comparison at equality, with a chance of 0 for example"),
+    ("one number for all drafts", "uniforms[k] >=", "uniforms[0] >=", "which number belongs to which draft"),
     ("q / p instead of p / q", "new = []", "chance, new = my_rule(q, p[:-1])[0], []", "the chance to keep a draft"),
     ("p, not p / q", "chance[k", "p[k", "the chance to keep a draft"),
-], [check_rule])
+], [check_rule], sure=True)
 
 check_length = Part(4, my_length, [
     Case("tokens of a round over its cost: 1.9 / 1.3 beats 1 and 2.08 / 1.6", ([0.9, 0.2], 0.3, 1.0), 1),
@@ -228,6 +236,7 @@ check_rewind = Part(5, my_rewind, [
      "drafts that stand: their entries in the caches are right"),
 ])
 
+E0, A0 = tensor([[0.05, 0.35, 0.60], [0.01, 0.10, 0.89]]).log()
 E, A, E2, A2 = tensor([[0.60, 0.35, 0.05], [0.80, 0.05, 0.15], [0.20, 0.20, 0.60], [0.05, 0.25, 0.70]]).log()
 LAW_P, LAW_P2 = tensor([0.0967742, 0.9032258, 0.0]), tensor([0.7070706, 0.1414141, 0.1515152])
 LAW_Q, LAW_Q2 = A.exp(), A2.exp()
@@ -241,7 +250,9 @@ check_laws = Part(6, my_laws, [
          (tensor([0.2466061, 0.7533939, 0.0]), tensor([0.5941725, 0.1485431, 0.2572843]))),
     Case("the strength weighs the amateur in p, never in q", (E, A, 0.1, 0.5, 1.0), (tensor([0.3, 0.7, 0.0]), LAW_Q)),
     Case("alpha sets the line", (E, A, 0.9, 1.0, 1.0), (tensor([1.0, 0.0, 0.0]), LAW_Q)),
-    Case("temperature 0: both laws know one token", (E, A, 0.1, 1.0, 0.0), (torch.eye(3)[1], torch.eye(3)[0])),
+    Case("temperature 0: both laws know one token", (E0, A0, 0.1, 1.0, 0.0), (torch.eye(3)[1], torch.eye(3)[2])),
+    Case("a token far below the best keeps its log-probability", (tensor([1.0, 0.0]), tensor([0.0, -200.0]), 0.1, 1.0,
+         1.0), (tensor([0.0, 1.0]), tensor([1.0, 0.0]))),
     Case("every row by itself", (rows(E, E2), rows(A, A2), 0.1, 1.0, 1.0), (rows(LAW_P, LAW_P2), rows(LAW_Q, LAW_Q2))),
     ("q and p in the wrong order", "p, q\n", "q, p\n", "the order of the two results: the target's law p comes first"),
     ("the expert's law as the target", " - strength * amateur_logits.log_softmax(-1)", "",
@@ -255,6 +266,7 @@ check_laws = Part(6, my_laws, [
     ("expert and amateur exchanged", (MASK, "expert_logits.log_softmax(-1) - strength * amateur"),
      (OF_AMATEUR, "amateur_logits.log_softmax(-1) - strength * expert"), "which of the two is subtracted"),
     PROBABILITIES,
+    ROUNDED,
     ("the mask on tempered logits", "math.log(alpha)", "math.log(alpha) * (temperature or 1)",
      "what the mask reads: the expert's logits before any temperature"),
     ("q without the temperature", OF_BOTH, "(both[0] / temperature).softmax(-1), both[1].softmax(-1)",
