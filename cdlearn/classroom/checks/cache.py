@@ -7,7 +7,7 @@ import torch
 from torch import tensor
 from transformers import DynamicCache
 
-from cdlearn.classroom.checks.core import ROUNDED, Case, Part
+from cdlearn.classroom.checks.core import RAW, ROUNDED, Case, Part
 from cdlearn.classroom.checks.models import TOY, TOY_WORDS, PositionLM, filled
 
 
@@ -168,8 +168,7 @@ check_cached_loop = Part(2, my_cached_loop, [
      ("row = ids = torch.cat([ids, token[:, None]], 1)", NONE), "which columns `fed` repeats"),
     ("the cache is not handed on", CACHE, NONE, "past_key_values: the same object in every call"),
     ("logits of the first position", "[:, -1]", "[:, 0]", "the column of [1, n, V]: which one has read it all"),
-    ("the end-of-text token in the result", "break", "return [*new, eos_id]",
-     "what comes first: the test or the append"),
+    ("the end-of-text token in the result", "break", "return [*new, eos_id]", "what comes first"),
     ("no stop at the end of the text", "token.item() == eos_id", "False", "what happens when the token is eos_id"),
     ("one pass too many", ("break", "\n    return new"), ("return new", f"\n    model(row, {CACHE})\n    return new"),
      "what is asked about the last new token"),
@@ -208,11 +207,9 @@ check_endings = Part(4, my_endings, [
     _endings("every ending follows the prompt, not the ending before it", [[5], [6]], [-0.390536, -1.390536]),
     _endings("the cache is taken back to the prompt after every ending", [[5, 4], [3, 1], [5, 5, 5]],
              [-0.390536, -4.390536, -2.057203]),
-    _endings("a token far below the best keeps its log-probability", [[6], [5, 3]], [-200.0, -100.0],
-             PositionLM(8, {0: 200.0})),
-    ("one column too late", "torch.cat([last, logits[:, :-1]], dim=1)", "logits",
-     "which column predicts an ending's first token"),
-    ("the first token is left out", "None])", "None])[:, 1:]", "which column predicts an ending's first token"),
+    _endings("a far token keeps its log-probability", [[6], [5, 3]], [-200.0, -100.0], PositionLM(8, {0: 200.0})),
+    ("one column too late", "torch.cat([last, logits[:, :-1]], dim=1)", "logits", "what each column predicts"),
+    ("the first token is left out", "None])", "None])[:, 1:]", "what each column predicts"),
     ("the cache is not taken back", TAKEN, "pass", "what the cache holds when the next ending is fed"),
     ("off by one after rewinding: a column too few is cropped", TAKEN,
      "if ending.shape[1] > 1:\n            cache.crop(1 - ending.shape[1])", SHIFTED),
@@ -220,12 +217,10 @@ check_endings = Part(4, my_endings, [
      "cache.crop(-min(ending.shape[1] + 1, cache.get_seq_length()))", SHIFTED),
     ("the prompt is fed for every ending", FOR, f"{FOR}        cache = DynamicCache(config=model.config)\n"
      "        model(prompt, past_key_values=cache)\n", "which columns all endings share"),
-    ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether the logits were normalised"),
     ("probabilities added up", "log_softmax", "softmax", "what is added: logarithms"),
-    ("the sum over the tokens, as in notebook 02", "mean", "sum",
-     "what a score is here when an ending has more tokens"),
+    ("the sum over the tokens, as in notebook 02", "mean", "sum", "what a score is when an ending has more tokens"),
     ("the prompt's first column", "[:, -1:]", "[:, :1]", "the column of the prompt that has read it all"),
-    ROUNDED,
+    RAW, ROUNDED,
 ], note=_endings_note)
 
 PLACES, FILL = "(mask.cumsum(-1) - 1).clamp(min=0)", "[pad_id] * (T - len(row))"
@@ -241,7 +236,7 @@ check_pad = Part(5, my_pad, [
     ("padding on the right", (f"{FILL} + row", REAL), (f"row + {FILL}", "[1] * len(row) + [0] * (T - len(row))"),
      "the side where a loop appends"),
     ("the mask from the ids", f"torch.tensor([{REAL} for row in rows])", "(ids != pad_id).long()",
-     "a row that contains the padding's id"),
+     "a row that contains pad_id"),
     ("the mask upside down", REAL, "[1] * (T - len(row)) + [0] * len(row)", "what 1 means in the mask: a real token"),
     ("columns as positions", PLACES, "torch.arange(T).expand_as(mask)", "where a row starts to count"),
     ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of the first real token"),
@@ -254,27 +249,23 @@ TAKES = f"            if live[row]:\n                new[row].append(token)\n   
 check_batched_loop = Part(6, my_batched_loop, [
     _batch("a batch of one row is the cached loop", [[3, 5]], [2], [[5, 4]]),
     _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], [1, 1], [[5], [6]], 0),
-    _batch("a new token is seen, at the position after its row's last", [[3, 5], [7, 1]], [3, 3],
-           [[5, 4, 4], [1, 3, 4]]),
+    _batch("a new token is seen, one position after its row's last", [[3, 5], [7, 1]], [3, 3], [[5, 4, 4], [1, 3, 4]]),
     _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], [3, 3], [[5, 4, 4], [6]]),
     _batch("every row has its own max_new_tokens", [[3, 5], [7, 1]], [1, 3], [[5], [1, 3, 4]]),
     _batch("a row with max_new_tokens 0 gets nothing", [[3, 5], [7, 1]], [2, 0], [[5, 4], []]),
     _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], [3, 3], [[], []], 0),
     ("no position ids", "position_ids=positions, ", "", "position_ids: without them columns count, padding too"),
     ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of a row's first real token"),
-    ("positions stand still", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",
-     "        positions = positions if feed is ids else start\n        out"),
-     "the position of the second and third new token"),
+    ("the same position for all", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",
+     "        positions = positions if feed is ids else start\n        out"), "the position of the second new token"),
     ("no attention mask", "attention_mask=mask, ", "", "attention_mask: without it padding is read as text"),
     ("new columns are masked out", "new_ones", "new_zeros", "what the mask says of the new column: it is a real token"),
     ("the batch ends with its first row", "any(live)", "all(live)", "when the loop may stop"),
-    ("a finished row goes on", "live[row] and token", "len(new[row]) < max_new_tokens[row] and token",
-     "what ends a row for good"),
+    ("an ended row goes on", "live[row] and token", "len(new[row]) < max_new_tokens[row] and token", "what ends a row"),
     ("the longest max_new_tokens for all rows", "max_new_tokens[row]", "max(max_new_tokens)", LIMIT),
     ("the shortest max_new_tokens for all rows", "max_new_tokens[row]", "min(max_new_tokens)", LIMIT),
-    ("a call that nobody needs", "while any(live)", "for _ in range(max(max_new_tokens))",
-     "when no row is waiting for a token"),
-    ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "what comes first: the test or the append"),
+    ("a call that nobody needs", "while any(live)", "for _ in range(max(max_new_tokens))", "when to stop"),
+    ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "what comes first"),
     ("no cache: everything is read again", ("feed, mask = tokens[:, None],", CACHE),
      ("feed = ids = torch.cat([ids, tokens[:, None]], 1)\n        mask =", NONE), "what later calls feed"),
 ], raised={"cannot be interpreted as an integer": f"{LIMIT}. Notebook 02 has one number for all"}, note=_batch_note)

@@ -27,11 +27,23 @@ from cdlearn.classroom.checks.values import kind, same, show
 PRINTED = 200  # characters of a function's own printing that a message repeats
 LIBRARIES = "site-packages", "dist-packages", sysconfig.get_path("stdlib"), str(Path(__file__).parents[2])
 AGAIN = 20  # calls with the same arguments that must give the same answer
-PROBABILITIES = ("probabilities where log-probabilities belong", "log_softmax", "softmax",
-                 "the two terms: are they probabilities or their logarithms?")  # fmt: skip
-ROUNDED = ("the logarithm of a softmax: -inf where a probability rounds to 0", ".log_softmax(-1)", ".softmax(-1).log()",
-           "a token whose logit is far below the best: its probability rounds to 0, its log-probability does not"
-           )  # fmt: skip
+# mistakes of several assignments: with log-probabilities, and in a loop that feeds the whole prefix at every step
+# fmt: off
+PROBABILITIES, ROUNDED, RAW = LOG_PROBS = (
+    ("probabilities where log-probabilities belong", "log_softmax", "softmax", "what the two terms are logarithms of"),
+    ("the logarithm of a softmax: -inf where a probability rounds to 0", ".log_softmax(-1)", ".softmax(-1).log()",
+     "a token whose logit is far below the best"),
+    ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether each row was normalised"),
+)
+JOIN = "torch.cat([ids, token[:, None]], dim=1)"
+PREFIX = (
+    ("the new tokens are not collected", "new.append(token.item())", "pass", "what is put into the list of new tokens"),
+    ("the new token is not added to what is read", "ids =", "more =", "what `ids` is at the next step"),
+    ("the new token before the prompt", JOIN, "torch.cat([token[:, None], ids], dim=1)", "the order of the new row"),
+    ("only the new token is fed after the first step", JOIN, "token[:, None]", "what is read at the second step"),
+    ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,7 @@ class Part:
             return call, {"mistake": mistake[0], "look": mistake[2]}
         look = kind(call.value, call.case.expected)
         if not look and _keeps_nobody(call.value) and not _keeps_nobody(call.case.expected):
-            look = "the line: nobody passes it, not even the best token"
+            look = "the threshold: no token passes it, not even the best"
         return call, {"look": look}
 
     def _of_error(self, error: Exception) -> dict[str, str]:
@@ -171,7 +183,7 @@ class Part:
         if where is None:
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line]
             own = [frame for frame in frames if not any(part in frame.filename for part in LIBRARIES)]
-            where = next((f"line {frame.lineno}: {frame.line}" for frame in own[-1:]), "")  # of the student, not a model
+            where = next((f"line {frame.lineno}: {frame.line}" for frame in own[-1:]), "")
         text = " ".join(str(error).split())[:300]
         return {"got": f"{type(error).__name__}: {text}", "look": self._look(text, where)}
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, tensor
 
-from cdlearn.classroom.checks.core import PROBABILITIES, ROUNDED, Case, Part
+from cdlearn.classroom.checks.core import LOG_PROBS, PREFIX, Case, Part
 from cdlearn.classroom.checks.models import Model, Named
 
 
@@ -82,9 +82,9 @@ def _layers(ids: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
 
 def _dola(says: str, ids: list[int], most: int, expected: tuple, offered: Sequence[int] = (1, 2), **more) -> Case:
     words = (
-        "with s the sum of token * position (from 1) modulo 4, the last layer says s with .52, s + 1 with .40. Layer 1 says .90 .08 for "
-        "even s, .40 .47 for odd s; layer 2 says .40 .55 and .05 .87; layer 0 is far always. The norm moves all numbers "
-        "of an early state one token on, the head changes nothing. "
+        "with s the sum of token * position modulo 4, the last layer says s with .52, s + 1 with .40. Layer 1 says .90 "
+        ".08 for even s, .40 .47 for odd s; layer 2 says .40 .55 and .05 .87; layer 0 is always far. The norm moves "
+        "the numbers of an early state one token on, the head changes nothing. "
         f"my_dola(model, norm, head, [{ids}], {list(offered)}"
     )
     options = {"hold": 1, "max_new_tokens": most} | more
@@ -115,7 +115,7 @@ check_lens = Part(1, my_lens, [
 P, Q, APART = tensor([0.5, 0.3, 0.2]).log(), tensor([0.8, 0.1, 0.1]).log(), 0.0521220  # P and Q are so far apart
 EVEN, SURE, NEVER = tensor([0.0, 0.0]), tensor([0.0, -math.inf]), tensor([-math.inf, 0.0])
 JSD, MEAN = "return entropy_m - (1 - weight) * entropy_p - weight * entropy_q", "(1 - weight) * p + weight * q"
-KLS, BACK = ("(1 - weight) * kl({0}) + weight * kl({1})".format(*pairs) for pairs in (("p, m", "q, m"), ("m, p", "m, q")))
+KLS, BACK = (f"(1 - weight) * kl({a}) + weight * kl({b})" for a, b in (("p, m", "q, m"), ("m, p", "m, q")))
 WHOSE = "whose share `weight` is: that of q, in m and in the result"
 KL = "kl = lambda a, b: torch.where(a > 0, a * (a.log() - b.log()), 0.0).sum(-1)\n    return "
 ORDER = "the order: what is the first argument of KL, and whose probabilities weigh the logarithms?"
@@ -129,17 +129,15 @@ check_jsd = Part(2, my_jsd, [
     Case("equal rows are 0 apart", (P, P + 1), tensor(0.0)),
     Case("a token of probability 0 adds nothing, and is no nan", (EVEN, SURE), tensor(0.2157616)),
     Case("rows that share no token are ln 2 apart", (SURE, NEVER), tensor(math.log(2))),
-    Case("every row by itself, and one row against many",
-         (P + 1, torch.stack([Q, P, Q + 3])), tensor([APART, 0.0, APART])),
+    Case("every row by itself, one against many", (P + 1, torch.stack([Q, P, Q + 3])), tensor([APART, 0.0, APART])),
     ("the weight is ignored: the divergence of notebook 06", "    p, q =", "    weight = 0.5\n    p, q =", WHOSE),
     ("the weights exchanged", "    p, q =", "    weight = 1 - weight\n    p, q =", WHOSE),
     ("the plain mean for m", MEAN, "(p + q) / 2", WHOSE),
     ("raw logits where log-probabilities belong", "- (1 - weight) * entropy_p - weight * entropy_q",
      "+ (1 - weight) * (p * p_logits).sum(-1) + weight * (q * q_logits).sum(-1)",
-     "the logarithms: are they of numbers that sum to 1?"),
+     "the logarithms"),
     ("the arguments of KL exchanged", JSD, f"{KL}{BACK}", ORDER),
-    ("exchanged and averaged over the vocabulary, as in DoLa's official code", JSD,
-     f"{KL}({BACK}) / p.shape[-1]", ORDER),
+    ("exchanged and averaged over the vocabulary, as in DoLa's code", JSD, f"{KL}({BACK}) / p.shape[-1]", ORDER),
     ("KL, not Jensen-Shannon", JSD, KL + "kl(p, q)", "whom both are compared with: m"),
     ("one half of the sum is missing", JSD, KL + "kl(p, m)", "what happens when p and q trade places"),
     ("the mean of both KL without m", JSD, KL + "(kl(p, q) + kl(q, p)) / 2", "whom both are compared with: m"),
@@ -149,9 +147,9 @@ check_jsd = Part(2, my_jsd, [
     ("the mean over the vocabulary", ".sum(-1)", ".mean(-1)", "what is done over the vocabulary: a sum"),
     ("the mean of the logits", (MEAN, JSD),
      ("((1 - weight) * p_logits + weight * q_logits).softmax(-1)", KL + KLS),
-     "what m is the mean of: probabilities"),
+     "what m is the mean of"),
     ("0 times the logarithm of 0", "torch.special.entr(x)", "-(x * x.log())", "a token of probability 0"),
-], raised={"unexpected keyword argument 'weight'": "`weight`, the third argument: the divergence of notebook 06 has none"})
+], raised={"unexpected keyword argument 'weight'": "`weight`: the divergence of notebook 06 has none, this one does"})
 
 check_candidates = Part(3, my_candidates, [
     Case("the lower half: even layers below the middle", (8, "low", False), [0, 2]),
@@ -188,8 +186,7 @@ check_layer = Part(4, my_layer, [
     Case("only candidates are asked", (BOTH, [2]), tensor([2, 2])),
     Case("of two that are equally far, the first in the list", (TIE, [2, 1]), tensor([2])),
     Case("the Jensen-Shannon divergence: one very rare token does not decide", (RARE, [1, 2]), tensor([1])),
-    ("one layer for the whole batch", "argmax(0)", "mean(1).argmax().expand(logits.shape[1])",
-     "the dimension of the argmax"),
+    ("one layer for the whole batch", "argmax(0)", "mean(1).argmax().expand(logits.shape[1])", "the dimension"),
     ("the place in the list, not the layer", "torch.tensor(candidates)[distances.argmax(0)]", "distances.argmax(0)",
      "what argmax counts"),
     ("the nearest layer", "argmax", "argmin", "which distance wins: the largest"),
@@ -197,7 +194,7 @@ check_layer = Part(4, my_layer, [
      ("logits", "torch.arange(len(logits))"), "which rows of `logits` are compared"),
     ("KL, not Jensen-Shannon", "distances = my_jsd(logits[-1], logits[candidates])",
      "p, q = logits[-1].softmax(-1), logits[candidates].softmax(-1)\n    distances = (p * (p / q).log()).sum(-1)",
-     "the distance: KL runs away where one row rules a token out"),
+     "the distance where one row rules a token out"),
     ("compared with the next layer", "logits[-1]", "logits[[layer + 1 for layer in candidates]]", WHOM),
     ("compared with layer 0", "logits[-1]", "logits[0]", WHOM),
     ("a tie does not go to the first in the list", "distances.argmax(0)", "-1 - distances.flip(0).argmax(0)",
@@ -209,18 +206,14 @@ S2 = _logs([0.10, 0.20, 0.30, 0.40], [0.40, 0.30, 0.20, 0.10], [0.10, 0.60, 0.20
 R1, R2 = [0.5108256, 3.0910425, -math.inf, -math.inf], [0.0, 1.0986123, -0.4054651, -1.3862944]
 check_scores = Part(5, my_scores, [
     Case("log p_final - log p_premature where the last layer finds it plausible", (S1, tensor([1])), tensor([R1])),
-    Case("a constant added to a layer's logits changes nothing",
-         (S2 + tensor([1.0, 2.0, -1.0])[:, None, None], tensor([0])), tensor([R2])),
+    Case("constants change nothing", (S2 + tensor([1.0, 2.0, -1.0])[:, None, None], tensor([0])), tensor([R2])),
     Case("alpha sets the threshold", (S1, tensor([1])), tensor([[R1[0], *3 * [-math.inf]]]), {"alpha": 0.9}),
     Case("a token far below the best keeps its log-probability",
          (tensor([[[0.0, -200.0]], [[0.0, 0.0]]]), tensor([0])), tensor([[-0.6931472, 199.3068528]])),
-    Case("every row of the batch is contrasted with its own layer", (torch.cat([S1, S2], dim=1), tensor([1, 0])),
-         tensor([R1, R2])),
+    Case("every row is contrasted with its own layer", (torch.cat([S1, S2], dim=1), tensor([1, 0])), tensor([R1, R2])),
     ("the mask on the premature layer", "last >= last", "early >= early", "who says what is plausible: the last layer"),
     ("the mask is missing", ".masked_fill(~keep, -math.inf)", "", "the score of tokens that the last layer rules out"),
-    ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "the logarithms: are they of numbers that sum to 1?"),
-    PROBABILITIES,
-    ROUNDED,
+    *LOG_PROBS,
     ("the layers exchanged", "last.log_softmax(-1) - early", "early.log_softmax(-1) - last", "which is subtracted"),
     ("masked tokens get the score 0", "-math.inf", "0.0", "the score of a token that is out: 0 may be the best"),
     ("alpha is ignored", "log(alpha)", "log(0.1)", "where `alpha` is used"),
@@ -242,9 +235,8 @@ check_dola = Part(6, my_dola, [
     _dola("one candidate is the static form", [1, 2], 3, ([1, 1, 1], [1, 1, 1]), [1]),
     _dola("alpha sets the threshold of the mask", [2, 1], 1, ([0], [1]), alpha=0.9),
     _dola("with max_new_tokens=0 there is nothing to do", [2, 1], 0, ([], [])),
-    ("the final norm forgotten", "norm, head)[", "torch.clone, head)[", "what the model does between its last layer and the head"),
-    ("the final norm twice", "norm, head)[", "lambda state: norm(norm(state)), head)[",
-     "what your lens does to the states"),
+    ("the final norm forgotten", "norm, head)[", "torch.clone, head)[", "what your lens does"),
+    ("the final norm twice", "norm, head)[", "lambda state: norm(norm(state)), head)[", "what your lens does"),
     ("the last state normed twice", "[state[:, -1:] for state in states]",
      "[*(state[:, -1:] for state in states[:-1]), norm(states[-1][:, -1:])]",
      "what hidden_states[-1] has been through already"),
@@ -252,21 +244,13 @@ check_dola = Part(6, my_dola, [
     ("the premature layer alone", TOKEN, "logits[layer[0]]", CHOSEN),
     ("the layer is chosen at every step, as in notebook 06", "step % hold == 0", "True", "where `hold` is used"),
     ("the layer is chosen once", "step % hold == 0", "step == 0", "when the layer is chosen anew"),
-    ("the layer is chosen one step late", "step % hold == 0", "step == 0 or step % hold == 1",
-     "at which steps the layer is chosen"),
     ("the layer is held for hold + 1 tokens", "step % hold", "step % (hold + 1)", "how many tokens share a layer"),
-    ("the new token is not added to what the model reads", "ids =", "more =", "what `ids` is in the next step"),
-    ("the new token before the prompt", "[ids, token[:, None]]", "[token[:, None], ids]",
-     "the order in which prompt and new token are joined"),
-    ("the new tokens are not collected", "new.append(token.item())", "pass", "what is put into the first list"),
+    *PREFIX,
     ("the layers are not collected", "layers.append(layer.item())", "pass", "what is put into the second list"),
-    ("only the new token is fed after the first step", "torch.cat([ids, token[:, None]], dim=1)", "token[:, None]",
-     "what the model reads from the second step on: there is no cache that remembers the prefix"),
     ("the mask is missing", "layer, alpha", "layer, 1e-30", "what may win: only what the last layer finds plausible"),
     ("alpha is ignored", "layer, alpha", "layer", "whether `alpha` reaches the scores"),
-    ("layers that are no candidates", ", candidates)\n", ", list(range(len(logits))))\n", "which rows of `logits` are compared"),
+    ("layers that are no candidates", ", candidates)\n", ", list(range(len(logits))))\n", "where `candidates` is used"),
     ("logits of the first position", "[:, -1:]", "[:, :1]", "the column: which one has read it all"),
     ("only the last token is fed", "model(ids,", "model(ids[:, -1:],", "what the model reads: the whole prefix"),
-    ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
 ], earlier=[check_lens, check_jsd, check_layer, check_scores], sure=True,
     raised={"unexpected keyword argument 'hold'": "`hold`: the loop of notebook 06 has none, this one does"})

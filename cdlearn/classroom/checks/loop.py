@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import tensor
 
-from cdlearn.classroom.checks.core import PROBABILITIES, ROUNDED, Case, Part
+from cdlearn.classroom.checks.core import LOG_PROBS, PREFIX, Case, Part
 from cdlearn.classroom.checks.models import TOY, TOY_WORDS, ScriptLM, SumLM, TableLM
 from cdlearn.classroom.checks.values import bools, rows
 
@@ -87,12 +87,9 @@ check_scores = Part(1, my_scores, [
     Case("every row of a batch is scored by itself", (rows(E, E2), rows(A, A2)), rows(SCORES, SCORES2)),
     Case("every position of every row is scored by itself", (rows(rows(E, E2), rows(E2, E)),
          rows(rows(A, A2), rows(A2, A))), rows(rows(SCORES, SCORES2), rows(SCORES2, SCORES))),
-    PROBABILITIES,
-    ROUNDED,
+    *LOG_PROBS,
     ("the ratio without its logarithm", SCORE, f"({SCORE}).exp()", "a difference of logarithms"),
     ("expert and amateur exchanged", SCORE, f"-({SCORE})", "which of the two is subtracted"),
-    ("raw logits where log-probabilities belong", ".log_softmax(-1)", "",
-     "whether each row was normalised: logits are log-probabilities only up to a constant"),
     ("the amateur is added", " - ", " + ", "the sign of the second term"),
     ("the strength is ignored", "strength * ", "", "where `strength` is used"),
     ("the strength multiplies the whole score", "return", "return strength *", "what must remain with strength 0"),
@@ -113,10 +110,8 @@ check_mask = Part(2, my_mask, [
     Case("every position of every row has its own best token", (rows(rows(M + 3, M2), rows(M2, M + 3)),),
          rows(rows(bools(1, 0, 0, 0), bools(1, 1, 1, 1)), rows(bools(1, 1, 1, 1), bools(1, 0, 0, 0))), {"alpha": 0.6}),
     ("alpha as a probability", " >= best + math.log(alpha)", ".softmax(-1) >= alpha", "what alpha is a share of"),
-    ("a line above the best token: log alpha subtracted, or alpha times a logarithm", "+", "-",
-     "the sign of log alpha"),
-    ("alpha times a logit", "best + math.log(alpha)", "alpha * best",
-     "what a factor of a probability does to its logarithm"),
+    ("a threshold above the best token: log alpha subtracted, or alpha times a logarithm", "+", "-", "the sign"),
+    ("alpha times a logit", "best + math.log(alpha)", "alpha * best", "what the logarithm of a product is"),
     ("alpha added without its logarithm", "math.log(alpha)", "alpha", FACTOR),
     ("a logarithm to another base", "math.log(", "math.log10(", "which logarithm log-probabilities are"),
     ("the best token alone", ">= best + math.log(alpha)", "== best", "where `alpha` is used"),
@@ -148,11 +143,10 @@ check_step = Part(3, my_step, [
     Case("alpha sets the threshold", ZEBRA, tensor([0]), {"alpha": 0.6}),
     Case("every row of a batch decides by itself",
          tuple(torch.cat([one, two + 4]) for one, two in zip(ZEBRA, SURE)), tensor([1, 0])),
-    ("the mask is missing, or reads the scores", FILLED, "scores",
-     "which tokens may win, and by which numbers that is decided"),
+    ("the mask is missing, or reads the scores", FILLED, "scores", "which tokens may win, and what decides that"),
     ("the mask upside down", "~", "", "what True means in the mask"),
     ("expert and amateur exchanged", "    scores =",
-     "    expert_logits, amateur_logits = amateur_logits, expert_logits\n    scores =", "which of the two is subtracted"),
+     "    expert_logits, amateur_logits = amateur_logits, expert_logits\n    scores =", "which is subtracted"),
     ("a place among the kept tokens, not in the row", f"{FILLED}.argmax(-1)",
      f"torch.stack([row[keep].argmax() for row, keep in zip(scores, {MASKED})])",
      "what argmax counts in a row without the masked tokens"),
@@ -190,27 +184,18 @@ check_loop = Part(4, my_loop, [
      "which of the two is subtracted"),
     ("the strength is ignored", ", strength)", ")", "whether `strength` reaches your step"),
     ("alpha is ignored", "alpha, strength)", "strength=strength)", "where `alpha` is used"),
-    ("the end tested on the expert's best token", "token.item() ==", "expert(ids).logits[0, -1].argmax() ==",
-     "whose token ends the text"),
-    ("the new tokens are not collected", "new.append(token.item())", "pass", "what is put into the list of new tokens"),
-    ("the new token before the prompt", "[ids, token[:, None]]", "[token[:, None], ids]",
-     "the order in which prompt and new token are joined"),
-    ("the new token is not added to what the models read", "ids =", "more =",
-     "what `ids` is in the next step: the list of new tokens is not what the models read"),
-    ("the mask is missing", ("my_step", "alpha, strength)\n"), ("my_scores", "strength).argmax(-1)\n"),
-     "which tokens may win"),
+    *PREFIX,
+    ("eos tested on the expert's argmax", "token.item()", "expert(ids).logits[0, -1].argmax()",
+     "which token ends the text"),
+    ("the mask is missing", ("my_step", "alpha, strength)\n"), ("my_scores", "strength).argmax(-1)\n"), "what may win"),
     ("logits of the first position", "[:, -1]", "[:, 0]", "the column of [1, T, V]: which one has read it all"),
     ("only the last token is fed", "(ids).", "(ids[:, -1:]).", "what the models read at a step"),
-    ("only the new token is fed after the first step", "torch.cat([ids, token[:, None]], dim=1)", "token[:, None]",
-     "what both models read from the second step on: there is no cache that remembers the prefix"),
     ("the amateur never reads the new tokens",
      ("new = []", "amateur(ids)"), ("new, prompt = [], ids", "amateur(prompt)"),
      "what the amateur reads at the second step"),
-    ("the end-of-text token in the result", 'new, "eos"', '[*new, eos_id], "eos"',
-     "what comes first: the test or the append"),
+    ("the end-of-text token in the result", 'new, "eos"', '[*new, eos_id], "eos"', "what comes first"),
     ("no stop at the end of the text", "token.item() == eos_id", "False", "what happens when the token is eos_id"),
     ("the prompt counted as new tokens", "tokens)", "tokens - ids.shape[1])", "what max_new_tokens counts"),
-    ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
     ("one token too few", "tokens)", "tokens - 1)", "how often the loop runs"),
 ], [check_scores, check_mask, check_step], sure=True,
     raised={"converted to Scalar": "the column: `.logits` is [1, T, V], and one position of it is the next token's"})
@@ -228,8 +213,7 @@ check_first_difference = Part(5, first_difference, [
     ("the shorter text hides the rest", "max", "min", "zip: it ends with the shorter of the two"),
     ("a length where nothing differs", "return None", "return len(a)", "what equal texts should give"),
     ("the token, not its position", "return k\n", "return a[k]\n", "what is returned"),
-    ("how many differ", "for k", "return sum(x != y for x, y in zip(a, b))\n    for k",
-     "what is returned: a place or a number of places"),
+    ("how many differ", "for k", "return sum(x != y for x, y in zip(a, b))\n    for k", "what is returned"),
 ], sure=True)
 
 # nobody asks after position 0 and after the last token; between them the expert is sure, then three are plausible and

@@ -19,7 +19,7 @@ def rows(*values: torch.Tensor) -> torch.Tensor:
 
 
 def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
-    """Whether a value is the one expected: tensors by shape, kind and value (-inf equals -inf), containers item by item."""
+    """Whether a value is the expected one: tensors by shape, kind and value (-inf equals -inf), containers by item."""
     a, b = _number(a), _number(b)
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         if a.shape != b.shape or not _fits(a.dtype, b.dtype):
@@ -46,7 +46,7 @@ def kind(got: Any, expected: Any, item: str = "") -> str:
     """Return a sentence when even the kind of the answer is wrong, else "". Looks into lists and tuples."""
     got = _number(got)
     if got is None and expected is not None:
-        return f"{item}: None" if item else "the last line: a function without return gives None"
+        return f"{item}: None" if item else "this gives None: a path without `return`, or an `or` after a 0"
     what, where = item or "what you return", f" of {item}" if item else ""
     if isinstance(expected, torch.Tensor):
         if not isinstance(got, torch.Tensor):
@@ -62,8 +62,7 @@ def kind(got: Any, expected: Any, item: str = "") -> str:
         inside = (kind(x, y, f"item {k}") for k, (x, y) in enumerate(zip(got, expected), start=1) if not same(x, y))
         return next(filter(None, inside), "")
     if isinstance(expected, dict) and isinstance(got, dict):  # a check's note of what the function gave and did
-        inside = (kind(got[key], value, key) for key, value in expected.items() if not same(got[key], value))
-        return next(filter(None, inside), "")
+        return next(filter(None, (kind(got[key], value, key) for key, value in expected.items())), "")
     numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (got, expected)]
     if type(got) is not type(expected) and not all(numbers):
         return f"{what}: {type(expected).__name__} is asked for, this is {type(got).__name__}"
@@ -72,9 +71,7 @@ def kind(got: Any, expected: Any, item: str = "") -> str:
 
 def _fits(got: torch.dtype, expected: torch.dtype) -> bool:
     """Truth values only for truth values, no fractions for whole numbers."""
-    if torch.bool in (got, expected):
-        return got == expected
-    return expected.is_floating_point or not got.is_floating_point
+    return got == expected if torch.bool in (got, expected) else got.is_floating_point <= expected.is_floating_point
 
 
 def _number(value: Any) -> Any:
