@@ -239,13 +239,12 @@ def test_whatever_a_function_does_is_an_answer(capsys):
     assert "[2] is asked for, this is [1, 2]" in str(told(lambda x: 2 * x[None]))
 
 
-@pytest.mark.parametrize("file", ["/tmp/ipykernel_7/1.py", "/tmp/ipython-input-3-1.py", "<ipython-input-3-1>", "Cell 3"])
+@pytest.mark.parametrize("file", ["/tmp/ipykernel_7/1.py", "/tmp/ipython-input-3.py", "<ipython-input-3>", "Cell 3"])
 def test_an_error_inside_a_model_names_the_students_line(file):
-    lines = ["@torch.inference_mode()\n", "def my_loop(expert, amateur, ids, **options):\n", "    return expert(ids[0])\n"]
-    linecache.cache[file] = (0, None, lines, file)
-    names = {"torch": torch}
-    exec(compile("".join(lines), file, "exec"), names)
-    assert loop.check_loop(names["my_loop"]).look == "line 3: return expert(ids[0])"
+    source, names = "@torch.inference_mode()\ndef my_loop(expert, *_, **__):\n    return expert([0])", {"torch": torch}
+    linecache.cache[file] = (0, None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), names)
+    assert loop.check_loop(names["my_loop"]).look == "line 3: return expert([0])"
 
 
 def test_the_message_is_escaped():
