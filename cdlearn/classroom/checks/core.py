@@ -39,7 +39,7 @@ JOIN = "torch.cat([ids, token[:, None]], dim=1)"
 PREFIX = (
     ("the new tokens are not collected", "new.append(token.item())", "pass", "what is put into the list of new tokens"),
     ("the new token is not added to what is read", "ids =", "more =", "what `ids` is at the next step"),
-    ("the new token before the prompt", JOIN, "torch.cat([token[:, None], ids], dim=1)", "the order of the new row"),
+    ("the new token before the prompt", JOIN, "torch.cat([token[:, None], ids], dim=1)", "in which order `ids` grows"),
     ("only the new token is fed after the first step", JOIN, "token[:, None]", "what is read at the second step"),
     ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
 )

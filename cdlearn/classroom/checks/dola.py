@@ -138,9 +138,9 @@ check_jsd = Part(2, my_jsd, [
      "the logarithms"),
     ("the arguments of KL exchanged", JSD, f"{KL}{BACK}", ORDER),
     ("exchanged and averaged over the vocabulary, as in DoLa's code", JSD, f"{KL}({BACK}) / p.shape[-1]", ORDER),
-    ("KL, not Jensen-Shannon", JSD, KL + "kl(p, q)", "whom both are compared with: m"),
+    ("KL, not Jensen-Shannon", JSD, KL + "kl(p, q)", "what both are compared with: m"),
     ("one half of the sum is missing", JSD, KL + "kl(p, m)", "what happens when p and q trade places"),
-    ("the mean of both KL without m", JSD, KL + "(kl(p, q) + kl(q, p)) / 2", "whom both are compared with: m"),
+    ("the mean of both KL without m", JSD, KL + "(kl(p, q) + kl(q, p)) / 2", "what both are compared with: m"),
     ("the factors are missing", JSD, KL + "kl(p, m) + kl(q, m)", "the factor before each KL"),
     ("bits where nats belong", ".sum(-1)", ".sum(-1) / math.log(2)", "the base of the logarithm: the natural one"),
     ("the square root of the divergence", JSD, f"{KL}({KLS}).sqrt()", "the last operation"),
@@ -177,7 +177,7 @@ TIE = _logs(ODD, FAR, FAR, LAST)
 RARE = _logs(ODD, FAR, [0.52, 0.45, 0.03, 1e-9], LAST)
 STEP = _logs(FAR, [0.75, 0.18, 0.04, 0.03], [0.40, 0.53, 0.04, 0.03], LAST)
 BOTH = torch.cat([ONE, TWO + 1], dim=1)
-WHOM = "whom the candidates are compared with: logits[-1]"
+WHOM = "what the candidates are compared with: logits[-1]"
 check_layer = Part(4, my_layer, [
     Case("the candidate that differs most from the last layer", (ONE, [1, 2]), tensor([1])),
     Case("the layer's number, not its place in the list", (TWO, [1, 2]), tensor([2])),

@@ -138,7 +138,7 @@ check_step = Part(3, my_step, [
     Case("a ratio decides, not a difference of probabilities", RATIO, tensor([1])),
     Case("a token's number is its place in the whole row, also after a token that is out", ROW_OF_4, tensor([1])),
     Case("with strength 0 the expert's best token wins", ZEBRA, tensor([0]), {"strength": 0.0}),
-    Case("who is out stays out, however low the scores of all others are", EVEN, tensor([2]), {"strength": 0.0}),
+    Case("a token that is out stays out, however low all other scores are", EVEN, tensor([2]), {"strength": 0.0}),
     Case("a strength above 1 counts as it is", STRONG, tensor([1]), {"strength": 2.0}),
     Case("alpha sets the threshold", ZEBRA, tensor([0]), {"alpha": 0.6}),
     Case("every row of a batch decides by itself",
@@ -202,7 +202,7 @@ check_loop = Part(4, my_loop, [
 
 check_first_difference = Part(5, first_difference, [
     Case("the position of the first token that differs, from 0", ([3, 1, 4], [3, 1, 5]), 2),
-    Case("they may part at once", ([7, 1, 4], [3, 1, 4]), 0),
+    Case("they may differ at position 0", ([7, 1, 4], [3, 1, 4]), 0),
     Case("later differences do not count", ([3, 1, 4, 1], [3, 2, 4, 2]), 1),
     Case("a text that goes on differs where the other one ends", ([3, 1], [3, 1, 4]), 2),
     Case("equal texts differ nowhere: None", ([3, 1, 4], [3, 1, 4]), None),
@@ -242,7 +242,7 @@ check_decisions = Part(6, my_decisions, [
     ("the strength is ignored", ", strength)", ")", "where `strength` is used"),
     ("nobody is sure", "n == 1", "False", "the steps where one token alone is plausible"),
     ("the mask is missing", STEP, "my_scores(e, a, strength).argmax(-1)", "which tokens may win"),
-    ("compared with the amateur's best", "== e.argmax", "== a.argmax", "whom the contrast can overrule"),
+    ("compared with the amateur's best", "== e.argmax", "== a.argmax", "which choice the contrast can overrule"),
     ("the text's token for the contrast's", STEP, "torch.tensor(new_ids)", "what the contrast would choose here"),
     ("its own text instead of the given one", "whole = torch.cat([ids, torch.tensor([new_ids])], dim=1)",
      "whole = ids\n    for _ in new_ids:\n        e, a = (model(whole).logits[:, -1] for model in (expert, amateur))\n"
