@@ -129,7 +129,7 @@ WRONG = [
      "amateur_logits.log_softmax(-1)", "(amateur_logits.exp() / amateur_logits.exp().sum(-1, keepdim=True)).log()"),
     ("01_loop_and_score", "loop", "only the new token is fed after the first step",
      _LOOP.format(end="token.item()", row="token[:, None]")),
-    ("01_loop_and_score", "loop", "eos tested on the expert's argmax", _LOOP.format(end="e.argmax()", row="ids")),
+    ("01_loop_and_score", "loop", "eos tested on one model's best token", _LOOP.format(end="e.argmax()", row="ids")),
     ("01_loop_and_score", "first_difference", "position 0 taken for nothing", "return k\n",
      "if k:\n                return k\n            break\n"),
     ("02_cache_and_batches", "cached_loop", "the end-of-text token is eos_id, not 0", "== eos_id", "== 0"),

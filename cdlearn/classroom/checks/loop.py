@@ -185,7 +185,7 @@ check_loop = Part(4, my_loop, [
     ("the strength is ignored", ", strength)", ")", "whether `strength` reaches your step"),
     ("alpha is ignored", "alpha, strength)", "strength=strength)", "where `alpha` is used"),
     *PREFIX,
-    ("eos tested on the expert's argmax", "token.item() ==", "expert(ids).logits[0, -1].argmax() ==",
+    ("eos tested on one model's best token", "token.item() ==", "expert(ids).logits[0, -1].argmax() ==",
      "which token ends the text"),
     ("the mask is missing", ("my_step", "alpha, strength)\n"), ("my_scores", "strength).argmax(-1)\n"), "what may win"),
     ("logits of the first position", "[:, -1]", "[:, 0]", "the column of [1, T, V]: which one has read it all"),
