@@ -2,6 +2,7 @@
 
 - the index in notebooks/README.md, between its two markers, from every notebook's own first cell
 - notebooks/thumbnails/NN.png, from every notebook's first figure
+- notebooks/pictures/*.svg, the diagrams, by .ci/pictures.py from the embedded pair
 - notebooks/gallery.md, by `cdlearn compare` on notebooks/prompts.jsonl
 - notebooks/architectures.md, by trying every family of tests/architectures.py
 - the tables of notebooks/speed.md and notebooks/thumbnails/bench.png, from .ci/bench (make bench)
@@ -247,6 +248,11 @@ def main() -> None:
             picture = Image.open(io.BytesIO(data)).convert("RGB")
             picture.thumbnail((WIDTH, WIDTH))
             picture.quantize(32).save(FOLDER / "thumbnails" / f"{path.name[:2]}.png", optimize=True)
+    from pictures import drawn  # beside this script
+
+    (FOLDER / "pictures").mkdir(exist_ok=True)
+    for name, picture in drawn().items():
+        (FOLDER / "pictures" / name).write_text(picture, encoding="utf-8")
     sweep_figure().savefig(FOLDER / "thumbnails" / "bench.png", dpi=80, metadata={"Software": None})
     speed = FOLDER / "speed.md"
     speed.write_text(with_performance(speed.read_text(encoding="utf-8")), encoding="utf-8")
