@@ -52,8 +52,7 @@ def plot_strip(trace: Any, *, metric: str = "contrast gain", width: int = 88, ax
         if rank > 1:
             ax.add_patch(Rectangle((x, y + 0.82), len(text) + 0.7, 0.1, facecolor=style.VERMILLION))
     ax.set(xlim=(0, width + 1), ylim=(y + 1.1, -0.1), title=METRICS[metric])
-    ax.set_ylabel(f"0 to {largest:.2g}" if min(values) >= 0 else f"±{largest:.2g}")
-    ax.set(xticks=[], yticks=[])
+    ax.set(xticks=[], yticks=[], ylabel=f"0 to {largest:.2g}" if min(values) >= 0 else f"±{largest:.2g}")
     ax.spines[:].set_visible(False)
     return ax
 
