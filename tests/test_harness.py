@@ -342,5 +342,5 @@ def test_without_the_harness_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "cdlearn.evaluate.harness", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r'accelerate.*\[eval\]'):
+    with pytest.raises(ModuleNotFoundError, match=r"accelerate.*\[eval\]"):
         importlib.import_module("cdlearn.evaluate.harness")

@@ -66,7 +66,7 @@ def test_environment_agrees_with_pyproject():
 
 def test_constraints_satisfy_every_range_that_is_pinned():
     pins = constraints()
-    for name, requirement in requirements("lab", "test", "classroom", "eval", "gguf").items():
+    for name, requirement in requirements("lab", "test", "classroom", "eval", "gguf", "site").items():
         assert name in pins, f"{name} is not pinned"
         assert requirement.specifier.contains(pins[name]), f"{name}=={pins[name]} is outside {requirement.specifier}"
 

@@ -5,17 +5,19 @@ Pages keep their places, links get the site's names; what is not on the site is 
 """
 
 import contextlib
-import importlib
+import inspect
 import io
 import json
 import os
 import posixpath
+import pydoc
 import re
 import shutil
 import sys
 import tomllib
 from pathlib import Path
-from unittest import mock
+
+from sphinx.cmd.build import build_main
 
 ROOT = Path(__file__).parents[2]
 OUT, PAGES = ROOT / "build" / "site", ROOT / "build" / "site-pages"
@@ -37,37 +39,23 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 LIVE = """## Live on this site
 
 The [inspectors](../inspectors.md) of three texts of this notebook are one click away, without Python."""
-CONTENTS = """
-```{toctree}
-:hidden:
-:caption: Learn
-
-notebooks/index
-notebooks/[0-9]*
-```
-```{toctree}
-:hidden:
-:caption: Look and look up
-
-inspectors
-notebooks/gallery
-notebooks/pitfalls
-notebooks/real
-notebooks/speed
-notebooks/architectures
-model_card
-```
-```{toctree}
-:hidden:
-:caption: Use and teach
-
-notebooks/elsewhere
-reference
-commands
-notebooks/assignments
-contributing
-```
-""".replace(":hidden:", ":hidden:\n:glob:")
+CONTENTS = {
+    "Learn": "notebooks/index notebooks/[0-9]*",
+    "Look and look up": "inspectors notebooks/gallery notebooks/pitfalls notebooks/real notebooks/speed "
+    "notebooks/architectures model_card",
+    "Use and teach": "notebooks/elsewhere reference commands notebooks/assignments contributing",
+}
+# the reference: names of `cdlearn`, then modules; a dot in a name is the way to it
+NAMES = {
+    "Models": "load_pair load_expert Pair",
+    "Sources": "Source CachedLM Contrast DoLa EarlyExit Mix Prompted Window TextSpace Lookup",
+    "Loops": "generate beam_search speculate loops.generate.pick Generation",
+    "Traces": "Trace show.inspector.inspect",
+    "cdlearn.scores, the formulas": "scores",
+    "cdlearn.metrics, the measures": "metrics",
+    "cdlearn.plots, the figures": "show.plots",
+    "cdlearn.hf, for transformers": "hf.as_causal_lm hf.ContrastiveLogitsProcessor hf.contrastive_generate",
+}
 
 
 def relinked(text: str, page: str) -> str:
@@ -114,10 +102,13 @@ def stage() -> None:
         if name.endswith((".md", ".ipynb")):
             text = (ROOT / name).read_text(encoding="utf-8")
             text = notebook(text, name) if name.endswith(".ipynb") else relinked(text, name)
-            (PAGES / place).write_text(text + CONTENTS * (place == "index.md"), encoding="utf-8")
+            (PAGES / place).write_text(text, encoding="utf-8")
         else:
             shutil.copy(ROOT / name, PAGES / place)
-    shutil.copy(Path(__file__).with_name("reference.md"), PAGES)
+    for caption, names in CONTENTS.items():
+        names = names.replace(" ", "\n")
+        with (PAGES / "index.md").open("a", encoding="utf-8") as page:
+            page.write(f"\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {caption}\n\n{names}\n```\n")
 
 
 def inspectors() -> None:
@@ -138,7 +129,7 @@ def inspectors() -> None:
             cdlearn.speculate(contrast, early, puzzle, gamma=4, temperature=1.0, seed=1, **usual),
         ),
     }
-    text = "# Inspectors\n\nEach frame is the page that `generation.trace.to_html(\"page.html\")` writes. Click a token "
+    text = '# Inspectors\n\nEach frame is the page that `generation.trace.to_html("page.html")` writes. Click a token '
     text += "to read why it was chosen, and move a slider to see what would have been. "
     text += "[Notebook 10](notebooks/10_token_inspector.ipynb) explains what you see.\n"
     (PAGES / "extra" / "inspectors").mkdir(parents=True)
@@ -149,14 +140,30 @@ def inspectors() -> None:
     (PAGES / "inspectors.md").write_text(text, encoding="utf-8")
 
 
+def reference() -> None:
+    """The page of public names, from their docstrings."""
+    text = "# Reference\n\nWhat `import cdlearn` gives, then the modules that a user calls by name.\n"
+    for title, names in NAMES.items():
+        text += f"\n## {title}\n\n```{{eval-rst}}\n"
+        for name in names.split():
+            thing = pydoc.locate(f"cdlearn.{name}")
+            kind = "module" if inspect.ismodule(thing) else "class" if isinstance(thing, type) else "function"
+            more = {"Source": ":members:", "Pair": ":members:", "Trace": ":members:\n   :inherited-members: object"}
+            more = ":members:" if kind == "module" else more.get(name, "")
+            text += f".. auto{kind}:: cdlearn.{name}\n   {more}\n\n"
+        text += "```\n"
+    (PAGES / "reference.md").write_text(text, encoding="utf-8")
+
+
 def commands() -> None:
     """What every command prints for --help."""
     from cdlearn.cli import main as cli
 
+    os.environ["COLUMNS"] = "88"
     text = "# The command's options\n"
     for name in ["", *cli.COMMANDS]:
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit), mock.patch.dict(os.environ, COLUMNS="88"):
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             cli.main([*filter(None, [name]), "--help"])
         text += f"\n## cdlearn {name}\n\n```text\n{printed.getvalue().strip()}\n```\n"
     (PAGES / "commands.md").write_text(text, encoding="utf-8")
@@ -167,9 +174,10 @@ def main() -> int:
     stage()
     inspectors()
     commands()
+    reference()
     shutil.rmtree(OUT, ignore_errors=True)
-    build = importlib.import_module("sphinx.cmd.build").build_main
-    return build(["-W", "--keep-going", "-q", "-c", str(Path(__file__).parent), "-d", f"{PAGES}-trees", str(PAGES), str(OUT)])
+    strict = ["-W", "--keep-going", "-q", "-c", str(Path(__file__).parent), "-d", f"{PAGES}-trees"]
+    return build_main([*strict, str(PAGES), str(OUT)])
 
 
 if __name__ == "__main__":
