@@ -36,9 +36,7 @@ for file in sorted((ROOT / "notebooks").rglob("*")):
         PLACES.setdefault(name := file.relative_to(ROOT).as_posix(), name)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 WIDGET = "application/vnd.jupyter.widget-view+json"
-LIVE = """## Live on this site
-
-The [inspectors](../inspectors.md) of three texts of this notebook are one click away, without Python."""
+LIVE = "**On this site** the [inspectors](../inspectors.md) of three of these texts are live, without Python."
 CONTENTS = {
     "Learn": "notebooks/index notebooks/[0-9]*",
     "Look and look up": "inspectors notebooks/gallery notebooks/pitfalls notebooks/real notebooks/speed "
@@ -85,6 +83,8 @@ def notebook(text: str, page: str) -> str:
     for cell in made["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = relinked("".join(cell["source"]), page)
+        else:
+            cell["source"] = "".join(cell["source"]).removeprefix("# NBVAL_IGNORE_OUTPUT\n")
         if alt := cell["metadata"].get("alt"):
             cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
         for output in cell.get("outputs", []):
