@@ -20,7 +20,7 @@ NOTEBOOKS := $(filter-out $(REAL),$(shell find notebooks -name '*.ipynb' -not -p
 SLOW := tests/test_classroom.py tests/test_browser.py tests/test_wheel.py
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test harness site lint format unit notebooks pages bench real assignments grade folder clean
+.PHONY: help install lab demo test harness site links lint format unit notebooks pages bench real assignments grade folder clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -120,6 +120,10 @@ $(SITE)/.installed: $(STAMP)
 site: $(SITE)/.installed
 	$(TEST_ENV) $(SITE)/bin/python .ci/site/build.py
 	$(SITE)/bin/python .ci/site/check.py
+
+# the links that leave the site: needs a network
+links: $(SITE)/.installed
+	$(TEST_ENV) $(SITE)/bin/python .ci/site/build.py linkcheck
 
 assignments: $(STAMP)
 	$(BIN)/python -m cdlearn assignments build/assignments $(ARGS)

@@ -175,9 +175,10 @@ def main() -> int:
     inspectors()
     commands()
     reference()
-    shutil.rmtree(OUT, ignore_errors=True)
+    builder, out = (sys.argv[1], f"{OUT}-{sys.argv[1]}") if sys.argv[1:] else ("html", str(OUT))
+    shutil.rmtree(out, ignore_errors=True)
     strict = ["-W", "--keep-going", "-q", "-c", str(Path(__file__).parent), "-d", f"{PAGES}-trees"]
-    return build_main([*strict, str(PAGES), str(OUT)])
+    return build_main([*strict, "-b", builder, str(PAGES), out])
 
 
 if __name__ == "__main__":

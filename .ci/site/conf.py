@@ -71,6 +71,8 @@ def readable(app, what, name, obj, options, lines: list[str]) -> None:
 
 def bundle(app, error) -> None:
     """MathJax from its package: one file, which draws formulas as SVG and so needs no fonts."""
+    if app.builder.name != "html":
+        return
     (script,) = (file for file in files("sphinx-mathjax-offline") if file.name == "tex-svg.js")
     shutil.copy(script.locate(), Path(app.outdir) / "_static" / mathjax_path)
 
