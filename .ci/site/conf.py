@@ -50,6 +50,7 @@ if HOME:
     html_theme_options["launch_buttons"] = {
         "colab_url": "https://colab.research.google.com",
         "binderhub_url": "https://mybinder.org",
+        "notebook_interface": "jupyterlab",
     }
 
 
