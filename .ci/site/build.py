@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 from sphinx.cmd.build import build_main
@@ -116,6 +117,7 @@ def inspectors() -> None:
     import cdlearn
     from cdlearn.toyworld.tasks import TASKS
 
+    warnings.simplefilter("ignore")  # that this draft does not pay on this machine
     pair = cdlearn.load_pair(progress=False)
     expert, amateur, puzzle = pair.expert, pair.amateur, TASKS["puzzles"].items(40)[0].prompt
     usual, capital = {"tokenizer": pair.tokenizer, "progress": False}, "What is the capital of Micronesia?"

@@ -97,12 +97,17 @@ def visited(chromium, base: str, scheme: str, width: int) -> list[str]:
             note("a formula is not drawn, or drawn as an error")
         if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             note("is wider than the window")
+        if width < 400:
+            page.locator(".primary-toggle:visible").click()
+            if not page.locator("dialog[open] nav a:visible").count():
+                note("the menu does not open")
+            page.keyboard.press("Escape")
         if name == "search" and not page.locator("#search-results li").count():
             note("the search finds nothing")
         if name == "inspectors":
             frame = page.frame_locator("iframe").first
             before = frame.locator(".said").inner_text()
-            frame.locator("[data-position='3']").click()
+            frame.locator(".token[data-position='3']").click()
             if frame.locator(".said").inner_text() == before:
                 note("an inspector does not answer")
         page.evaluate(SHORTER)

@@ -29,18 +29,19 @@ python_use_unqualified_type_names = True
 
 html_theme = "sphinx_book_theme"
 html_title = "cdlearn"
-html_static_path = ["style.css", "icon.svg"]
+html_static_path = ["style.css", "frames.js", "icon.svg"]
 html_favicon = "icon.svg"
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
-html_css_files = ["style.css"]
+html_css_files, html_js_files = ["style.css"], ["frames.js"]
 html_extra_path = [str(Path(__file__).parents[2] / "build" / "site-pages" / "extra")]
-html_copy_source = False
+html_copy_source = html_use_index = html_domain_indices = False
 html_show_sphinx = False
 html_show_copyright = False
 mathjax_path = "mathjax.js"
 html_theme_options = {
     "home_page_in_toc": True,
     "show_toc_level": 2,
+    "navbar_persistent": [],  # else the theme binds its menu buttons to those of a header that it does not show
     "use_download_button": False,  # what Sphinx would offer is the page without its setup cell
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
