@@ -83,7 +83,7 @@ SPEEDS = {
     f"{MADE} * 1.3 / (1 + (g + 1) * 0.3)": "change with `cost`",
     "sum(0.7**k for k in range(g + 1)) * (1 + c) / (1 + (g + 1) * c)": "change with `acceptance`",
     "sum(a**k for k in range(5)) * (1 + c) / (1 + 5 * c)": "change with `gamma`",
-    "(1 - a ** (g + 1)) / (1 - a) * (1 + c) / (1 + (g + 1) * c)": "Add up the powers",
+    "(1 - a ** (g + 1)) / (1 - a) * (1 + c) / (1 + (g + 1) * c)": "Add up the powers instead of dividing",
     "'fast'": "Return a number",
     "torch.tensor([1.0, 2.0])": "Return a number",
     f"{MADE} / (1 + g * c) / 2": "Compute the tokens",
@@ -102,6 +102,7 @@ REPEATED = {
     "return {k + size - 1 for k in range(n - size + 1) if tokens[k : k + size - 1] == tail}": "what follows there",
     "return {tokens[k + size - 1] for k in range(n) if tokens[k : k + size - 1] == tail}": "IndexError",
     "return set()": "None is found",
+    "return {3}": "change with `tokens`",
     "return {tuple(tail)} if tail else set()": "Return a set of token ids",
     "return {tokens[k + size - 1] for k in range(n - size + 1) if {*tokens[k : k + size - 1]} == {*tail}}": "order",
 }
@@ -140,7 +141,8 @@ SIGNS = {
     TAIL.format(sides=2, upto="min(w, l)").replace("w, l, min(1.0", "sum(a), sum(b), min(1.0"): "only one is right",
     TAIL.format(sides=2, upto="min(w, l)").replace(" / 2**n", ""): "2 ** (w + l)",
     "return w, l": "Return three things",
-    "return w, l, w / (n * 0)": "ZeroDivisionError: ",
+    "return w, l, w / (n * 0)": "of its cell, `return w, l, w / (n * 0)`.",
+    "return sum(a), 0, 0.5": "change with `b`",
     "return w, l, 0.5": "terms of your sum",
     "return 2, 0, 0.5": "change with `a`",
 }
@@ -191,6 +193,8 @@ def test_a_wrong_answer_hears_its_reason(name, frame, body, word):
 def test_an_answer_of_another_kind_or_shape():
     assert "a draft length, not its speed-up" in said("best_gamma", "def best_gamma(a, c, v=1.0):\n    return 1.53")
     assert "TypeError" in said("best_gamma", "def best_gamma(a, c):\n    return 4")
+    assert said("best_gamma", solutions("best_gamma")[0].replace("return max(", "return 1.0 * max(")) == "Right."
+    assert "without brackets" in methods.check_best_gamma(None)
     assert (
         said("repeats", solutions("repeats")[0].replace("{tokens[at", "[tokens[at").replace("tail}", "tail]"))
         == "Right."

@@ -25,6 +25,8 @@ SMALLER = "Add up to the smaller of wins and losses."
 
 def _judge(function, right, cases, asked, kind, mistakes, otherwise, names=()) -> str:
     """kind: an answer as something to compare; an error where it is not what is asked. mistakes: (reason, rule)."""
+    if not callable(function):
+        return "Pass the function itself, without brackets after its name."
     shown = [", ".join(dict(names).get(id(x), short(x)) for x in case) for case in cases]
     mine, calls = [], [f"{function.__name__}({words})" for words in shown]
     for case, call in zip(cases, calls):
@@ -34,7 +36,8 @@ def _judge(function, right, cases, asked, kind, mistakes, otherwise, names=()) -
             file = getattr(getattr(function, "__code__", None), "co_filename", "")
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
             where = f" in line {lines[-1]} of its cell, `{linecache.getline(file, lines[-1]).strip()}`" if lines else ""
-            hint = " Add up the powers of a: 1 - a can be 0." if isinstance(error, ZeroDivisionError) else ""
+            one = isinstance(error, ZeroDivisionError) and case[0] == 1
+            hint = " Add up the powers instead of dividing by 1 minus the rate." if one else ""
             return f"{call} ends in {type(error).__name__}: {error}{where}.{hint}"
         if answer is None:
             return f"Not yet: {function.__name__} returns None. Fill it in, run its cell, then this one."
@@ -68,6 +71,10 @@ def _ints(value) -> list[int]:
     return [x.__index__() for x in value]
 
 
+def _whole(value) -> int:
+    return _ints([int(value) if value % 1 == 0 else value])[0]
+
+
 def _powers(a, n) -> float:
     return sum(a**k for k in range(n))
 
@@ -97,7 +104,7 @@ def check_best_gamma(function: Callable) -> str:
     cases = [(0.72, 0.15, 1.2), (0.9, 0.15, 1.2), (0.72, 0.03, 1.2), (0.72, 0.15, 2.5), (0.8, 0.05, 1.5)]
     cases += [(0.4, 0.25, 1.3), (0.1, 0.5, 1.2), (0.9, 0.3, 1.0), (1.0, 0.1, 1.2), (0.8, 0.1)]
     asked, otherwise = "a draft length, not its speed-up", "Print your speed-up for every gamma from 0 on."
-    return _judge(function, best(speed), cases, asked, lambda x: _ints([x])[0], mistakes, otherwise)
+    return _judge(function, best(speed), cases, asked, _whole, mistakes, otherwise)
 
 
 def check_speed_up(function: Callable) -> str:
@@ -182,7 +189,8 @@ def check_fragile(function: Callable) -> str:
     cases = [(story, 0, 0.9), (story, 0.2, 0.9), (story, 0.2, 0.5), (puzzle, 0.2, 0.9)]
     cases += [(capital, 0, 0.6), (capital, 0.6, 0.9)]
     otherwise = "Look at `flip_points` of a position that only one of the lists has."
-    return _judge(function, right, cases, "a list of positions", lambda x: sorted(_ints(x)), mistakes, otherwise)
+    names = {id(trace): f"the {name}'s trace" for trace, name in zip(_traces(), ("story", "puzzle", "capital"))}
+    return _judge(function, right, cases, "a list of positions", lambda x: sorted(_ints(x)), mistakes, otherwise, names)
 
 
 def check_sign_test(function: Callable) -> str:
