@@ -118,12 +118,12 @@ $(SITE)/.installed: $(STAMP)
 	@touch $@
 
 site: $(SITE)/.installed
-	$(TEST_ENV) $(SITE)/bin/python .ci/site/build.py
+	$(TEST_ENV) $(SITE)/bin/python .ci/site/stage.py
 	$(SITE)/bin/python .ci/site/check.py
 
 # the links that leave the site: needs a network
 links: $(SITE)/.installed
-	$(TEST_ENV) $(SITE)/bin/python .ci/site/build.py linkcheck
+	$(TEST_ENV) $(SITE)/bin/python .ci/site/stage.py linkcheck
 
 assignments: $(STAMP)
 	$(BIN)/python -m cdlearn assignments build/assignments $(ARGS)

@@ -1,4 +1,4 @@
-"""Sphinx's settings for the site; `build.py` beside this lays out the pages."""
+"""Sphinx's settings for the site; `stage.py` beside this lays out the pages."""
 
 import inspect
 import re
@@ -9,8 +9,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
+from stage import HOME  # noqa: E402
+
 import cdlearn  # noqa: E402
-from build import HOME  # noqa: E402
 
 project, author, release = "cdlearn", "the cdlearn authors", cdlearn.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
