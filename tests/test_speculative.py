@@ -342,7 +342,7 @@ def test_a_draft_may_have_nothing_to_say():
 def test_a_run_says_what_it_gained_and_warns_where_it_lost(monkeypatch):
     clock = pace.Clock()
     for drafted, tokens, draft, check in ((4, 2, 9, 9), (4, 5, 0.4, 1.0), (0, 1, 0.0, 0.8), (4, 2, 0.4, 1.0)):
-        clock.add(drafted, tokens, draft, check)  # the first round reads the prompt
+        clock.add(1, drafted, tokens, draft, check)  # the first round reads the prompt
     assert clock.speedup() == pytest.approx(8 * 0.8 / 3.6)
     ticks = iter(range(10**6))
     monkeypatch.setattr("cdlearn.loops.speculate.time.perf_counter", lambda: float(next(ticks)))
@@ -356,15 +356,15 @@ def test_a_long_greedy_run_that_loses_to_its_drafts_goes_on_without_them(monkeyp
     clock = pace.Clock()
     for drafted, tokens, seconds in ((4, 5, 9.0), (4, 3, 2.0), (4, 3, 2.0)):
         assert not clock.loses
-        clock.add(drafted, tokens, 0.0, seconds)
+        clock.add(1, drafted, tokens, 0.0, seconds)
     assert clock.loses  # for a round, to see what a plain step takes
-    clock.add(0, 1, 0.0, 0.5)
+    clock.add(1, 0, 1, 0.0, 0.5)
     assert clock.loses  # 4 s for 6 tokens, where plain steps take 3
     for _ in range(15):
-        clock.add(0, 1, 0.0, 0.5)
+        clock.add(1, 0, 1, 0.0, 0.5)
     assert not clock.loses  # another try
-    clock.add(4, 5, 0.0, 0.1)
-    clock.add(4, 5, 0.0, 0.1)
+    clock.add(1, 4, 5, 0.0, 0.1)
+    clock.add(1, 4, 5, 0.0, 0.1)
     assert not clock.loses  # 4.2 s for 16 tokens
 
     ticks = iter(range(10**6))  # every look at the clock is a second later: a draft's seconds count as a check's

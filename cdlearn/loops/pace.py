@@ -99,17 +99,17 @@ def _read(source: Any) -> Tensor:
 
 
 class Clock:
-    """What the rounds of a run took, and what plain decoding would have."""
+    """What the rounds of a run took, and what plain decoding would have; of a batch, while all of its rows are there."""
 
     def __init__(self) -> None:
         self._checks: dict[int, list[float]] = {}  # drafted tokens -> seconds of the target's passes
-        self._took, self._tokens, self._rounds = 0.0, 0.0, -1  # the first one reads the prompt
+        self._took, self._tokens, self._rounds, self._most = 0.0, 0.0, -1, 0  # the first round reads the prompt
         self._drafts, self._gained, self._idle = 0.0, 0.0, 0  # of rounds with a draft; how many there were without
 
-    def add(self, drafted: int, tokens: float, draft_seconds: float, check_seconds: float) -> None:
+    def add(self, rows: int, drafted: int, tokens: float, draft_seconds: float, check_seconds: float) -> None:
         """A round: the most tokens that a row drafted, the mean of what the rows gained."""
-        self._rounds += 1
-        if self._rounds:
+        self._rounds, self._most = self._rounds + 1, max(self._most, rows)
+        if self._rounds and rows == self._most:  # the steps of a few rows say nothing about those of many
             self._checks.setdefault(drafted, []).append(check_seconds)
             self._took, self._tokens = self._took + draft_seconds + check_seconds, self._tokens + tokens
             self._idle = 0 if drafted else self._idle + 1

@@ -117,7 +117,7 @@ def speculate(
             before = [row.steps for row in rows]
             stay = run.take(rows, new)
             used = [row.steps - b for row, b in zip(rows, before)]
-            clock.add(drafted, sum(used) / len(used), checking - started, checked - checking)
+            clock.add(len(rows), drafted, sum(used) / len(used), checking - started, checked - checking)
             for k, row in enumerate(rows):
                 count = counts[row.number]
                 kept = min(accepted[k], used[k])  # the row may have ended inside the accepted run
