@@ -265,3 +265,40 @@ def test_another_right_answer_is_accepted(text, old, new):
 def test_a_wrong_answer_is_told_its_reason(text, old, new, word):
     sentence = told(text, old, new)
     assert word in sentence and "\n" not in sentence, sentence
+
+
+PLACES = {  # where a notebook prints the share of puzzles solved: the expert alone, beta 0.5, strength 1
+    "00": (r"greedy +(\S+)", None, r"contrastive +(\S+) +\S+ +\S+\n"),
+    "03": (r"1\.0 +1\.0 +(\d+) ", None, r"0\.1 +1\.2 +(\d+) "),
+    "05": (r"0\.000 +0\.000 +(\S+)", r"0\.333 +0\.500 +(\S+)", r"1\.000 +inf +(\S+)"),
+    "09": (r"expert, greedy +right +(\d+)", r"contrast with the amateur +right +(\d+)", None),
+    "11": (r"greedy +(\d+\.\d) ", r"contrastive, beta 0\.5 +(\d+\.\d) ", r"contrastive, strength 1 +(\d+\.\d) "),
+}
+
+
+def printed(number):
+    outputs = [output for cell in cells(number) for output in cell.get("outputs", [])]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", []) for output in outputs]
+    return "\n".join("".join(text) for text in texts)
+
+
+def test_the_table_of_settings_says_what_the_notebooks_print():
+    section = (
+        (FOLDER / "README.md").read_text(encoding="utf-8").split("## One figure, several settings")[1].split("##")[0]
+    )
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\| \d.*\|$", section, re.M)]
+    assert {row[4][1:3] for row in rows} == {*PLACES, "th"}
+    for puzzles, *values, where in rows:
+        if where[1:3] in PLACES:
+            text = printed(where[1:3])
+            sources = "".join("".join(cell["source"]) for cell in cells(where[1:3]))
+            assert f"items({puzzles})" in sources or f'"puzzles": {puzzles}' in sources or f"n={puzzles}" in sources
+            found = [place and re.search(place, text)[1] for place in PLACES[where[1:3]]]
+        else:
+            facts = json.loads((FOLDER.parent / "cdlearn/toyworld/pair/eval.json").read_text(encoding="utf-8"))
+            right = {
+                row["strategy"]: row for row in facts["rows"] if (row["task"], row["metric"]) == ("puzzles", "right")
+            }
+            found = [str(right[name]["value"]) for name in ("greedy", "contrastive beta=0.5", "contrastive strength=1")]
+            assert int(puzzles) == right["greedy"]["items"]
+        assert [value or None for value in values] == found, where
