@@ -44,23 +44,23 @@ def called(function, *args):
     return value
 
 
-def kind(value, right):
+def kind(value, right, what="The answer"):
     """The value, if it is of the right kind and shape: a tensor, or a tuple or list of these and of numbers."""
     if isinstance(right, torch.Tensor):
         if not isinstance(value, torch.Tensor):
-            raise Wrong(f"A tensor is expected, not {type(value).__name__}.")
+            raise Wrong(f"{what} should be a tensor, not {type(value).__name__}.")
         if value.shape != right.shape:
-            where = "Rows may have any leading dimensions, and the last one (-1) is the vocabulary."
-            raise Wrong(f"The shape is {tuple(value.shape)}, expected {tuple(right.shape)}. {where}")
+            places = " Count dimensions from the end: -1 is the vocabulary." if right.ndim > 1 else ""
+            raise Wrong(f"{what} has the shape {tuple(value.shape)}, expected {tuple(right.shape)}.{places}")
         if value.isnan().any():
             raise Wrong("There is a NaN: it comes from 0 times infinity, or from -inf minus -inf.")
     elif isinstance(right, float):
         if isinstance(value, torch.Tensor) or not isinstance(value, int | float):
-            raise Wrong(f"{value!r} should be a float; .item() makes one of a tensor.")
+            raise Wrong(f"{what} should be a float, not {value!r}; .item() makes one of a tensor.")
     elif not isinstance(value, tuple | list) or len(value) != len(right):
-        raise Wrong(f"{len(right)} values are expected, in a {type(right).__name__}.")
+        raise Wrong(f"{what} should be a {type(right).__name__} of {len(right)} values.")
     else:
-        return tuple(map(kind, value, right))
+        return tuple(kind(x, y, f"Value {k} of the answer") for k, (x, y) in enumerate(zip(value, right)))
     return value
 
 
@@ -80,8 +80,10 @@ def explained(function, cases, right, mistakes, otherwise):
     """Raises the mistake that gives the student's answers, if they are wrong, or what `otherwise` says of the first."""
     given = [kind(called(function, *case), right(*case)) for case in cases]
     off = [k for k, case in enumerate(cases) if not alike(given[k], right(*case))]
-    for says, mistake in mistakes.items() if off else ():
-        if all(alike(mine, mistake(*case)) for mine, case in zip(given, cases)):
-            raise Wrong(says)
+    # a row of scores or choices says enough by itself, where two numbers do not
+    for some in (range(len(cases)), off[:1] if isinstance(given[0], torch.Tensor) else []) if off else ():
+        for says, mistake in mistakes.items() if some else ():
+            if all(alike(given[k], mistake(*cases[k])) for k in some):
+                raise Wrong(says)
     if off:
         raise Wrong(otherwise(given[off[0]], *cases[off[0]]))

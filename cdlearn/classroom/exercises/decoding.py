@@ -34,8 +34,9 @@ def scores_differ(scores, right):
     out = scores[~right.isfinite()]
     if len(out) and out.isfinite().all() and (out == out[0]).all():
         return f"The tokens outside the mask score {out[0]:g}: they must score -inf, which is -math.inf."
-    same = torch.equal(scores.isfinite(), right.isfinite())
-    return "The mask is right, but the scores inside it differ." if same else "The mask keeps other tokens."
+    if torch.equal(scores.isfinite(), right.isfinite()):
+        return "The mask is right, but the scores inside it differ."
+    return f"The mask differs: it keeps {scores.isfinite().sum()} tokens, expected {right.isfinite().sum()}."
 
 
 # fmt: off
@@ -43,7 +44,8 @@ MASKS = {  # what keeps a token, wrongly; e, a: the expert's and the amateur's l
     "There is no mask, or it looks at the difference: ask the expert first.": lambda e, a, x: e > -math.inf,
     "alpha is not used: the mask is that of 0.1, whatever is given.": lambda e, a, x: plausibility_mask(e, 0.1),
     "log10 is not the natural logarithm.": lambda e, a, x: e >= e.amax(-1, True) + math.log10(x),
-    "alpha is added where its logarithm belongs.": lambda e, a, x: e >= e.amax(-1, True) + x,
+    "No token passes the mask, not even the best: log(alpha) is at most 0, so add it.": (
+        lambda e, a, x: e > e.amax(-1, True)),
     "alpha is subtracted where its logarithm should be added.": lambda e, a, x: e >= e.amax(-1, True) - x,
     "The threshold lies above the best token: add log(alpha), which is below 0.": (
         lambda e, a, x: e >= e.amax(-1, True) - math.log(x)),
