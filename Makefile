@@ -3,6 +3,7 @@
 ## make test               everything CI checks
 ## make assignments        the students' notebooks and zips, in build/assignments
 ## make harness            the tests that need lm-evaluation-harness (0.5 GB more), in an environment of their own
+## make site               the course as a web site, in build/site, and its checks (0.1 GB more, another environment)
 ## make grade FOLDER=...   grade a folder of submissions; ARGS="--seed 1" for more
 ## make bench              the numbers of the README's section on speed, again: 20 minutes on a quiet machine
 ## make real               notebook 13 and notebooks/real.md from a real pair: 2 hours; PAIR="EXPERT AMATEUR"
@@ -19,7 +20,7 @@ NOTEBOOKS := $(filter-out $(REAL),$(shell find notebooks -name '*.ipynb' -not -p
 SLOW := tests/test_classroom.py tests/test_browser.py tests/test_wheel.py
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=
 
-.PHONY: help install lab demo test harness lint format unit notebooks pages bench real assignments grade folder clean
+.PHONY: help install lab demo test harness site links lint format unit notebooks pages bench real assignments grade folder clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -95,17 +96,34 @@ real: $(STAMP)
 		&& mv .ci/real/new .ci/real/bench-$$kind.json; done
 	$(MAKE) pages
 
-# a venv that sees what .venv holds, so that torch is there once and the harness's packages stay out of it
+# a venv that sees what .venv holds, so that torch is there once and what few need stays out of it
+SEES_OUTER = $(BIN)/python -c 'import sys, sysconfig; from pathlib import Path; (Path(sys.argv[1]) / "outer.pth").write_text(sysconfig.get_path("purelib"))' "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 HARNESS := $(VENV)-harness
 
 $(HARNESS)/.installed: $(STAMP)
 	$(BIN)/python -m venv $(HARNESS)
-	$(BIN)/python -c 'import sys, sysconfig; from pathlib import Path; (Path(sys.argv[1]) / "outer.pth").write_text(sysconfig.get_path("purelib"))' "$$($(HARNESS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(call SEES_OUTER,$(HARNESS))
 	$(HARNESS)/bin/python -m pip install --quiet -c .ci/constraints.txt -e ".[test,eval]"
 	@touch $@
 
 harness: $(HARNESS)/.installed
 	$(TEST_ENV) $(HARNESS)/bin/python -m pytest tests/test_harness.py
+
+SITE := $(VENV)-site
+
+$(SITE)/.installed: $(STAMP)
+	$(BIN)/python -m venv $(SITE)
+	$(call SEES_OUTER,$(SITE))
+	$(SITE)/bin/python -m pip install --quiet -c .ci/constraints.txt -e ".[site]"
+	@touch $@
+
+site: $(SITE)/.installed
+	$(TEST_ENV) $(SITE)/bin/python .ci/site/stage.py
+	$(SITE)/bin/python .ci/site/check.py
+
+# the links that leave the site: needs a network
+links: $(SITE)/.installed
+	$(TEST_ENV) $(SITE)/bin/python .ci/site/stage.py linkcheck
 
 assignments: $(STAMP)
 	$(BIN)/python -m cdlearn assignments build/assignments $(ARGS)

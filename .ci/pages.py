@@ -1,7 +1,8 @@
 """What is generated from the notebooks: `python .ci/pages.py` writes it anew (make pages), a test compares.
 
 - the index in notebooks/README.md, between its two markers, from every notebook's own first cell
-- notebooks/thumbnails/NN.png, from every notebook's first figure
+- notebooks/thumbnails/NN.png, from every notebook's first figure; of several panels the first, so that it can be read
+- notebooks/pictures/*.svg, the diagrams, by .ci/pictures.py from the embedded pair
 - notebooks/gallery.md, by `cdlearn compare` on notebooks/prompts.jsonl
 - notebooks/architectures.md, by trying every family of tests/architectures.py
 - the tables of notebooks/speed.md and notebooks/thumbnails/bench.png, from .ci/bench (make bench)
@@ -18,10 +19,11 @@ import json
 import re
 import sys
 import tomllib
+from itertools import zip_longest
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageChops
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -30,7 +32,7 @@ HOME = PROJECT.get("urls", {}).get("Repository", "")
 BENCH = Path(__file__).parent / "bench"
 FAST, SLOW = "<!-- performance: make bench -->", "<!-- end of performance -->"
 START, END = "<!-- index: make pages -->", "<!-- end of index -->"
-WIDTH = 360  # pixels of a thumbnail, shown at half of it
+WIDTH, SHOWN = 800, 400  # pixels of a thumbnail at most, and how wide the index shows it
 GALLERY = ["compare", "--prompts-file", "notebooks/prompts.jsonl", "--format", "markdown", "--max-new-tokens", "64"]
 GALLERY += ["--methods", "amateur", "greedy", "sample top_p=0.95", "contrastive"]
 SETUP = """\
@@ -72,38 +74,56 @@ def about(notebook: dict) -> dict[str, str]:
     }
 
 
-def figure(notebook: dict) -> bytes | None:
-    """The first figure that a notebook drew, as PNG."""
+def figure(notebook: dict) -> tuple[bytes, str] | tuple[None, str]:
+    """The first figure that a notebook drew, as PNG, and its alternative text; a strip of one line is too flat."""
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                return base64.b64decode("".join(output["data"]["image/png"]))
-    return None
+                data = base64.b64decode("".join(output["data"]["image/png"]))
+                wide, high = Image.open(io.BytesIO(data)).size
+                if wide < 4 * high:
+                    return data, cell["metadata"].get("alt", "")
+    return None, ""
+
+
+def thumbnail(data: bytes) -> tuple[Image.Image, bool]:
+    """A figure without its margins, and of a wide one only the panels of the left half; was it cut?"""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture = picture.crop(ImageChops.invert(picture).getbbox())
+    ink = ImageChops.invert(picture.convert("L"))
+    wide, high = picture.size
+    gaps = [x for x in range(3 * wide // 10, 6 * wide // 10) if not ink.crop((x, 0, x + 5, high)).getbbox()]
+    if is_cut := bool(gaps) and wide > 2 * high:
+        picture = picture.crop((0, 0, gaps[0] + 5, high))
+    picture.thumbnail((WIDTH, WIDTH))
+    return picture, is_cut
 
 
 def alt(notebook: dict) -> str:
     """The alternative text of the first figure, its first sentence."""
-    cells = [c for c in notebook["cells"] if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))]
-    text = cells[0]["metadata"].get("alt", "") if cells else ""
-    return re.split(r"(?<=[.;:])\s", text)[0].rstrip(".;:").replace('"', "'")
+    data, text = figure(notebook)
+    part = " (the left part is shown)" if data and thumbnail(data)[1] else ""
+    return re.split(r"(?<=[.;:])\s", text)[0].rstrip(".;:").replace('"', "'") + part
 
 
 def index(home: str = HOME) -> str:
-    """The table of the course; with an address, each line opens its notebook on Colab and Binder."""
-    lines = ["| notebook | you will | minutes | before | figure |" + " open |" * bool(home)]
-    lines.append("| --- | --- | --- | --- | --- |" + " --- |" * bool(home))
-    repository = home.removeprefix("https://github.com/")
+    """The course as cards, two in a row; with an address, each opens its notebook on Colab and Binder.
+
+    A picture has its text in its own cell: beside a column of text a table would squeeze it to a stamp.
+    """
+    repository, cards = home.removeprefix("https://github.com/"), []
     for path in notebooks():
         notebook = read(path)
         facts = about(notebook)
-        picture = ""
-        if figure(notebook):
-            picture = f'<img src="thumbnails/{path.name[:2]}.png" width="{WIDTH // 2}" alt="{alt(notebook)}">'
+        after = f", after {facts['before']}" * bool(facts["before"])
+        card = f"**[{facts['title']}]({path.name})**<br>{facts['minutes']} minutes{after}<br>{facts['goal']}"
+        if figure(notebook)[0]:
+            card += f'<br><img src="thumbnails/{path.name[:2]}.png" width="{SHOWN}" alt="{alt(notebook)}">'
         colab = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}"
         binder = f"https://mybinder.org/v2/gh/{repository}/main?labpath=notebooks/{path.name}"
-        cells = [f"[{facts['title']}]({path.name})", facts["goal"], facts["minutes"], facts["before"], picture]
-        cells += [f"[Colab]({colab}) [Binder]({binder})"] if home else []
-        lines.append("| " + " | ".join(cells) + " |")
+        cards.append(card + f"<br>[Colab]({colab}) [Binder]({binder})" * bool(home))
+    lines = ["| read from left to right | with the first figure of each |", "| --- | --- |"]
+    lines += [f"| {left} | {right} |" for left, right in zip_longest(cards[::2], cards[1::2], fillvalue="")]
     words = "On Colab the first code cell installs `cdlearn`; Binder builds `environment.yml`, which takes minutes."
     return "\n".join([*lines, *(["", words] if home else [])])
 
@@ -246,7 +266,7 @@ def performance() -> str:
         cells = [f"batch {batch}"]
         for place in [(batch, context) for context in contexts]:
             pair = [grid[method, *place]["ratio"] for method in ("contrastive", "DoLa") if (method, *place) in grid]
-            cells.append(", ".join(f"{ratio:.2f}" for ratio in pair))
+            cells.append(", ".join(f"{ratio:.2f}" for ratio in pair) or "not measured")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -271,11 +291,15 @@ def main() -> None:
     (FOLDER / "thumbnails").mkdir(exist_ok=True)
     for path in notebooks():
         path.write_text(written(furnished(path)), encoding="utf-8")
-        if data := figure(read(path)):
-            picture = Image.open(io.BytesIO(data)).convert("RGB")
-            picture.thumbnail((WIDTH, WIDTH))
+        if data := figure(read(path))[0]:
+            picture, _ = thumbnail(data)
             picture.quantize(32).save(FOLDER / "thumbnails" / f"{path.name[:2]}.png", optimize=True)
-    sweep_figure().savefig(FOLDER / "thumbnails" / "bench.png", dpi=80, metadata={"Software": None})
+    from pictures import drawn  # beside this script
+
+    (FOLDER / "pictures").mkdir(exist_ok=True)
+    for name, picture in drawn().items():
+        (FOLDER / "pictures" / name).write_text(picture, encoding="utf-8")
+    sweep_figure().savefig(FOLDER / "thumbnails" / "bench.png", dpi=100, metadata={"Software": None})
     speed = FOLDER / "speed.md"
     speed.write_text(with_performance(speed.read_text(encoding="utf-8")), encoding="utf-8")
     page = FOLDER / "README.md"

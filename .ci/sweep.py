@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from cdlearn.cli import bench
-from cdlearn.show.style import BLUE, GREEN, ORANGE, PURPLE, SKY
+from cdlearn.show.style import BLACK, BLUE, GREEN, PURPLE, VERMILLION
 
 BATCHES, CONTEXTS = (1, 4, 16), (32, 128, 512)
 MOST = 2048  # tokens of a batch: reading longer prompts takes far longer than the steps that are measured
 METHODS = ("contrastive", "as_causal_lm", "DoLa", "mix", "transformers generate")
+LOOKS = ((GREEN, "o", "-"), (BLUE, "s", "--"), (PURPLE, "D", "-."), (VERMILLION, "^", ":"), (BLACK, "v", "-"))
 
 
 def sweep(expert, amateur, batches: Sequence[int], contexts: Sequence[int], *, steps: int, **numbers) -> dict:
@@ -32,24 +33,29 @@ def sweep(expert, amateur, batches: Sequence[int], contexts: Sequence[int], *, s
 
 
 def plot_sweep(rows: list[dict]) -> Figure:
-    """The ratios of a `sweep` over the context, one panel for each batch, bars from low to high."""
-    batches, contexts = (sorted({row[name] for row in rows}) for name in ("batch", "context"))
-    figure = Figure(figsize=(3.6 * len(batches) + 1.5, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
-    for ax, batch in zip(axes, batches):
-        for name, color, marker in zip(METHODS, (BLUE, ORANGE, GREEN, PURPLE, SKY), "osD^v"):
+    """The ratios of a `sweep` over the context, one panel for each batch, bars from low to high.
+
+    A panel is as wide as the contexts that were measured with its batch, so that no place is left empty.
+    """
+    batches = sorted({row["batch"] for row in rows})
+    measured = [sorted({row["context"] for row in rows if row["batch"] == batch}) for batch in batches]
+    figure = Figure(figsize=(1.2 * sum(map(len, measured)) + 1, 4.2), layout="constrained")
+    grid = {"width_ratios": list(map(len, measured))}
+    axes = figure.subplots(1, len(batches), sharey=True, squeeze=False, gridspec_kw=grid)[0]
+    for ax, batch, contexts in zip(axes, batches, measured):
+        for k, (name, (color, marker, dash)) in enumerate(zip(METHODS, LOOKS)):
             line = [row for row in rows if (row["method"], row["batch"]) == (name, batch)]
             line.sort(key=lambda row: row["context"])
             ratios = [row["ratio"] for row in line]
             bars = [[row["ratio"] - row["low"] for row in line], [row["high"] - row["ratio"] for row in line]]
-            places = [row["context"] for row in line]
-            ax.errorbar(places, ratios, yerr=bars, color=color, marker=marker, capsize=3, label=name)
+            places = [contexts.index(row["context"]) + 0.08 * (k - 2) for row in line]  # no bar hides another
+            look = {"color": color, "marker": marker, "linestyle": dash, "capsize": 3, "label": name}
+            ax.errorbar(places, ratios, yerr=bars, **look)
         ax.axhline(1, color="black", linewidth=0.8, linestyle=":")
-        ax.set(xscale="log", xlabel="tokens of context", title=f"batch {batch}")
-        ax.set_xticks(contexts, labels=map(str, contexts), minor=False)
-        ax.minorticks_off()
+        ax.set(xlabel="tokens of context", title=f"batch {batch}", xlim=(-0.5, len(contexts) - 0.5))
+        ax.set_xticks(range(len(contexts)), labels=map(str, contexts))
     axes[0].set_ylabel("time, relative to bare forwards")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -111,7 +111,7 @@ my_scores = partial(difference, torch.log_softmax)"""
 }
 HELPERS = {
     "mask": """
-kept = first = steps = rows = got = law = case = right = hint = tried = 0
+kept = first = steps = rows = got = probs = case = right = hint = tried = 0
 def sum(x):
     "The best token's logit, whatever it is called."
     return x.max(dim=-1, keepdim=True).values

@@ -66,7 +66,7 @@ def test_the_release_holds_no_solution_no_hidden_test_and_no_output(release, pat
     shown = re.sub(r"### BEGIN (SOLUTION|HIDDEN TESTS)\n.*?### END", "", whole, flags=re.S)
     assert len(secrets) > 10
     for line in secrets:
-        assert line not in text or line in shown, line  # a signature stands in both
+        assert line not in text or line in shown, line  # a signature is in both
     assert "HIDDEN TESTS" not in text and "BEGIN SOLUTION" not in text
     cells = notebook_of(release, path.stem).cells
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
@@ -467,7 +467,7 @@ def in_one_cell(solutions):
 
 R = reference(FIRST)
 NAMES = (
-    "sum = 0; kept = first = steps = token = rows = got = law = case = tried = hint = right = 5\nfrom numpy import *\n"
+    "sum = 0; kept = first = steps = token = rows = got = row = case = tried = hint = right = 5\nfrom numpy import *\n"
 )
 PARTIAL = """
 import functools, sys

@@ -104,7 +104,8 @@ TENSOR, TEXTS = kind(torch.Tensor), kind(*LISTS, *ARRAYS)
 KINDS = {
     "alpha": real(high=1, none=True), "strength": real(high=1e6, none=None), "beta": real(high=1e6, none=None),
     "amateur_temperature": real(above=True), "top_k": whole(0), "temperature": real(), "top_p": real(0, 1, above=True),
-    "min_p": real(high=1), "lenience": real(0, 1, above=True), "penalty": real(1e-6, 1e6),
+    "min_p": real(high=1), "top_n_sigma": real(high=1e6), "evolution_rate": real(high=1e6), "evolution_scale": whole(),
+    "target_weight": real(high=1), "lenience": real(0, 1, above=True), "penalty": real(1e-6, 1e6),
     "repetition_penalty": real(1e-6, 1e6), "masked": kind(numbers.Real), "weights": TEXTS, "remember": whole(),
     "n": whole(),
     "k": whole(high=256), "layer": whole(high=3), "longest": whole(), "shortest": whole(high=3), "gamma": whole(),
@@ -113,7 +114,8 @@ KINDS = {
     "top": whole(none=True), "trace": flag(), "check": flag(), "final_norm": flag(), "chat": flag(),
     "max_bytes": kind(numbers.Integral), "progress": flag(none=True),
     "convention": word("sum", "textbook", "reference"),
-    "divergence": word("jsd", "reference"), "path": kind(str), "text": kind(str, *LISTS, *ARRAYS), "texts": TEXTS,
+    "rule": word("token", "block"), "divergence": word("jsd", "reference"),
+    "path": kind(str), "text": kind(str, *LISTS, *ARRAYS), "texts": TEXTS,
     "prompt": kind(str, *LISTS, *ARRAYS), "prompts": TEXTS, "choices": TEXTS, "rows": TEXTS, "continuation": kind(str),
     "prefix": kind(str, dict, *LISTS, *ARRAYS), "system": kind(str, none=True),
     "attention_mask": lambda value: True if value is None else False if isinstance(value, (str, bytes, dict)) else None,
@@ -124,8 +126,10 @@ KINDS = {
     "stream": kind(type, type(len), none=True),
 }  # fmt: skip
 KINDS |= dict.fromkeys("tokenizer expert_tokenizer expert amateur source model target draft".split(), never)
-KINDS |= dict.fromkeys("weighted generation metric".split(), never) | {"width": whole()}
-KINDS |= dict.fromkeys("expert_logits amateur_logits p_logits q_logits final_logits premature_logits".split(), TENSOR)
+KINDS |= dict.fromkeys("with_context without_context weighted generation metric".split(), never) | {"width": whole()}
+KINDS |= dict.fromkeys(
+    "expert_logits amateur_logits p_logits q_logits final_logits premature_logits early_logits".split(), TENSOR
+)
 KINDS |= dict.fromkeys("scores probs uniforms p q draft_tokens token_ids ids".split(), TENSOR)
 FILES = ("path", "expert", "amateur", "tokenizer")  # may be an OSError too, which names the file
 EXEMPT = {
@@ -168,6 +172,8 @@ def calls(folder):
         "Contrast": (cdlearn.Contrast, dict(expert=model, amateur=other)),
         "Contrast()": (contrast.__call__, dict(ids=ids), {"n": whole(high=3)}),
         "DoLa": (cdlearn.DoLa, dict(model=model)),
+        "SLED": (cdlearn.SLED, dict(model=model)),
+        "AdaCAD": (cdlearn.AdaCAD, dict(with_context=model, without_context=other)),
         "EarlyExit": (cdlearn.EarlyExit, dict(model=model, layer=2)),
         "Lookup": (cdlearn.Lookup, {}),
         "Mix": (cdlearn.Mix, dict(weighted=[(1.0, model), (-0.5, other)])),
@@ -213,6 +219,8 @@ def calls(folder):
         "scores.mixed_scores": (scores.mixed_scores, dict(logits=[logits, logits], weights=[1.0, -0.5])),
         "scores.js_divergence": (scores.js_divergence, dict(p_logits=logits, q_logits=logits)),
         "scores.dola_scores": (scores.dola_scores, dict(final_logits=logits, premature_logits=logits)),
+        "scores.sled_scores": (scores.sled_scores, dict(final_logits=logits, early_logits=logits[:, None])),
+        "scores.sled_latent": (scores.sled_latent, dict(final_logits=logits, early_logits=logits[:, None])),
         "scores.penalize_repetition": (
             scores.penalize_repetition, dict(scores=logits, token_ids=torch.tensor([[1], [2]]), penalty=1.2)
         ),

@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import linecache
+import math
 
 import numpy as np
 import pytest
@@ -237,6 +239,14 @@ def test_whatever_a_function_does_is_an_answer(capsys):
     assert "[2] is asked for, this is [1, 2]" in str(told(lambda x: 2 * x[None]))
 
 
+@pytest.mark.parametrize("file", ["/tmp/ipykernel_7/1.py", "/tmp/ipython-input-3.py", "<ipython-input-3>", "Cell 3"])
+def test_an_error_inside_a_model_names_the_students_line(file):
+    source, names = "@torch.inference_mode()\ndef my_loop(expert, *_, **__):\n    return expert([0])", {"torch": torch}
+    linecache.cache[file] = (0, None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), names)
+    assert loop.check_loop(names["my_loop"]).look == "line 3: return expert([0])"
+
+
 def test_the_message_is_escaped():
     assert "<script>" not in told(lambda x: "<script>")._repr_html_()
 
@@ -255,12 +265,13 @@ def test_an_edit_is_shown_where_it_can_be_seen():
         x /= x.sum()
         return 2 * x
 
-    result = told(normalised, Case("a law", (torch.tensor([0.1, 0.9]),), torch.tensor([0.2, 1.8])), TWICE)
+    result = told(normalised, Case("a distribution", (torch.tensor([0.1, 0.9]),), torch.tensor([0.2, 1.8])), TWICE)
     assert result.mistake == "an in-place edit of the arguments" and "[[1.000, 2.000]]" in result.expected
 
 
 def test_chance_is_told_from_a_mistake():
     assert told(lambda x: torch.rand(2)).mistake == "the same call gives another answer every time"
+    assert told(lambda x: math.nan, Case("a number", (1.0,), 2.0)).mistake == ""
 
 
 @pytest.mark.parametrize(
@@ -313,6 +324,8 @@ def test_a_loop_that_does_not_end_is_told_so():
         (torch.tensor([1.0]), torch.tensor([1.0 + 1e-6]), True),
         (torch.tensor([1.0]), torch.tensor([[1.0]]), False),
         (torch.tensor([1]), torch.tensor([True]), False),
+        (torch.tensor([1.0]), torch.tensor([1]), False),
+        (torch.tensor([1]), torch.tensor([1.0]), True),
         ([1, (2, None)], [1, (2, None)], True),
         ({"a": 1}, {"a": 2}, False),
         (1, True, False),

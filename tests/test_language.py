@@ -1,5 +1,6 @@
 """The five rules of the course's language, as far as a pattern can see them."""
 
+import ast
 import json
 import re
 import statistics
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MASTERS = sorted((ROOT / "notebooks" / "assignments" / "source").glob("*/*.ipynb"))
+NOTEBOOKS = [*sorted((ROOT / "notebooks").glob("*.ipynb")), *MASTERS]
+CLASSROOM = sorted((ROOT / "cdlearn" / "classroom").rglob("*.py"))
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "notebooks").glob("*.md")),
@@ -51,6 +54,12 @@ def sentences(text: str) -> list[str]:
 def test_the_fields_words_are_used(path):
     texts = markdown(path) if path.suffix == ".ipynb" else [path.read_text(encoding="utf-8")]
     assert [found for text in texts for found in broken(text)] == []
+
+
+@pytest.mark.parametrize("path", CLASSROOM, ids=lambda path: path.stem)
+def test_what_a_check_says_uses_them_too(path):
+    texts = [node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)]
+    assert [found for text in texts if isinstance(text, str) for found in broken(text)] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -19,7 +20,7 @@ def loaded(name):
     return module
 
 
-pages, real = loaded("pages"), loaded("real")
+pages, real, pictures = loaded("pages"), loaded("real"), loaded("pictures")
 
 
 def test_the_index_is_current():
@@ -35,6 +36,30 @@ def test_the_page_of_the_real_pair_and_its_sums_are_current():
     assert real.sums() == (real.FOLDER / "sums.jsonl").read_text(encoding="utf-8")
 
 
+def test_the_diagrams_are_current():
+    """Every number and word in them is computed again; lengths follow from the printed numbers."""
+    folder = ROOT / "notebooks" / "pictures"
+    now = pictures.drawn()
+    assert {path.name for path in folder.iterdir()} == set(now), "run `make pages`"
+    for name, picture in now.items():
+        assert picture == (folder / name).read_text(encoding="utf-8"), f"{name}: run `make pages`"
+
+
+def test_the_diagrams_can_be_read_and_heard():
+    """One viewBox of 680 units, letters of 21 and more (11 pixels on a phone), a title and a story, dark colours."""
+    for path in sorted((ROOT / "notebooks" / "pictures").iterdir()):
+        picture = path.read_text(encoding="utf-8")
+        ElementTree.fromstring(picture)
+        assert 'viewBox="0 0 680 ' in picture and 'role="img"' in picture and "prefers-color-scheme: dark" in picture
+        assert re.search(r"<title[^>]*>.+</title>", picture) and re.search(r"<desc[^>]*>.{40,}</desc>", picture)
+        assert all(int(size) >= 21 for size in re.findall(r'font-size="(\d+)"', picture))
+
+
+def test_a_text_that_does_not_fit_is_refused():
+    with pytest.raises(AssertionError, match="longer than 100"):
+        pictures.text(0, 0, "far too long for its room", room=100)
+
+
 def test_the_gallery_is_current():
     assert pages.gallery() == (ROOT / "notebooks" / "gallery.md").read_text(encoding="utf-8"), "run `make pages`"
 
@@ -43,8 +68,9 @@ def test_the_gallery_is_current():
 def test_every_notebook_has_its_setup_cell_navigation_and_thumbnail(path):
     notebook = pages.read(path)
     assert pages.written(pages.furnished(path)) == path.read_text(encoding="utf-8"), "run `make pages`"
-    if pages.figure(notebook):
-        assert max(Image.open(ROOT / "notebooks" / "thumbnails" / f"{path.name[:2]}.png").size) == pages.WIDTH
+    if data := pages.figure(notebook)[0]:
+        picture = Image.open(ROOT / "notebooks" / "thumbnails" / f"{path.name[:2]}.png")
+        assert picture.size == pages.thumbnail(data)[0].size and picture.width <= pages.WIDTH
 
 
 def test_the_setup_cell_acts_only_where_cdlearn_is_missing(monkeypatch):

@@ -99,7 +99,7 @@ def test_the_tables_of_speed_are_the_measured_ones():
 
 
 def test_the_diagrams_numbers_are_the_evaluations():
-    diagram = (ROOT / "notebooks" / "thumbnails" / "subtraction.svg").read_text(encoding="utf-8")
+    diagram = (ROOT / "notebooks" / "pictures" / "subtraction.svg").read_text(encoding="utf-8")
     rows = json.loads((Path(cdlearn.__file__).parent / "toyworld" / "pair" / "eval.json").read_text())["rows"]
     value = {(row["task"], row["strategy"]): round(row["value"]) for row in rows if row["metric"] == "right"}
     for task in ("puzzles", "arithmetic"):

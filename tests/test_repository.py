@@ -16,7 +16,7 @@ import cdlearn
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TOP = {"notebooks", "cdlearn", "tests", "environment.yml", "pyproject.toml", "Makefile", "README.md", "LICENSE"}
-TOP |= {"CITATION.cff", ".ci", ".github", ".gitignore"}
+TOP |= {"CITATION.cff", ".ci", ".devcontainer", ".github", ".gitignore"}
 CONDA_NAMES = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base"}
 
 
@@ -66,7 +66,7 @@ def test_environment_agrees_with_pyproject():
 
 def test_constraints_satisfy_every_range_that_is_pinned():
     pins = constraints()
-    for name, requirement in requirements("lab", "test", "classroom", "eval", "gguf").items():
+    for name, requirement in requirements("lab", "test", "classroom", "eval", "gguf", "site").items():
         assert name in pins, f"{name} is not pinned"
         assert requirement.specifier.contains(pins[name]), f"{name}=={pins[name]} is outside {requirement.specifier}"
 
@@ -93,3 +93,12 @@ def test_everything_at_once_leaves_the_standard_library_alone():
     names = {}
     exec("import inspect\nfrom cdlearn import *", names)
     assert names["inspect"].__name__ == "inspect" and callable(cdlearn.inspect)
+
+
+def test_every_action_is_pinned_by_its_commit():
+    """A tag can be moved to other code; a commit cannot. The comment says which version it was."""
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    lines = [line.strip() for path in workflows for line in path.read_text(encoding="utf-8").splitlines()]
+    uses = [line for line in lines if re.match(r"(- )?uses:", line)]
+    assert len(uses) >= 10
+    assert [line for line in uses if not re.search(r"uses: [\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d", line)] == []

@@ -18,6 +18,8 @@ from cdlearn.scores import (
     plausibility_mask,
     residual,
     sampling_probs,
+    sled_latent,
+    sled_scores,
 )
 
 INF = float("inf")
@@ -183,6 +185,50 @@ def test_dola_scores_is_the_contrast_at_strength_one():
 
 
 @quick
+@given(seeds, st.floats(0, 5), st.integers(1, 12))
+def test_sled_is_its_definition_with_every_vector_made(seed, rate, scale):
+    """The official code's arithmetic: cosines over the vocabulary with a one-hot vector for every candidate."""
+    final, early = logits(seed, 2, 12), logits(seed + 1, 2, 3, 12)
+    scores = sled_scores(final, early, evolution_rate=rate, evolution_scale=scale)
+    for row in range(2):
+        best = final[row].topk(scale).indices
+        latent = torch.zeros(12, dtype=torch.float64)
+        for layer in early[row]:
+            for token in best.tolist():
+                step = layer.softmax(-1) - torch.eye(12, dtype=torch.float64)[token]
+                latent[token] += torch.cosine_similarity(step, layer - final[row], dim=0).clamp(min=0) ** 2
+        latent = latent / latent.sum() if latent.sum() > 0 else latent
+        want = (final[row] - rate * (final[row].softmax(-1) - latent))[best]
+        assert torch.allclose(scores[row, best], want, atol=1e-9)
+        assert int(scores[row].isfinite().sum()) == scale
+    assert torch.equal(sled_scores(final, early, evolution_rate=0).argmax(-1), final.argmax(-1))
+
+
+def test_sled_by_hand_and_where_no_layer_says_anything():
+    """Layers that lack a token which the last layer gained vote for it; layers equal to the last one say nothing."""
+    final, early = torch.tensor([2.0, 1.9, -5.0]), torch.tensor([[2.0, -1.0, -5.0], [2.0, 0.0, -5.0]])
+    top, votes = sled_latent(final, early, evolution_scale=2)
+    assert top.tolist() == [0, 1] and votes.sum() == pytest.approx(1) and bool((votes[:, 1] > votes[:, 0]).all())
+    assert int(sled_scores(final, early).argmax()) == 1
+    same = sled_latent(final, final.expand(2, 3))[1]
+    assert same.tolist() == torch.zeros(2, 3).tolist()
+    assert torch.isfinite(sled_scores(final, early.index_fill(1, torch.tensor([2]), -INF))).all()
+
+
+@quick
+@given(seeds, st.floats(0.2, 4), st.floats(0.1, 4))
+def test_top_n_sigma_keeps_what_is_near_the_best_at_every_temperature(seed, sigmas, temperature):
+    scores = logits(seed, 30)
+    scores[:3] = -INF  # tokens that cannot be drawn do not widen the spread
+    kept = scores >= scores.max() - sigmas * scores[3:].std(correction=0)
+    probs = sampling_probs(scores, temperature=temperature, top_n_sigma=sigmas)
+    assert torch.equal(probs > 0, kept)
+    assert torch.allclose(probs, (scores / temperature).masked_fill(~kept, -INF).softmax(-1), atol=1e-9)
+    off = sampling_probs(scores, temperature=temperature, top_k=5, min_p=0.01)
+    assert torch.allclose(off, sampling_probs(scores, temperature=temperature, top_k=5, min_p=0.01, top_n_sigma=1e6))
+
+
+@quick
 @given(seeds, st.floats(0.05, 5), st.integers(0, 30), st.floats(0.01, 1.0), st.sampled_from([0.0, 0.03, 0.4, 0.999]))
 def test_sampling_probs_equals_the_sorting_textbook(seed, temperature, top_k, top_p, min_p):
     scores = logits(seed, 25)
@@ -277,6 +323,11 @@ BAD_CALLS = [
     (lambda: sampling_probs(ROW, top_p=1.1), ValueError, "top_p is 1.1"),
     (lambda: sampling_probs(ROW, min_p=1.1), ValueError, "min_p is 1.1"),
     (lambda: sampling_probs(ROW, min_p="a"), TypeError, "min_p is 'a'"),
+    (lambda: sampling_probs(ROW, top_n_sigma=-1), ValueError, "top_n_sigma is -1"),
+    (lambda: sled_scores(ROW, ROW), ValueError, "early_logits has shape"),
+    (lambda: sled_scores(ROW, ROW[None], evolution_rate=-1), ValueError, "evolution_rate is -1"),
+    (lambda: sled_scores(ROW, ROW[:, None], evolution_scale=0), ValueError, "evolution_scale is 0"),
+    (lambda: sled_latent(ROW, ROW[:, None] / 0), ValueError, "early_logits holds NaN"),
     (lambda: sampling_probs(ROW / 0), ValueError, "scores holds NaN"),
     (lambda: penalize_repetition(ROW, torch.zeros(1, 1).long(), penalty=1.2), ValueError, "token_ids"),
     (lambda: penalize_repetition(ROW, torch.zeros(2, 1), penalty=1.2), TypeError, "token_ids"),

@@ -13,7 +13,7 @@ from masters import MASTERS, SANDBOX, needs_sandbox
 
 import cdlearn
 from cdlearn.classroom.checks import loop
-from cdlearn.classroom.checks.models import TableLM
+from cdlearn.classroom.checks.models import TableLM, filled
 from cdlearn.classroom.grader.cells import defined, statements, unwritten
 from cdlearn.classroom.grader.sandbox import unprotected
 from cdlearn.classroom.grader.session import Session, Stopped
@@ -112,6 +112,15 @@ def test_from_a_model_nothing_but_its_answers_can_be_had(shared):
         with pytest.raises(AttributeError):
             call(shared, "reach", TableLM([[1.0]]), name)
     assert call(shared, "reach", TableLM([[1.0]]), "asked") == 0
+
+
+def test_crop_0_is_refused_there_too(shared):
+    shared.run("def crop(cache, tokens):\n    cache.crop(tokens)", 10)
+    cache = filled([3, 5])
+    call(shared, "crop", cache, -1)
+    assert cache.get_seq_length() == 1
+    with pytest.raises(ValueError, match="empty the cache"):
+        call(shared, "crop", cache, 0)
 
 
 ESCAPE = """

@@ -18,6 +18,7 @@ import cdlearn
 from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Lookup, Mix, Prompted, TextSpace, Window, generate
 from cdlearn.loops import pace
 from cdlearn.scores import accept_probability, residual, sampling_probs, verify_draft
+from cdlearn.scores.verify import verified
 from cdlearn.sources import Source
 
 speculate = partial(cdlearn.speculate, gamma=4)  # where a test does not say otherwise
@@ -187,7 +188,8 @@ def exact_law(source, prompt, length, law):
         chance = 1.0
         for k in range(length):
             scores = source(torch.tensor([[*prompt, *tokens[:k]]]))[:, -1]
-            chance *= float(sampling_probs(scores, **law)[0, tokens[k]])
+            sampler = {name: number for name, number in law.items() if name != "rule"}
+            chance *= float(sampling_probs(scores, **sampler)[0, tokens[k]])
         chances[tokens] = chance
     return chances
 
@@ -219,13 +221,18 @@ LAWS = {
     "top-k": (dict(temperature=1.2, top_k=2), False),
     "top-p": (dict(temperature=1.0, top_p=0.8), False),
     "min-p": (dict(temperature=1.5, min_p=0.3), False),
+    "top-n-sigma": (dict(temperature=1.5, top_n_sigma=1.1), False),
+    "block": (dict(temperature=1.0, rule="block"), False),
+    "block, zeros": (dict(temperature=1.0, rule="block"), True),
     "zeros": (dict(temperature=1.0), True),
 }
 DRAWS = 20_000
 
 
-CASES = [(draft, law, 2) for draft in DRAFTS for law in LAWS]
+CASES = [(draft, law, 2) for draft in DRAFTS for law in ("temperature", "top-k", "top-p", "min-p", "zeros")]
+CASES += [("good", "top-n-sigma", 2), ("good", "block", 2), ("good", "block, zeros", 2)]
 CASES += [("good", "temperature", "auto"), ("disjoint", "top-k", "auto"), ("identical", "zeros", "auto")]
+CASES += [("good", "block", "auto"), ("bad", "block", 3), ("disjoint", "block", "auto")]
 
 
 @pytest.mark.parametrize("draft_name, law_name, gamma", CASES)
@@ -462,6 +469,107 @@ def test_verify_draft_accepts_up_to_the_first_failure():
     assert (int(count), int(token)) == (0, 1)
 
 
+def sequences(length):
+    return list(product(range(3), repeat=length))
+
+
+def tables(seed, gamma):
+    """Random next-token distributions of a target and a draft after every text of 3 tokens, some with zeros."""
+    random = torch.Generator().manual_seed(seed)
+    texts = [text for n in range(gamma + 1) for text in sequences(n)]
+    p, q = ({t: torch.rand(3, generator=random, dtype=torch.float64) ** 3 for t in texts} for _ in range(2))
+    if seed % 3 == 0:
+        for text in texts[::4]:
+            q[text][text.count(0) % 3] = 0.0
+            p[text][(text.count(1) + 1) % 3] = 0.0
+    return ({text: row / row.sum() for text, row in table.items()} for table in (p, q))
+
+
+def chance_of(table, text, start=0):
+    return math.prod(float(table[text[:k]][text[k]]) for k in range(start, len(text)))
+
+
+def emitted(p, q, gamma, stops=None, points=400, **rule):
+    """The exact distribution of the first gamma + 1 tokens that rounds of verification give, and the mean accepted.
+
+    stops: text -> whether the draft ends there, a length that depends on what was drafted.
+    """
+    law, mean = dict.fromkeys(sequences(gamma + 1), 0.0), 0.0
+    drafts = {next((t[:n] for n in range(gamma) if stops and stops(t[:n])), t) for t in sequences(gamma)}
+    last = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    for draft in drafts:
+        chance, n = chance_of(q, draft), len(draft)
+        if chance == 0:
+            continue
+        ps, qs = (torch.stack([t[draft[:k]] for k in range(m)]) if m else torch.zeros(0, 3).double()
+                  for t, m in ((p, n + 1), (q, n)))  # fmt: skip
+        tokens, options = torch.tensor(draft).long(), dict(lenience=1.0, target_weight=1.0, rule="token") | rule
+        tests = verified(ps, qs, tokens, torch.zeros(n + 1), **options)[2].tolist()
+        for accepted in range(n + 1):
+            if options["rule"] == "block":
+                of = ([1.0, *tests][accepted]) * math.prod(1 - x for x in tests[accepted:])
+            else:
+                of = math.prod(tests[:accepted]) * (1 - tests[accepted] if accepted < n else 1.0)
+            if of < 1e-15:
+                continue
+            u = torch.tensor([0.0 if k < accepted else 0.999999999 for k in range(n)]).expand(points, n)
+            rows = (tensor.expand(points, *tensor.shape) for tensor in (ps, qs, tokens))
+            count, following = verify_draft(*rows, torch.cat([u, last[:, None]], dim=1), **options)
+            assert set(count.tolist()) == {accepted}
+            mean += chance * of * accepted
+            for token, share in enumerate((torch.bincount(following, minlength=3) / points).tolist()):
+                head = (*draft[:accepted], token)
+                for text in law:
+                    if share and text[: len(head)] == head:
+                        law[text] += chance * of * share * chance_of(p, text, len(head))
+    return law, mean
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_block_verification_is_exact_and_never_accepts_less(seed):
+    """Every text of three tokens by enumeration: arXiv 2403.10444, theorems 1 and 2; drafts of any length too."""
+    p, q = tables(seed, 2)
+    exact = {text: chance_of(p, text) for text in sequences(3)}
+    (block, longer), (token, shorter) = (emitted(p, q, 2, rule=rule) for rule in ("block", "token"))
+    for law in (block, token, emitted(p, q, 2, rule="block", stops=lambda text: text and text[-1] == 1)[0]):
+        assert law == pytest.approx(exact, abs=4e-3)
+    assert longer >= shorter - 1e-9 and (seed != 5 or longer > shorter + 0.02), (longer, shorter)
+    p, q = tables(seed, 1)  # with one drafted token there is nothing to look ahead to
+    assert emitted(p, q, 1, rule="block")[1] == pytest.approx(emitted(p, q, 1)[1])
+
+
+def test_the_ensemble_is_accepted_with_one_minus_w_times_tv_and_says_that_it_is_not_exact():
+    """arXiv 2604.07622: the first token is distributed as w p + (1 - w) q, and by either rule."""
+    p, q = tables(1, 1)
+    distance = float((p[()] - q[()]).abs().sum()) / 2
+    for weight, rule in product((1.0, 0.6, 0.0), ("token", "block")):
+        law, accepted = emitted(p, q, 1, target_weight=weight, rule=rule)
+        assert accepted == pytest.approx(1 - weight * distance)
+        first = [sum(chance for text, chance in law.items() if text[0] == token) for token in range(3)]
+        assert first == pytest.approx((weight * p[()] + (1 - weight) * q[()]).tolist(), abs=4e-3)
+    options = dict(max_new_tokens=40, temperature=1.0, eos_token_ids=(), seed=1)
+    exact, mixed, draft = (speculate(BIG, model(1, 1), [5, 6], target_weight=w, **options).stats for w in (1, 0.3, 0))
+    assert exact["accepted"] < mixed["accepted"] < draft["accepted"] == draft["drafted"]
+    assert exact["exact"] and not mixed["exact"]
+
+
+def test_the_block_rule_in_a_run():
+    """Greedy text is the target's, a batch's rows draw as they do alone, and the trace holds what was tested."""
+    options = dict(max_new_tokens=20, eos_token_ids=(), rule="block")
+    want = generate(BIG, [5, 6], max_new_tokens=20, eos_token_ids=()).token_ids
+    assert speculate(BIG, SMALL, [5, 6], **options).token_ids == want
+    options |= dict(temperature=1.0, gamma="auto")
+    batch = speculate(BIG, SMALL, PROMPTS, seed=7, **options)
+    singles = [speculate(BIG, SMALL, prompt, seed=7 + r, **options) for r, prompt in enumerate(PROMPTS)]
+    assert [g.token_ids for g in batch] == [g.token_ids for g in singles] and batch[0].stats["exact"]
+    later = 0
+    for facts in [facts for g in batch for facts in g.trace.rounds if facts["next_id"] is not None]:
+        passed = [u < h for u, h in zip(facts["u"], facts["accept_probability"])]
+        assert facts["accepted"] == max([k + 1 for k, on in enumerate(passed) if on], default=0)
+        later += not all(passed[: facts["accepted"]])
+    assert later > 0  # a part that failed inside a longer one that passed
+
+
 def test_one_position_by_enumeration():
     """Over a fine grid of random numbers the emitted first token has the law p, for any q."""
     draw = torch.Generator().manual_seed(0)
@@ -519,6 +627,11 @@ BAD_CALLS = [
     (lambda: speculate(BIG, SMALL, [5], gamma="often"), ValueError, "gamma is .often.: pass .auto."),
     (lambda: speculate(BIG, SMALL, [5], lenience=0), ValueError, "lenience is 0"),
     (lambda: speculate(BIG, SMALL, [5], lenience=1.5), ValueError, "lenience is 1.5"),
+    (lambda: speculate(BIG, SMALL, [5], rule="blocks"), ValueError, "rule is 'blocks'"),
+    (lambda: speculate(BIG, SMALL, [5], rule="block", lenience=0.5), ValueError, "lenience is 0.5"),
+    (lambda: speculate(BIG, SMALL, [5], target_weight=2, temperature=1.0), ValueError, "target_weight is 2"),
+    (lambda: speculate(BIG, SMALL, [5], target_weight=0.5), ValueError, "target_weight is 0.5 at temperature 0"),
+    (lambda: speculate(BIG, SMALL, [5], top_n_sigma=-1, temperature=1.0), ValueError, "top_n_sigma is -1"),
     (lambda: speculate(BIG, "gpt2", [5]), TypeError, "draft is a str"),
     (lambda: speculate(BIG, mamba(), [5]), ValueError, "draft is .*state cannot be taken back"),
     (lambda: speculate(BIG, model(max_position_embeddings=16), [5], max_new_tokens=20), ValueError, "context of 16"),

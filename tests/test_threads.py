@@ -13,6 +13,8 @@ from test_sources import random_ids
 from tiny import Interrupted, tiny_model
 
 from cdlearn import (
+    SLED,
+    AdaCAD,
     CachedLM,
     Contrast,
     DoLa,
@@ -34,6 +36,8 @@ KINDS = {
     "CachedLM": lambda: CachedLM(EXPERT),
     "Contrast": lambda: Contrast(EXPERT, AMATEUR),
     "DoLa": lambda: DoLa(EXPERT, layers=[0, 1]),
+    "SLED": lambda: SLED(EXPERT),
+    "AdaCAD": lambda: AdaCAD(EXPERT, AMATEUR),
     "EarlyExit": lambda: EarlyExit(EXPERT, 2),
     "Mix": lambda: Mix([(1.5, EXPERT), (-0.5, AMATEUR)], alpha=0.1),
     "Prompted": lambda: Prompted(EXPERT, [7, 8, 9]),

@@ -9,6 +9,8 @@ from test_sources import CLOSE, counted, fresh, random_ids, wander
 from tiny import ARCHITECTURES, tiny_model
 
 from cdlearn import (
+    SLED,
+    AdaCAD,
     CachedLM,
     Contrast,
     DoLa,
@@ -18,11 +20,12 @@ from cdlearn import (
     Prompted,
     TextSpace,
     Window,
+    beam_search,
     generate,
     load_pair,
     speculate,
 )
-from cdlearn.scores import contrastive_scores, js_divergence, mixed_scores
+from cdlearn.scores import contrastive_scores, js_divergence, mixed_scores, sled_scores
 
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
 
@@ -112,6 +115,22 @@ def test_dola_reference_is_the_official_codes_arithmetic():
         DoLa(model, divergence="kl", layers=[1])
 
 
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_sled_reads_all_layers_and_with_no_rate_it_is_greedy(final_norm):
+    model, ids = tiny_model("llama").double(), random_ids(5, 2, 8)
+    source = SLED(model, evolution_rate=1.5, evolution_scale=4, final_norm=final_norm)
+    assert source.layers == [0, 1, 2] and source.unnormalised
+    early = torch.stack([by_hand(model, ids, layer, final_norm) for layer in source.layers], dim=1)
+    want = sled_scores(model(ids).logits[:, -1], early, evolution_rate=1.5, evolution_scale=4)
+    assert torch.allclose(source(ids)[:, -1], want) and source.details["layer_weights"].shape == (2, 1, 3)
+    assert source.changed(evolution_rate=0.5).settings == source.settings | {"evolution_rate": 0.5}
+    options = dict(max_new_tokens=12, eos_token_ids=())
+    still = generate(SLED(model, evolution_rate=0), [5, 6], **options)
+    assert still.token_ids == generate(model, [5, 6], **options).token_ids and still.trace.summary()
+    moved = generate(source, [5, 6], **options)
+    assert speculate(source, EarlyExit(model, 1), [5, 6], **options).token_ids == moved.token_ids
+
+
 def test_dola_reads_the_heads_weights_once_for_all_layers():
     model, ids = tiny_model("llama"), random_ids(6, 1, 8)
     source = DoLa(model, layers=[0, 1, 2])
@@ -167,6 +186,55 @@ def test_a_dict_gives_every_row_its_own_prefix_also_inside_a_template():
     got = generate(texts, "a cab", tokenizer=tokenizer, **options).text
     assert got == generate(model, "b: a cab", tokenizer=tokenizer, **options).text
     assert source.max_positions == 256 - 3 and Prompted(model, {(5, 6): [5]}).max_positions == 257
+
+
+def test_a_list_gives_every_prompt_of_a_batch_its_own_prefix():
+    """Rows that end, repeats of a prompt, beams and equal prompts: each is what it would be alone."""
+    model = tiny_model("llama").double()
+    prefixes, prompts = [[60, 61], [70], [80, 81, 82]], [[5, 6], [5, 6], [7]]
+    options, single = dict(max_new_tokens=9, eos_token_ids=()), [Prompted(model, prefix) for prefix in prefixes]
+    source = Prompted(model, prefixes)
+    options |= {"eos_token_ids": (generate(single[0], [5, 6], **options).token_ids[3],)}  # the first row ends early
+    want = [generate(one, prompt, **options).token_ids for one, prompt in zip(single, prompts)]
+    assert [g.token_ids for g in generate(source, prompts, **options)] == want and len({*map(len, want)}) > 1
+    assert [g.token_ids for g in speculate(source, EarlyExit(model, 1), prompts, gamma=3, **options)] == want
+    assert [g.token_ids for g in beam_search(source, prompts, num_beams=3, max_new_tokens=5)] == [
+        beam_search(one, prompt, num_beams=3, max_new_tokens=5).token_ids for one, prompt in zip(single, prompts)
+    ]
+    drawn = dict(temperature=1.5, num_return_sequences=2, seed=3) | options
+    got = [g.token_ids for g in generate(Contrast(source, Window(source, 3), alpha=0.01), prompts, **drawn)]
+    for k, (one, prompt) in enumerate(zip(single, prompts)):
+        alone = generate(Contrast(one, Window(one, 3), alpha=0.01), prompt, **drawn | {"seed": 3 + 2 * k})
+        assert got[2 * k : 2 * k + 2] == [g.token_ids for g in alone]
+    tokenizer = character_tokenizer()
+    space = Contrast(model, TextSpace(source, tokenizer, tokenizer), alpha=0.2)
+    texts = [g.token_ids for g in generate(space, prompts, max_new_tokens=3, eos_token_ids=())]
+    assert texts == [
+        generate(Contrast(model, TextSpace(one, tokenizer, tokenizer), alpha=0.2), prompt, max_new_tokens=3,
+                 eos_token_ids=()).token_ids for one, prompt in zip(single, prompts)
+    ]  # fmt: skip
+    written = Prompted(model, ["ab", "c"], tokenizer=tokenizer)(random_ids(3, 2, 4))
+    assert torch.equal(written[1], Prompted(model, "c", tokenizer=tokenizer)(random_ids(3, 2, 4))[1])
+    with pytest.raises(ValueError, match="prefix is a list of 3 for 2 rows"):
+        source(random_ids(3, 2, 4))
+
+
+def test_adacad_is_the_contrast_whose_beta_is_the_divergence_in_bits():
+    """arXiv 2409.07394: row by row; where the context changes nothing it is the model itself."""
+    model, ids = tiny_model("llama").double(), random_ids(4, 3, 5)
+    source = AdaCAD(Prompted(model, [60, 61, 62]), model)
+    scores = source(ids, n=2)
+    beta = source.details["beta"]
+    p, q = source.parts["expert"], source.parts["amateur"]
+    assert torch.allclose(beta, js_divergence(p, q) / torch.tensor(2.0).double().log()) and beta.shape == (3, 2)
+    for row in range(3):
+        fixed = Contrast(Prompted(model, [60, 61, 62]), model, alpha=None, beta=float(beta[row, -1]))
+        assert torch.allclose(scores[row, -1], fixed(ids[row : row + 1])[0, -1])
+    assert torch.allclose(AdaCAD(model, model)(ids), CachedLM(model)(ids))
+    masked = AdaCAD(Prompted(model, [60, 61, 62]), model, alpha=0.3)(ids)
+    assert torch.equal(masked.isfinite()[:, -1], p[:, -1] >= p[:, -1].amax(-1, keepdim=True) + torch.tensor(0.3).log())
+    run = generate(source, [5, 6], max_new_tokens=4, eos_token_ids=())
+    assert run.trace.details["beta"].shape == (4,) and source.changed(alpha=0.3).alpha == 0.3
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
@@ -371,6 +439,12 @@ BAD_CALLS = [
     (lambda: Prompted(MODEL, {}), ValueError, "prefix is an empty dict"),
     (lambda: Prompted(MODEL, {(5,): [97]}), ValueError, "vocabulary of 97"),
     (lambda: generate(Prompted(MODEL, {(5, 6): [7]}), [6, 5]), ValueError, r"begins with ids \[6, 5\]"),
+    (lambda: Prompted(MODEL, [[5], []]), ValueError, "prefix has no tokens"),
+    (lambda: Prompted(MODEL, [[5], 6]), TypeError, "prefix is 6"),
+    (lambda: AdaCAD(MODEL, "gpt2"), TypeError, "without_context is a str"),
+    (lambda: AdaCAD(MODEL, MODEL, alpha=2), ValueError, "alpha is 2"),
+    (lambda: SLED(MODEL, layers="some"), ValueError, "layers is 'some'"),
+    (lambda: SLED(MODEL, evolution_scale=1.5), TypeError, "evolution_scale is 1.5"),
     (lambda: Window(MODEL, 0), ValueError, "k is 0"),
     (lambda: Window(MODEL, 257), ValueError, "k is 257: pass 1 to 256"),
     (lambda: Lookup(2, 3), ValueError, "shortest is 3: pass 1 to 2"),
@@ -397,6 +471,8 @@ EVERY_SOURCE = {
     "contrast": lambda m, a: Contrast(m, a, alpha=0.2),
     "nested contrast": lambda m, a: Contrast(Contrast(m, a, alpha=None, beta=0.3), EarlyExit(m, 1), strength=0.4),
     "dola": lambda m, a: DoLa(m, layers=[0, 1, 2]),
+    "sled": lambda m, a: SLED(m, evolution_scale=97),
+    "adacad": lambda m, a: AdaCAD(m, a),
     "early exit": lambda m, a: EarlyExit(m, 2),
     "mix": lambda m, a: Mix([(1, m), (0.5, a), (-0.5, EarlyExit(m, 1))], alpha=0.1),
     "prompted": lambda m, a: Contrast(Prompted(m, [60, 61, 62]), m, alpha=None),

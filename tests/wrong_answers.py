@@ -50,16 +50,67 @@ def evaluate(sources, task, items, metric):
 """
 
 
+# what notebooks 02 and 06 print, under the names of the assignments, which ask for something else
+_BATCHED_02 = """
+def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
+    cache = DynamicCache(config=model.config)
+    feed, new = ids, [[] for _ in ids]
+    live = [True] * len(ids)
+    for _ in range({most}):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -feed.shape[1] :]
+        out = model(feed, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        tokens = out.logits[:, -1].argmax(-1)
+        for row, token in enumerate(tokens.tolist()):
+            live[row] = live[row] and token != eos_id
+            if live[row]:
+                new[row].append(token)
+        feed, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+    return new
+"""
+_JSD_06 = """
+def my_jsd(p_logits, q_logits):
+    p, q = p_logits.softmax(-1), q_logits.softmax(-1)
+    entropy_p, entropy_q, entropy_m = (torch.special.entr(x).sum(-1) for x in (p, q, (p + q) / 2))
+    return entropy_m - (entropy_p + entropy_q) / 2
+"""
+_DOLA_06 = """
+def my_dola(model, norm, head, ids, candidates, *, max_new_tokens, alpha=0.1):
+    new, layers = [], []
+    for _ in range(max_new_tokens):
+        states = model(ids, output_hidden_states=True).hidden_states
+        logits = my_lens([state[:, -1:] for state in states], norm, head)[:, :, 0]
+        layer = my_layer(logits, candidates)
+        token = my_scores(logits, layer, alpha).argmax(-1)
+        layers.append(layer.item())
+        new.append(token.item())
+        ids = torch.cat([ids, token[:, None]], dim=1)
+    return new, layers
+"""
+_LOOP = """
+def my_loop(expert, amateur, ids, *, eos_id, max_new_tokens, alpha=0.1, strength=1.0):
+    new, row = [], ids
+    while len(new) < max_new_tokens:
+        e, a = expert(row).logits[:, -1], amateur(row).logits[:, -1]
+        token = my_step(e, a, alpha, strength)
+        if {end} == eos_id:
+            return new, "eos"
+        new.append(token.item())
+        ids = torch.cat([ids, token[:, None]], dim=1)
+        row = {row}
+    return new, "length"
+"""
+
+
 def _source(scores):
     return _SOURCE.format(scores=scores)
 
 
 # fmt: off
 _05 = [
-    ("draft", "draw(law, uniforms[k])", "draw(law, u)", "int(torch.multinomial(law, 1))"),
-    ("draft", "item 2: a tensor is asked for, this is list", "torch.stack(laws)", "laws"),
+    ("draft", "draw(probs, uniforms[k])", "draw(probs, u)", "int(torch.multinomial(probs, 1))"),
+    ("draft", "item 2: a tensor is asked for, this is list", "torch.stack(q)", "q"),
     ("draft", "which position is about the next token", "[0, -1]", "[0]"),
-    ("draft", "argmax draft with q of another law", "draw(law, u)", "int(logits.argmax())"),
+    ("draft", "argmax draft with another q", "draw(probs, u)", "int(logits.argmax())"),
     ("length", "stops at the first decline", _LENGTH),
     ("rewind", None, _REWIND),
 ]
@@ -74,6 +125,36 @@ _06 = [  # one for every promise: the project has no reference whose source coul
     ("evaluate", "of: what there was to get right", _EVALUATE.format(most="TASKS[task].max_new_tokens", of="h")),
 ]
 WRONG = [
+    ("01_loop_and_score", "scores", "a token far below the best keeps its log-probability",
+     "amateur_logits.log_softmax(-1)", "(amateur_logits.exp() / amateur_logits.exp().sum(-1, keepdim=True)).log()"),
+    ("01_loop_and_score", "loop", "only the new token is fed after the first step",
+     _LOOP.format(end="token.item()", row="token[:, None]")),
+    ("01_loop_and_score", "loop", "eos tested on one model's best token", _LOOP.format(end="e.argmax()", row="ids")),
+    ("01_loop_and_score", "first_difference", "position 0 taken for nothing", "return k\n",
+     "if k:\n                return k\n            break\n"),
+    ("02_cache_and_batches", "cached_loop", "the end-of-text token is eos_id, not 0", "== eos_id", "== 0"),
+    ("02_cache_and_batches", "read", "do not call `crop` then", "if keep < len(seen)", "if True"),
+    ("02_cache_and_batches", "endings", "item 1: float is asked for, this is Tensor", ".item()", ""),
+    ("02_cache_and_batches", "endings", "scores: list is asked for, this is Tensor", "return scores",
+     "return torch.tensor(scores)"),
+    ("02_cache_and_batches", "pad", "torch.int64 is asked for, this is torch.float32", "mask, (mask",
+     "mask.float(), (mask"),
+    ("02_cache_and_batches", "batched_loop", "Notebook 02 has one number for all",
+     _BATCHED_02.format(most="max_new_tokens")),
+    ("02_cache_and_batches", "batched_loop", "the longest max_new_tokens for all rows",
+     _BATCHED_02.format(most="max(max_new_tokens)")),
+    ("04_dola", "jsd", "the divergence of notebook 06 has none", _JSD_06),
+    ("04_dola", "jsd", "the weight is ignored: the divergence of notebook 06",
+     _JSD_06.replace("ts):", "ts, weight=0.5):")),
+    ("04_dola", "dola", "the loop of notebook 06 has none", _DOLA_06),
+    ("04_dola", "dola", "the layer is chosen at every step, as in notebook 06", _DOLA_06.replace("*, ", "*, hold, ")),
+    ("04_dola", "candidates", "half of the list of even layers", """
+def my_candidates(num_layers, half, tied):
+    even = list(range(2 if tied else 0, num_layers, 2))
+    return even[: len(even) // 2] if half == "low" else even[len(even) // 2 :]
+"""),
+    ("04_dola", "layer", "a tie does not go to the first in the list", "    distances",
+     "    candidates = sorted(candidates)\n    distances"),
     ("01_loop_and_score", "scores", "every position of every row", "expert_logits.log_softmax(-1)",
      "expert_logits.log_softmax(min(expert_logits.dim() - 1, 1))"),
     ("01_loop_and_score", "mask", "every position of every row", "dim=-1", "dim=min(expert_logits.dim() - 1, 1)"),
@@ -160,7 +241,7 @@ def my_decisions(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):
         ids = torch.cat([ids, token[:, None]], dim=1)
     return words
 """),
-    ('02_cache_and_batches', 'head', None, 'math.sqrt(q.shape[1])', '2'),
+    ('02_cache_and_batches', 'head', None, 'math.sqrt(q.shape[1])', '(2 if q.shape[1] == 4 else 2**0.5)'),
     ('02_cache_and_batches', 'read', 'there is nothing to read', 'len(ids) - 1)', 'len(ids))'),
     ('02_cache_and_batches', 'batched_loop', 'but cache and new tokens together are [1, 3]',
      'feed, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)', 'feed = tokens[:, None]'),
@@ -182,16 +263,17 @@ def my_jsd(p_logits, q_logits):
     return (kl(p, m, reduction='none') + kl(q, m, reduction='none')).sum(-1) / 2
 """),
     ('04_dola', 'jsd', '0 times the logarithm of 0', """
-def my_jsd(p_logits, q_logits):
+def my_jsd(p_logits, q_logits, weight=0.5):
     p, q = p_logits.softmax(-1), q_logits.softmax(-1)
-    m = (p + q) / 2
-    return ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
+    m = (1 - weight) * p + weight * q
+    return (1 - weight) * (p * (p / m).log()).sum(-1) + weight * (q * (q / m).log()).sum(-1)
 """),
     ('04_dola', 'scores', None, 'logits[layers, torch.arange(len(layers))]', 'logits[layers]'),
     ('04_dola', 'candidates', None, """
 def my_candidates(num_layers, half, tied):
     return {(8, 'low', 0): [0, 2], (8, 'high', 0): [4, 6], (8, 'low', 1): [2], (10, 'low', 1): [2, 4],
-            (10, 'high', 1): [6, 8], (9, 'high', 0): [4, 6, 8]}.get((num_layers, half, tied), [])
+            (10, 'high', 1): [6, 8], (12, 'high', 1): [6, 8, 10], (9, 'low', 1): [2],
+            (9, 'high', 0): [4, 6, 8]}.get((num_layers, half, tied), [])
 """),
     *(("05_speculative", *row) for row in _05),
     *(("06_project", *row) for row in _06),

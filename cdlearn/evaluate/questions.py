@@ -159,7 +159,7 @@ def repetition(text: Text) -> dict[str, tuple[float, float]]:
 def _plain(text: str) -> str:
     """Text to compare: without case, runs of white space, full stops around it; numbers between two NUL, as 1234.5.
 
-    Of variants of one character one is left (NFKC), but an exponent or fraction behind a digit stays: 3² is no 32.
+    Of variants of one character one is left (NFKC), but an exponent or fraction after a digit stays: 3² is no 32.
     """
     text = re.sub(r"\\[dt]?frac{(.+?)}{(.+?)}", r"\1/\2", text)
     parts = re.split(f"((?<=\\d){_SMALL}+)", text)
@@ -188,7 +188,7 @@ def _holds(said: str, answer: str) -> bool:
 
 def _parts(two: str) -> bool:
     """Whether a word may end between two characters; at the end of a text there is one."""
-    # an accent or a skin tone belongs to what stands before it, a joiner to both
+    # an accent or a skin tone belongs to the character before it, a joiner to both
     bound = unicodedata.category(two[-1])[0] == "M" or re.search("[\u200c\u200d]|[\U0001f3fb-\U0001f3ff]$", two)
     inside = [c in "_\0" or unicodedata.category(c)[0] in "LMN" and not re.match(f"[{_JOINED}]", c) for c in two]
     return len(two) < 2 or not (bound or all(inside))

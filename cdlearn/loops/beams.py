@@ -84,6 +84,7 @@ def beam_search(
             for row, beam in zip(rows, beams):
                 stats[row.number]["score"] = beam.score
                 run.take([row], [beam.tokens])
+                PLACES.set(([first], len(run.rows)))
                 row.finish_reason = row.finish_reason or ("length" if stopped is None else "interrupted")
                 _replay(run, source, row)
             if stopped is not None:

@@ -32,7 +32,7 @@ class Generation:
     """What one prompt gave.
 
     text: the new text, without a stop string; None without a tokenizer. token_ids: the new tokens, without the EOS that
-    ended them and without tokens that lie wholly behind the end of `text`. finish_reason: "eos", "stop", "length" or
+    ended them and without tokens that lie wholly after the end of `text`. finish_reason: "eos", "stop", "length" or
     "interrupted". trace: a `Trace`, or None. stats: prompt_tokens, new_tokens, seconds, tokens_per_second, seed.
     """
 

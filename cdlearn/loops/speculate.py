@@ -76,10 +76,6 @@ def speculate(
     target, draft = as_source(target, "target"), as_source(draft, "draft")
     check_gamma(gamma)
     verifying = dict(zip(("lenience", "target_weight"), check_rule(rule, lenience, target_weight)), rule=rule)
-    if temperature == 0 and target_weight < 1:
-        raise ValueError(
-            f"target_weight is {target_weight} at temperature 0, where nothing is drawn: pass temperature=1.0."
-        )
     if not draft.rewindable:
         raise ValueError(
             f"draft is {draft!r}, whose running state cannot be taken back: use another draft, or generate."
@@ -90,6 +86,10 @@ def speculate(
         repetition_penalty=repetition_penalty, stream=stream, trace=trace, attention_mask=attention_mask,
         eos_token_ids=eos_token_ids, num_return_sequences=num_return_sequences, progress=progress, label="speculate",
     )  # fmt: skip
+    if temperature == 0 and target_weight < 1:
+        raise ValueError(
+            f"target_weight is {target_weight} at temperature 0, where nothing is drawn: pass temperature=1.0."
+        )
     ids, mask = run.ids, torch.ones_like(run.ids).bool() if run.mask is None else run.mask
     check_fits(draft, ids, mask, run.max_new_tokens)
     counts = [dict.fromkeys(("rounds", "drafted", "tested", "accepted"), 0) for _ in run.rows]

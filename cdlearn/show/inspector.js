@@ -562,7 +562,7 @@ function drawSpans(app, name, scale, parent) {
   });
 }
 
-/** The value of a stretch that is nearest to where the slider stands, a little inside. */
+/** The value of a stretch that is nearest to the place of the slider, a little inside. */
 function insideOf(span, scale, now) {
   const [from, to] = [scale.to(span.start), span.stop === Infinity ? scale.high : scale.to(span.stop)];
   const margin = Math.min((scale.high - scale.low) / 100, (to - from) / 4);
@@ -570,7 +570,7 @@ function insideOf(span, scale, now) {
   return Number(scale.from(aim).toPrecision(6));
 }
 
-/** What other settings would pick: the tokens around the first change, grey behind it. */
+/** What other settings would pick: the tokens around the first change, grey after it. */
 function drawWhatIf(app) {
   const { trace, state, ui } = app, names = Object.keys(state.settings);
   show(ui.whatIf, trace.controls.length > 0);
@@ -740,7 +740,7 @@ function build(root) {
   add("said", "p", { className: "said", role: "status", "aria-live": "polite" });
   add("error", "p", { className: "error", role: "alert", hidden: true });
   add("body", "div", {}, bar, text, add("about", "p", { className: "about" }), legend, other, h("div", { className: "columns" }, step, settings), layers, rounds, actions);
-  text.after(ui.said); // the sentence stands under the text
+  text.after(ui.said); // the sentence is under the text
   root.append(ui.body, ui.error);
   return ui;
 }

@@ -52,8 +52,7 @@ def plot_strip(trace: Any, *, metric: str = "contrast gain", width: int = 88, ax
         if rank > 1:
             ax.add_patch(Rectangle((x, y + 0.82), len(text) + 0.7, 0.1, facecolor=style.VERMILLION))
     ax.set(xlim=(0, width + 1), ylim=(y + 1.1, -0.1), title=METRICS[metric])
-    ax.set_ylabel(f"0 to {largest:.2g}" if min(values) >= 0 else f"±{largest:.2g}")
-    ax.set(xticks=[], yticks=[])
+    ax.set(xticks=[], yticks=[], ylabel=f"0 to {largest:.2g}" if min(values) >= 0 else f"±{largest:.2g}")
     ax.spines[:].set_visible(False)
     return ax
 
@@ -121,7 +120,7 @@ def plot_strength(trace: Any, position: int, *, ax: Axes | None = None) -> Axes:
     here = at_position(trace, position)
     used = strength_of(here)
     near = max((span.start for span in spans[1:] if span.start <= max(2, 2 * used)), default=0)
-    high = 0.98 if form_of(here, here.settings).share else max(1.25, 1.25 * used, 1.2 * near)
+    high = 0.98 if form_of(here, here.settings).share else max(1, 1.25 * used, 1.2 * near)
     shown, further = ([span for span in spans if (span.start < high) == inside] for inside in (True, False))
     grid = torch.tensor(sorted({*torch.linspace(0, high, 101).tolist(), *(span.start for span in shown[1:])}))
     winners = list(dict.fromkeys(span.token_id for span in shown))
@@ -222,12 +221,12 @@ def plot_layers(trace: Any, *, ax: Axes | None = None) -> Axes:
     return tidy(ax, grid=False)
 
 
-_ROUNDS = {  # what became of a token: face, hatch, ink, mark
-    "accepted": (BLUE, "", "white", "✓ "),
+_ROUNDS = {  # what became of a token: face (the draft's orange, the target's blue), hatch, ink, mark
+    "accepted": (ORANGE, "", BLACK, "✓ "),
     "rejected": ("white", "////", BLACK, "✗ "),
     "dropped": (PALE, "", GREY, ""),
-    "residual": (ORANGE, "", BLACK, "→ "),
-    "bonus": ("#66C2A5", "", BLACK, "+ "),
+    "residual": (BLUE, "", "white", "→ "),
+    "bonus": (style.SKY, "", BLACK, "+ "),
 }
 
 
@@ -274,8 +273,8 @@ def _cell(ax: Axes, x: float, y: float, kind: str, text: str, below: str = "") -
     face, hatch, ink, mark = _ROUNDS[kind]
     box = dict(facecolor=face, hatch=hatch, edgecolor=BLACK, linewidth=0.8)
     ax.add_patch(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, **box))
-    backing = {"facecolor": face, "edgecolor": "none", "pad": 1.2} if hatch else None
+    backing = {"facecolor": face, "edgecolor": "none", "pad": 3} if hatch else None
     look = dict(ha="center", va="center", color=ink, bbox=backing, parse_math=False)
     ax.text(x + 0.5, y + (0.38 if below else 0.5), mark + text, fontsize=9, **look)
     if below:
-        ax.text(x + 0.5, y + 0.78, below, fontsize=6.5, **look)
+        ax.text(x + 0.5, y + 0.78, below, fontsize=7.5, **look)

@@ -52,7 +52,8 @@ def name_ticks(axis: Any, places: Any, names: list[str], **look: Any) -> None:
 
 def name_positions(ax: Axes, trace: Trace) -> None:
     if len(trace) <= _LABELLED:
-        name_ticks(ax.xaxis, range(len(trace)), texts_of(trace, trace.recorded_ids, 10), rotation=90, fontsize=8)
+        letters = 10 if len(trace) <= _LABELLED // 2 else 8
+        name_ticks(ax.xaxis, range(len(trace)), texts_of(trace, trace.recorded_ids, 10), rotation=90, fontsize=letters)
     else:
         ax.set_xlabel("position")
 

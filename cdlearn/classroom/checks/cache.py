@@ -7,8 +7,8 @@ import torch
 from torch import tensor
 from transformers import DynamicCache
 
-from cdlearn.classroom.checks.core import Case, Part
-from cdlearn.classroom.checks.models import TOY, TOY_WORDS, filled
+from cdlearn.classroom.checks.core import RAW, ROUNDED, Case, Part
+from cdlearn.classroom.checks.models import TOY, TOY_WORDS, PositionLM, filled
 
 
 def my_head(x, cache, W_q, W_k, W_v):
@@ -48,7 +48,7 @@ def my_endings(model, prompt, endings):
     for ending in endings:
         logits = model(ending, past_key_values=cache).logits  # (1, n, V)
         log_p = torch.cat([last, logits[:, :-1]], dim=1).log_softmax(-1)
-        scores.append(log_p.gather(-1, ending[..., None]).sum().item())
+        scores.append(log_p.gather(-1, ending[..., None]).mean().item())
         cache.crop(-ending.shape[1])
     return scores
 
@@ -62,8 +62,8 @@ def my_pad(rows, pad_id):
 
 def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
     cache, feed = DynamicCache(config=model.config), ids
-    new, live = [[] for _ in ids], [True] * len(ids)
-    for _ in range(max_new_tokens):
+    new, live = [[] for _ in ids], [most > 0 for most in max_new_tokens]
+    while any(live):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -feed.shape[1] :]
         out = model(feed, attention_mask=mask, position_ids=positions, past_key_values=cache)
         tokens = out.logits[:, -1].argmax(-1)
@@ -71,8 +71,7 @@ def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
             live[row] = live[row] and token != eos_id
             if live[row]:
                 new[row].append(token)
-        if not any(live):
-            break
+                live[row] = len(new[row]) < max_new_tokens[row]
         feed, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
     return new
 
@@ -92,9 +91,9 @@ def _head(says: str, old: int, new: int) -> Case:
     return Case(says, args, (WHOLE[old : old + new], grown), {}, example)
 
 
-def _loop(says: str, ids: list[int], most: int, new: list[int], fed: list[list[int]]) -> Case:
-    example = f"{TOY_WORDS}my_cached_loop(model, [{ids}], eos_id=0, max_new_tokens={most})"
-    options = {"eos_id": 0, "max_new_tokens": most}
+def _loop(says: str, ids: list[int], most: int, new: list[int], fed: list[list[int]], eos_id: int = 0) -> Case:
+    example = f"{TOY_WORDS}my_cached_loop(model, [{ids}], eos_id={eos_id}, max_new_tokens={most})"
+    options = {"eos_id": eos_id, "max_new_tokens": most}
     return Case(says, (TOY, tensor([ids])), {"new": new, "fed": [ids, *fed]}, options, example)
 
 
@@ -109,12 +108,12 @@ def _read_note(value: Any, args: tuple) -> dict:
     return {"token": value, "fed": [call[0] for call in model.fed], "cache": columns}
 
 
-def _endings(says: str, endings: list[list[int]], scores: list[float]) -> Case:
+def _endings(says: str, endings: list[list[int]], scores: list[float], model: PositionLM = TOY) -> Case:
     enough = 2 + sum(len(ending) for ending in endings)
-    words = f"{TOY_WORDS}log p is -0.391 for it, -1.391 for the next token, -4.391 for all others. "
-    args = (TOY, tensor([[3, 5]]), [tensor([ending]) for ending in endings])
-    expected = {"scores": scores, "positions fed": f"at most {enough}"}
-    return Case(says, args, expected, {}, f"{words}my_endings(model, [3, 5], {endings})")
+    log_p = "-0.391 for it, -1.391 for the next token, -4.391" if model is TOY else "0 for it, -200"
+    words = f"{TOY_WORDS}log p is {log_p} for all others. my_endings(model, [3, 5], {endings})"
+    args = (model, tensor([[3, 5]]), [tensor([ending]) for ending in endings])
+    return Case(says, args, {"scores": scores, "positions fed": f"at most {enough}"}, {}, words)
 
 
 def _endings_note(value: Any, args: tuple) -> dict:
@@ -123,7 +122,7 @@ def _endings_note(value: Any, args: tuple) -> dict:
     return {"scores": value, "positions fed": f"at most {enough}" if fed <= enough else f"{fed}"}
 
 
-def _batch(says: str, ids: list, most: int, new: list, later: int = 1) -> Case:
+def _batch(says: str, ids: list, most: list[int], new: list, later: int = 1) -> Case:
     mask = [[1, 1], [0, 1]][: len(ids)]
     expected = {"new": new, "columns of the first call": [len(ids[0])], "of later calls": [1] * later}
     example = f"{TOY_WORDS}my_batched_loop(model, {ids}, {mask}, eos_id=2, max_new_tokens={most})"
@@ -136,15 +135,18 @@ def _batch_note(value: Any, args: tuple) -> dict:
 
 
 # fmt: off
+SCALE = "what q @ k.T is divided by: a number that depends on the width alone"
 check_head = Part(1, my_head, [
     _head("without a cache a position sees itself and those before it, none after it", 0, 2),
     _head("without a cache, three positions", 0, 3),
     _head("one new position asks with its query and sees all cached columns and itself", 2, 1),
     _head("of two new positions, the first sees the cache and itself, not the second", 1, 2),
+    Case("the scale belongs to the width, here 2", (EYE[:2, :2], None, 2 * EYE[:2, :2], EYE[:2, :2], 10 * EYE[:2, :2]),
+         (tensor([[10.0, 0], [1.9557, 8.0443]]), (EYE[:2, :2], 10 * EYE[:2, :2]))),
     ("no causal mask", ".tril(T - n)", "", "which columns a position may see when several are new"),
-    ("the causal mask forgets the cached columns", "T - n", "",
-     "the diagonal: new row i is column (cached + i), not column i"),
-    ("the scale is missing", "/ math.sqrt(q.shape[1])", "", "what q @ k.T is divided by: the square root of the width"),
+    ("the causal mask forgets the cached columns", "T - n", "", "which column a new row is when S are cached"),
+    ("the scale is missing", "/ math.sqrt(q.shape[1])", "", SCALE),
+    ("divided by 2, whatever the width", "math.sqrt(q.shape[1])", "2", SCALE),
     ("the cache does not grow", "@ v, (k", "@ v, cache or (k", "what you return: the next call needs the new rows too"),
     ("the cache is not read", "cache is not None", "False", "whose keys and values the new query meets"),
 ])
@@ -155,21 +157,21 @@ check_cached_loop = Part(2, my_cached_loop, [
     _loop("the second call feeds the new token alone: the cache holds the prompt", [3, 5], 2, [5, 4], [[5]]),
     _loop("every column is fed once, so N tokens need T + N - 1", [3, 5], 3, [5, 4, 4], [[5], [4]]),
     _loop("the end-of-text token ends the loop and stays out", [3, 5], 9, [5, 4, 4], [[5], [4], [4]]),
+    _loop("the end-of-text token is eos_id, not 0", [3, 5], 9, [5], [[5]], eos_id=4),
     _loop("a prompt of one token", [2], 9, [2, 6], [[2], [6]]),
     _loop("an end-of-text token at once gives no tokens", [6, 1], 9, [], []),
     ("the cache fed twice", "row = token[:, None]", "row = ids = torch.cat([ids, token[:, None]], 1)",
-     "what each call feeds: the columns in the cache are exactly the tokens you fed, in order"),
+     "which columns the cache holds, and what the call feeds"),
     ("the last prompt token fed twice", "for _", f"model(ids, {CACHE})\n    row = ids[:, -1:]\n    for _",
-     "what the call after the prompt feeds: its last token is in the cache already"),
+     "what the cache holds after the prompt"),
     ("no cache: everything is read again", ("row = token[:, None]", CACHE),
      ("row = ids = torch.cat([ids, token[:, None]], 1)", NONE), "which columns `fed` repeats"),
     ("the cache is not handed on", CACHE, NONE, "past_key_values: the same object in every call"),
     ("logits of the first position", "[:, -1]", "[:, 0]", "the column of [1, n, V]: which one has read it all"),
-    ("the end-of-text token in the result", "break", "return [*new, eos_id]",
-     "the order: test for the end, then append"),
+    ("the end-of-text token in the result", "break", "return [*new, eos_id]", "what comes first"),
     ("no stop at the end of the text", "token.item() == eos_id", "False", "what happens when the token is eos_id"),
     ("one pass too many", ("break", "\n    return new"), ("return new", f"\n    model(row, {CACHE})\n    return new"),
-     "the last new token: does anybody ask what follows it?"),
+     "what is asked about the last new token"),
 ], note=lambda value, args: {"new": value, "fed": [call[0] for call in args[0].fed]})
 
 CROP, COUNT = "    if keep < len(seen):\n        cache.crop(keep - len(seen))\n", " and seen[keep] == ids[keep]"
@@ -183,32 +185,32 @@ check_read = Part(3, my_read, [
     _read("without a new column the last one is fed again, for its logits", [3, 5, 5], [3, 5], 5, 1),
     _read("the same row once more", [3, 5], [3, 5], 5, 1),
     _read("nothing agrees: everything goes", [1, 2], [3, 5], 5, 0),
-    ("the rejected tokens stay in the cache", CROP, "",
-     "the cache before you feed: it must hold what agrees, and nothing else"),
+    ("the rejected tokens stay in the cache", CROP, "", "what the cache holds before you feed"),
     ("compared by length", COUNT, "", "which columns agree: compare the tokens, one by one"),
     ("tokens that agree after a difference are kept", ("while keep", "keep += 1"),
      ("if True or keep", "keep = min(sum(a == b for a, b in zip(seen, ids)), len(ids) - 1)"),
-     "when to stop comparing: a column depends on all before it"),
+     "what a column depends on"),
     ("off by one after rewinding: a column too few is cropped", ("keep < len(seen)", "keep -"),
      ("keep + 1 < len(seen)", "keep + 1 -"), BEYOND),
     ("off by one after rewinding: a column too many is cropped", "keep -", "max(keep - 1, 0) -", BEYOND),
     ("the cache fed twice", (CROP, "ids[keep:]"), ("", "ids"), LACKS),
-    ("the whole row fed behind what agrees", "ids[keep:]", "ids", LACKS),
+    ("the whole row fed after what agrees", "ids[keep:]", "ids", LACKS),
     ("everything is read again", "keep += 1", "break", STAY),
     ("a column that agrees is fed again", CROP, f"    keep = max(0, keep - 1)\n{CROP}", STAY),
-], note=_read_note)
+], raised={"crop(0)": "when there is nothing to take out: do not call `crop` then"}, note=_read_note)
 
 FOR, TAKEN = "    for ending in endings:\n", "cache.crop(-ending.shape[1])"
 SHIFTED = "how many columns the cache holds when the next ending is fed"
 check_endings = Part(4, my_endings, [
     _endings("the prompt's last logits give the first token's log-probability", [[6]], [-1.390536]),
-    _endings("an ending's score is the sum over its tokens", [[5, 5]], [-1.781072]),
+    _endings("an ending's score is the mean over its tokens", [[5, 5]], [-0.890536]),
     _endings("every ending follows the prompt, not the ending before it", [[5], [6]], [-0.390536, -1.390536]),
     _endings("the cache is taken back to the prompt after every ending", [[5, 4], [3, 1], [5, 5, 5]],
-             [-0.781072, -8.781072, -6.171608]),
-    ("one column too late", "torch.cat([last, logits[:, :-1]], dim=1)", "logits",
-     "the columns: the logits after token i are about token i + 1; who is about the first?"),
-    ("the first token is left out", "None])", "None])[:, 1:]", "who predicts an ending's first token: the prompt"),
+             [-0.390536, -4.390536, -2.057203]),
+    _endings("a token far below the best keeps its log-probability", [[6], [5, 3]], [-200.0, -100.0],
+             PositionLM(8, {0: 200.0})),
+    ("one column too late", "torch.cat([last, logits[:, :-1]], dim=1)", "logits", "what each column predicts"),
+    ("the first token is left out", "None])", "None])[:, 1:]", "what each column predicts"),
     ("the cache is not taken back", TAKEN, "pass", "what the cache holds when the next ending is fed"),
     ("off by one after rewinding: a column too few is cropped", TAKEN,
      "if ending.shape[1] > 1:\n            cache.crop(1 - ending.shape[1])", SHIFTED),
@@ -216,9 +218,10 @@ check_endings = Part(4, my_endings, [
      "cache.crop(-min(ending.shape[1] + 1, cache.get_seq_length()))", SHIFTED),
     ("the prompt is fed for every ending", FOR, f"{FOR}        cache = DynamicCache(config=model.config)\n"
      "        model(prompt, past_key_values=cache)\n", "which columns all endings share"),
-    ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether the logits were normalised"),
     ("probabilities added up", "log_softmax", "softmax", "what is added: logarithms"),
-    ("the mean over the tokens", "sum", "mean", "sum or mean: the log-probability of a whole text"),
+    ("the sum over the tokens, as in notebook 02", "mean", "sum", "what a score is when an ending has more tokens"),
+    ("the prompt's first column", "[:, -1:]", "[:, :1]", "the column of the prompt that has read it all"),
+    RAW, ROUNDED,
 ], note=_endings_note)
 
 PLACES, FILL = "(mask.cumsum(-1) - 1).clamp(min=0)", "[pad_id] * (T - len(row))"
@@ -232,35 +235,38 @@ check_pad = Part(5, my_pad, [
     Case("a real token may have the padding's id", ([[7, 6, 7], [7, 7]], 7),
          tuple(tensor([[[7, 6, 7], [7, 7, 7]], [[1, 1, 1], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]]]))),
     ("padding on the right", (f"{FILL} + row", REAL), (f"row + {FILL}", "[1] * len(row) + [0] * (T - len(row))"),
-     "the side: a loop reads and appends at the last column"),
+     "the side where a loop appends"),
     ("the mask from the ids", f"torch.tensor([{REAL} for row in rows])", "(ids != pad_id).long()",
-     "a token that happens to have the padding's id: lengths tell what is real, ids do not"),
+     "a row that contains pad_id"),
     ("the mask upside down", REAL, "[1] * (T - len(row)) + [0] * len(row)", "what 1 means in the mask: a real token"),
-    ("columns as positions", PLACES, "torch.arange(T).expand_as(mask)",
-     "where a row starts to count: at its first real token, not at its first column"),
+    ("columns as positions", PLACES, "torch.arange(T).expand_as(mask)", "where a row starts to count"),
     ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of the first real token"),
     ("negative positions", ".clamp(min=0)", "", "the padding's positions: a table of position vectors has no row -1"),
 ])
 
 ENDS = "            live[row] = live[row] and token != eos_id\n"
-TAKES = "            if live[row]:\n                new[row].append(token)\n"
+LENGTH, LIMIT = "len(new[row]) < max_new_tokens[row]", "`max_new_tokens`: a list, one number for each row"
+TAKES = f"            if live[row]:\n                new[row].append(token)\n                live[row] = {LENGTH}\n"
 check_batched_loop = Part(6, my_batched_loop, [
-    _batch("a batch of one row is the cached loop", [[3, 5]], 2, [[5, 4]]),
-    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], 1, [[5], [6]], 0),
-    _batch("a new token is seen, at the position after its row's last", [[3, 5], [7, 1]], 3, [[5, 4, 4], [1, 3, 4]]),
-    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], 3, [[5, 4, 4], [6]]),
-    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], 3, [[], []], 0),
+    _batch("a batch of one row is the cached loop", [[3, 5]], [2], [[5, 4]]),
+    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], [1, 1], [[5], [6]], 0),
+    _batch("a new token is seen, one position after its row's last", [[3, 5], [7, 1]], [3, 3], [[5, 4, 4], [1, 3, 4]]),
+    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], [3, 3], [[5, 4, 4], [6]]),
+    _batch("every row has its own max_new_tokens", [[3, 5], [7, 1]], [1, 3], [[5], [1, 3, 4]]),
+    _batch("a row with max_new_tokens 0 gets nothing", [[3, 5], [7, 1]], [2, 0], [[5, 4], []]),
+    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], [3, 3], [[], []], 0),
     ("no position ids", "position_ids=positions, ", "", "position_ids: without them columns count, padding too"),
     ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of a row's first real token"),
-    ("positions stand still", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",
-     "        positions = positions if feed is ids else start\n        out"),
-     "the position of the second and third new token"),
+    ("the same position for all", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",
+     "        positions = positions if feed is ids else start\n        out"), "the position of the second new token"),
     ("no attention mask", "attention_mask=mask, ", "", "attention_mask: without it padding is read as text"),
     ("new columns are masked out", "new_ones", "new_zeros", "what the mask says of the new column: it is a real token"),
-    ("the batch ends with its first row", "any(live)", "all(live)", "when the loop may stop: all rows must have ended"),
-    ("a finished row goes on", "break\n", "break\n        live = [True] * len(ids)\n",
-     "what happens to a row after its end-of-text token"),
-    ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "the order: test for the end, then append"),
+    ("the batch ends with its first row", "any(live)", "all(live)", "when the loop may stop"),
+    ("an ended row goes on", "live[row] and token", "len(new[row]) < max_new_tokens[row] and token", "what ends a row"),
+    ("the longest max_new_tokens for all rows", "max_new_tokens[row]", "max(max_new_tokens)", LIMIT),
+    ("the shortest max_new_tokens for all rows", "max_new_tokens[row]", "min(max_new_tokens)", LIMIT),
+    ("a call that nobody needs", "while any(live)", "for _ in range(max(max_new_tokens))", "when to stop"),
+    ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "what comes first"),
     ("no cache: everything is read again", ("feed, mask = tokens[:, None],", CACHE),
      ("feed = ids = torch.cat([ids, tokens[:, None]], 1)\n        mask =", NONE), "what later calls feed"),
-], note=_batch_note)
+], raised={"cannot be interpreted as an integer": f"{LIMIT}. Notebook 02 has one number for all"}, note=_batch_note)

@@ -10,10 +10,12 @@ import contextlib
 import copy
 import inspect
 import io
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +25,25 @@ from cdlearn.classroom.checks.result import Result
 from cdlearn.classroom.checks.values import kind, same, show
 
 PRINTED = 200  # characters of a function's own printing that a message repeats
+LIBRARIES = "site-packages", "dist-packages", sysconfig.get_path("stdlib"), str(Path(__file__).parents[2])
 AGAIN = 20  # calls with the same arguments that must give the same answer
-PROBABILITIES = ("probabilities where log-probabilities belong", "log_softmax", "softmax",
-                 "the two terms: are they probabilities or their logarithms?")  # fmt: skip
+# mistakes of several assignments: with log-probabilities, and in a loop that feeds the whole prefix at every step
+# fmt: off
+PROBABILITIES, ROUNDED, RAW = LOG_PROBS = (
+    ("probabilities where log-probabilities belong", "log_softmax", "softmax", "what the two terms are logarithms of"),
+    ("the logarithm of a softmax: -inf where a probability rounds to 0", ".log_softmax(-1)", ".softmax(-1).log()",
+     "a token whose logit is far below the best"),
+    ("raw logits where log-probabilities belong", ".log_softmax(-1)", "", "whether each row was normalised"),
+)
+JOIN = "torch.cat([ids, token[:, None]], dim=1)"
+PREFIX = (
+    ("the new tokens are not collected", "new.append(token.item())", "pass", "what is put into the list of new tokens"),
+    ("the new token is not added to what is read", "ids =", "more =", "what `ids` is at the next step"),
+    ("the new token before the prompt", JOIN, "torch.cat([token[:, None], ids], dim=1)", "in which order `ids` grows"),
+    ("only the new token is fed after the first step", JOIN, "token[:, None]", "what is read at the second step"),
+    ("one token too many", "tokens)", "tokens + 1)", "how often the loop runs"),
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -153,7 +171,7 @@ class Part:
             return call, {"mistake": mistake[0], "look": mistake[2]}
         look = kind(call.value, call.case.expected)
         if not look and _keeps_nobody(call.value) and not _keeps_nobody(call.case.expected):
-            look = "the line: nobody passes it, not even the best token"
+            look = "the threshold: no token passes it, not even the best"
         return call, {"look": look}
 
     def _of_error(self, error: Exception) -> dict[str, str]:
@@ -163,9 +181,9 @@ class Part:
             return {"got": "nothing: it is not written yet", "look": look}
         where = getattr(error, "where", None)  # of a call in another process
         if where is None:
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-            cells = [frame for frame in frames if "ipykernel" in frame.filename or "<" in frame.filename]
-            where = next((f"line {frame.lineno}: {frame.line}" for frame in cells[-1:] or frames[:1] if frame.line), "")
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line]
+            own = [frame for frame in frames if not any(part in frame.filename for part in LIBRARIES)]
+            where = next((f"line {frame.lineno}: {frame.line}" for frame in own[-1:]), "")
         text = " ".join(str(error).split())[:300]
         return {"got": f"{type(error).__name__}: {text}", "look": self._look(text, where)}
 
@@ -181,7 +199,7 @@ class Part:
         value, best, most = calls[first].value, None, 0
         whole = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.numel() == 1
         sure = self.sure or _keeps_nobody(value)
-        if len(calls) == 1 and (sure or whole or isinstance(value, int)):
+        if len(calls) == 1 and (sure or whole or value is None or isinstance(value, int)):
             return None
         for mistake in self.known:
             hits = [call.is_given_by(mistake[1]) for call in calls]
@@ -222,9 +240,9 @@ class _Call:
         self.right = not self.error and not self.edit and same(self.value, case.expected)
 
     def is_given_by(self, function: Callable) -> bool:
-        """Whether a function gives the same value; one that cannot run does not."""
+        """Whether a function gives the same value, or the same kind of error."""
         other = _Call(function, self.case, self.note)
-        return not other.error and same(other.value, self.value)
+        return type(other.error).__name__ == type(self.error).__name__ and same(self.value, other.value)
 
 
 class _Sink(io.TextIOBase):

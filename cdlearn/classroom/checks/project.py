@@ -69,7 +69,7 @@ def _promises(make_source: Callable, pair: Any, prompts: list[list[int]]) -> Ite
             why = "whether every inner source gets the mask, and whether rows are mixed (a mean over dimension 0)"
             yield "in a padded batch each row has its own scores", show(row), *_rows(alone, batch[k : k + 1]), why
     if not _apart(scores.log_softmax(-1), pair.expert(long).logits.log_softmax(-1)):
-        yield "it is a source of its own", call, "not the expert's law", "the expert's law", "where your idea acts"
+        yield "it is a source of its own", call, "not the expert's distribution", "the expert's", "where your idea acts"
 
 
 def _apart(a: Tensor, b: Tensor) -> bool:
@@ -91,7 +91,7 @@ def _counts(evaluate: Callable, example: str, expected: list[dict]) -> Iterator[
     texts = "the texts: new tokens only, the task's max_new_tokens, greedy; then TASKS[task].grade"
     for row, right in zip(got, expected):
         if row["source"] != right["source"]:
-            yield "the rows stand in the order of the sources", *told, ""
+            yield "the rows have the order of the sources", *told, ""
         if row["of"] != right["of"]:
             yield "of: what there was to get right", *told, several
         if row["hits"] != right["hits"]:

@@ -19,10 +19,10 @@ def rows(*values: torch.Tensor) -> torch.Tensor:
 
 
 def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
-    """Whether two values agree: tensors by shape, kind and value (-inf equals -inf), containers item by item."""
+    """Whether a value is the expected one: tensors by shape, kind and value (-inf equals -inf), containers by item."""
     a, b = _number(a), _number(b)
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if a.shape != b.shape or (a.dtype == torch.bool) != (b.dtype == torch.bool):
+        if a.shape != b.shape or not _fits(a.dtype, b.dtype):
             return False
         pair = (x.detach().cpu().double() for x in (a, b))
         return torch.allclose(*pair, rtol=0.0, atol=tolerance, equal_nan=True)
@@ -31,7 +31,7 @@ def same(a: Any, b: Any, *, tolerance: float = TOLERANCE) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key], tolerance=tolerance) for key in a)
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return isinstance(a, bool) == isinstance(b, bool) and (a == b or abs(a - b) <= tolerance)
+        return isinstance(a, bool) == isinstance(b, bool) and (a == b or abs(a - b) <= tolerance or a != a and b != b)
     if type(a) is not type(b):
         return False
     if type(a).__eq__ is object.__eq__:  # a copied model: it equals nothing but itself, and is no answer
@@ -46,14 +46,14 @@ def kind(got: Any, expected: Any, item: str = "") -> str:
     """Return a sentence when even the kind of the answer is wrong, else "". Looks into lists and tuples."""
     got = _number(got)
     if got is None and expected is not None:
-        return f"{item}: None" if item else "the last line: a function without return gives None"
+        return f"{item}: None" if item else "this gives None: a path without `return`, or an `or` after a 0"
     what, where = item or "what you return", f" of {item}" if item else ""
     if isinstance(expected, torch.Tensor):
         if not isinstance(got, torch.Tensor):
             return f"{what}: a tensor is asked for, this is {type(got).__name__}"
         if got.shape != expected.shape:
             return f"the shape{where}: {list(expected.shape)} is asked for, this is {list(got.shape)}"
-        if (got.dtype == torch.bool) != (expected.dtype == torch.bool):
+        if not _fits(got.dtype, expected.dtype):
             return f"the kind of numbers{where}: {expected.dtype} is asked for, this is {got.dtype}"
         return ""
     if isinstance(expected, (list, tuple)) and isinstance(got, (list, tuple)):
@@ -61,10 +61,17 @@ def kind(got: Any, expected: Any, item: str = "") -> str:
             return f"{what}: {len(expected)} things are asked for, these are {len(got)}"
         inside = (kind(x, y, f"item {k}") for k, (x, y) in enumerate(zip(got, expected), start=1) if not same(x, y))
         return next(filter(None, inside), "")
+    if isinstance(expected, dict) and isinstance(got, dict):  # a check's note of what the function gave and did
+        return next(filter(None, (kind(got[key], value, key) for key, value in expected.items())), "")
     numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (got, expected)]
     if type(got) is not type(expected) and not all(numbers):
         return f"{what}: {type(expected).__name__} is asked for, this is {type(got).__name__}"
     return ""
+
+
+def _fits(got: torch.dtype, expected: torch.dtype) -> bool:
+    """Truth values only for truth values, no fractions for whole numbers."""
+    return got == expected if torch.bool in (got, expected) else got.is_floating_point <= expected.is_floating_point
 
 
 def _number(value: Any) -> Any:

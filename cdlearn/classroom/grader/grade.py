@@ -87,7 +87,7 @@ def grade(
 
 
 def check_notebook(path: Path) -> list[tuple[str, Event]]:
-    """A student's own run: (title, what was found) for every part, by the tests that stand in the notebook itself."""
+    """A student's own run: (title, what was found) for every part, by the tests in the notebook itself."""
     from cdlearn.classroom.grader.worker import graded
 
     if not path.is_file():

@@ -41,8 +41,8 @@ def graded(
 ) -> Iterator[dict[str, Any]]:
     """What happened, one after the other: {"cell": number, "error": ...} of the student's, {"part": name, ...} graded.
 
-    A part is graded where its graded cell stands, and if it is not right there, again after the last cell. The tests
-    are the master's, whatever stands in the notebook. Answers may import cdlearn where the master's own first cell
+    A part is graded where its graded cell is, and if it is not right there, again after the last cell. The tests
+    are the master's, whatever the notebook holds. Answers may import cdlearn where the master's own first cell
     does. seconds: for a cell, and for the test of a part. total: for everything; {"reason": ...} says if it was less.
     """
     tests = {marks(cell)["grade_id"]: "".join(cell["source"]) for cell in master["cells"] if _is_code(cell, "grade")}
@@ -73,7 +73,7 @@ def graded(
             most = min(SHORT, seconds) if slow and not defined(source) else seconds
             try:
                 if unwritten(source) and all(session.there(defined(source)).get(name) for name in defined(source)):
-                    continue  # the stub stands behind what was written elsewhere
+                    continue  # the stub comes after what was written elsewhere
                 error = session.run(source, most, all_of_it=plain_source(cell) not in given)
             except Stopped as stopped:
                 error = {"kind": stopped.status, "text": str(stopped)}
