@@ -99,6 +99,8 @@ def broken_links(prose: str, folder: Path) -> list[str]:
             continue
         file, _, anchor = target.partition("#")
         path = folder / file
+        if not file and anchor not in anchors(prose):
+            found.append(target)
         if file and not path.exists():
             found.append(target)
         elif anchor and path.suffix == ".md" and anchor not in anchors(path.read_text(encoding="utf-8")):
@@ -126,6 +128,45 @@ def test_notebooks_use_and_name_what_is_there(path):
     assert missing_names(prose) == []
     assert broken_links(prose, FOLDER) == []
     assert "README.md#glossary" in prose, "a reader needs the way to the glossary"
+
+
+def headed(cells: list[dict]) -> list[tuple[dict, bool]]:
+    """Each cell, and whether an optional section holds it. A folded heading begins its own cell."""
+    found, level = [], 0
+    for cell in cells:
+        heads = re.findall(r"^(#+) (.*)$", "".join(cell["source"]), re.M) if cell["cell_type"] == "markdown" else []
+        for marks, head in heads:
+            if level and len(marks) <= level:
+                level = 0
+            if head.startswith("Optional: "):
+                level = len(marks)
+        found.append((cell, level > 0))
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_optional_sections_and_predictions_are_folded(path):
+    cells = headed(read(path)[0]["cells"])
+    for (cell, inside), (_, before) in zip(cells, [(None, False), *cells]):
+        text, tags = "".join(cell["source"]), cell["metadata"].get("tags", [])
+        assert ("jp-MarkdownHeadingCollapsed" in cell["metadata"]) == bool(re.match(r"#+ Optional: ", text))
+        assert not re.search(r"\n#+ Optional: ", text), "the heading of an optional section begins its own cell"
+        if cell["cell_type"] == "code":
+            assert ("hide-cell" in tags) == inside, text
+            assert ("hide-output" in tags) == cell["metadata"].get("jupyter", {}).get("outputs_hidden", False), text
+        elif before and not inside:
+            assert text.startswith("#"), "what follows an optional section begins its own cell, or the fold hides it"
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if "## Quiz" in read(path)[1]], ids=lambda path: path.stem)
+def test_a_checkpoint_and_a_quiz(path):
+    notebook, prose = read(path)
+    questions = re.split(r"^\d\. ", prose.split("## Quiz")[1].split("\n## ")[0], flags=re.M)[1:]
+    assert len(questions) == 5 and all("<summary>Answer</summary>" in q and "](#" in q for q in questions)
+    at = [k for k, cell in enumerate(notebook["cells"]) if "".join(cell["source"]).startswith("**Checkpoint.**")]
+    assert len(at) == 1 and 0.2 < at[0] / len(notebook["cells"]) < 0.8, "a checkpoint in the middle"
+    folded = any("hide-output" in cell["metadata"].get("tags", []) for cell in notebook["cells"])
+    assert "Predict, then run" not in prose or folded and " folded" in prose
 
 
 def test_the_course_is_one_chain():
@@ -170,3 +211,4 @@ def test_the_checks_find_each_fault():
     assert missing_names("`cdlearn.generate` and `cdlearn.scores.nonsense(x)`") == ["cdlearn.scores.nonsense"]
     assert broken_links("[a](nowhere.ipynb) [b](https://x.org)", FOLDER) == ["nowhere.ipynb"]
     assert broken_links("[a](README.md#no-such-part)", FOLDER) == ["README.md#no-such-part"]
+    assert broken_links("# A part\n\n[a](#a-part) [b](#another)", FOLDER) == ["#another"]
