@@ -66,7 +66,7 @@ GAMMAS = {
     MADE: "Divide by the cost",
     f"{MADE} / (g * v + c) if g else 1": "the target's pass `v`",
     f"{MADE} / ((g + 1) * c + v) if g else 1": "not gamma + 1",
-    "(1 - a ** (g + 1)) / (1 - a) / (g * c + v) if g else 1": "line 2 of its cell, `return max(range(21)",
+    "(1 - a ** (g + 1)) / (1 - a) / (g * c + v) if g else 1": "return max(range(21)",
     "3": "change with `a`",
     f"{MADE} / (g * c * v + 1) if g else 1": "Print your speed-up",
 }
@@ -121,7 +121,7 @@ FRAGILES = {
     "return []": "None is found",
     APART.format(PICKS.format("low"), PICKS.format("high"), "!=") + "[:1]": "only the first",
     "return [x != y for x, y in zip(trace.token_ids, trace.token_ids)]": "Return a list of positions",
-    "return trace.rescore(strength=low, depth=3)": "line 2 of its cell, `return trace.rescore(strength=low, depth=3)`",
+    "return trace.rescore(strength=low, depth=3)": "return trace.rescore(strength=low, depth=3)",
 }
 SIGN = (
     "def sign_test(a, b):\n    w, l = (sum(x == y + d for x, y in zip(a, b)) for d in (1, -1))\n    n = w + l\n    {}"
@@ -141,7 +141,7 @@ SIGNS = {
     TAIL.format(sides=2, upto="min(w, l)").replace("w, l, min(1.0", "sum(a), sum(b), min(1.0"): "only one is right",
     TAIL.format(sides=2, upto="min(w, l)").replace(" / 2**n", ""): "2 ** (w + l)",
     "return w, l": "Return three things",
-    "return w, l, w / (n * 0)": "of its cell, `return w, l, w / (n * 0)`.",
+    "return w, l, w / (n * 0)": "return w, l, w / (n * 0)",
     "return sum(a), 0, 0.5": "change with `b`",
     "return w, l, 0.5": "terms of your sum",
     "return 2, 0, 0.5": "change with `a`",
@@ -194,7 +194,7 @@ def test_an_answer_of_another_kind_or_shape():
     assert "a draft length, not its speed-up" in said("best_gamma", "def best_gamma(a, c, v=1.0):\n    return 1.53")
     assert "TypeError" in said("best_gamma", "def best_gamma(a, c):\n    return 4")
     assert said("best_gamma", solutions("best_gamma")[0].replace("return max(", "return 1.0 * max(")) == "Right."
-    assert "without brackets" in methods.check_best_gamma(None)
+    assert "the function itself" in methods.check_best_gamma(None)
     assert (
         said("repeats", solutions("repeats")[0].replace("{tokens[at", "[tokens[at").replace("tail}", "tail]"))
         == "Right."

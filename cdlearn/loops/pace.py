@@ -99,7 +99,7 @@ def _read(source: Any) -> Tensor:
 
 
 class Clock:
-    """What the rounds of a run took, and what plain decoding would have; of a batch, while all of its rows are there."""
+    """What the rounds of a run took, and what plain decoding would have; of a batch, while all its rows are there."""
 
     def __init__(self) -> None:
         self._checks: dict[int, list[float]] = {}  # drafted tokens -> seconds of the target's passes

@@ -7,9 +7,7 @@ difference: no reason is given that was not tried.
 import functools
 import inspect
 import itertools
-import linecache
 import math
-import traceback
 from collections.abc import Callable
 
 import torch
@@ -17,6 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import cdlearn
 from cdlearn.checks import short
+from cdlearn.classroom.exercises.core import Wrong, called
 from cdlearn.toyworld.tasks import TASKS
 
 FOLLOWS = "Is the token that follows the drafts missing? A round gives 1 + a + ... + a ** gamma."
@@ -25,22 +24,15 @@ SMALLER = "Add up to the smaller of wins and losses."
 
 def _judge(function, right, cases, asked, kind, mistakes, otherwise, names=()) -> str:
     """kind: an answer as something to compare; an error where it is not what is asked. mistakes: (reason, rule)."""
-    if not callable(function):
-        return "Pass the function itself, without brackets after its name."
     shown = [", ".join(dict(names).get(id(x), short(x)) for x in case) for case in cases]
-    mine, calls = [], [f"{function.__name__}({words})" for words in shown]
+    mine, calls = [], [f"{getattr(function, '__name__', 'it')}({words})" for words in shown]
     for case, call in zip(cases, calls):
         try:
-            answer = function(*([*x] if isinstance(x, list) else x for x in case))
-        except Exception as error:  # named with the line of the student's cell, not of a library
-            file = getattr(getattr(function, "__code__", None), "co_filename", "")
-            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-            where = f" in line {lines[-1]} of its cell, `{linecache.getline(file, lines[-1]).strip()}`" if lines else ""
-            one = isinstance(error, ZeroDivisionError) and case[0] == 1
+            answer = called(function, *([*x] if isinstance(x, list) else x for x in case))
+        except Wrong as wrong:
+            one = "ZeroDivisionError" in str(wrong) and case[0] == 1
             hint = " Add up the powers instead of dividing by 1 minus the rate." if one else ""
-            return f"{call} ends in {type(error).__name__}: {error}{where}.{hint}"
-        if answer is None:
-            return f"Not yet: {function.__name__} returns None. Fill it in, run its cell, then this one."
+            return str(wrong) if str(wrong).startswith("Not yet") else f"{call}: {wrong}{hint}"
         try:
             mine.append(kind(answer))
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError):
