@@ -36,7 +36,7 @@ def names():
 
 
 def test_the_table_is_there():
-    assert len(ROWS) >= 16 and len(COMMANDS) >= 8 and len(BLOCKS) >= 8
+    assert len(ROWS) >= 16 and len(COMMANDS) >= 7 and len(BLOCKS) >= 8
 
 
 @pytest.mark.parametrize("method, line", ROWS, ids=[method.strip() for method, _ in ROWS])
@@ -108,7 +108,7 @@ def test_the_diagrams_numbers_are_the_evaluations():
 
 
 def test_the_readme_is_short():
-    assert len(README.split()) <= 1800  # REVIEW's aim without the tables that tests run: 1,500
+    assert sum(bool(re.search(r"\w", word)) for word in README.split()) <= 1500  # the bars of tables are no words
 
 
 def test_every_make_target_exists_and_every_link_leads_somewhere():
