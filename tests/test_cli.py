@@ -381,6 +381,14 @@ def test_untrusted_text_reaches_neither_terminal_nor_markdown():
     assert options.clean("a\tb\n\x1b") == "a\tb\n\\x1b"
 
 
+def test_columns_have_their_roles_colour_where_asked():
+    rows = groups("Ada had", methods=("greedy", "contrastive"))
+    for width in (100, 20):
+        plain, painted = (compare.as_table(rows, width=width, colour=colour) for colour in (False, True))
+        assert "\x1b" not in plain and "\x1b[34mexpert" in painted.replace("[expert", "expert")
+        assert re.sub(r"\x1b\[\d+m", "", painted) == plain
+
+
 def test_demo_shows_three_columns_and_ends_without_a_terminal(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     code, out, _ = run("demo", "--max-new-tokens", "5", with_models=False)

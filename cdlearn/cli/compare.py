@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import html
 import json
+import os
 import shutil
 import sys
 import unicodedata
@@ -22,6 +23,7 @@ DEFAULT = ("greedy", "amateur", "sample top_p=0.95", "contrastive")
 DEMO = ("greedy", "amateur", "contrastive")
 # heads of the usual columns; any other is headed as its method is spelled
 HEADS = {"greedy": "expert, greedy", "amateur": "amateur, greedy", "sample top_p=0.95": "expert, top-p 0.95"}
+ROLES = {"greedy": 34, "sample": 34, "amateur": 33, "contrastive": 32}  # blue, orange, green, as in every figure
 HEADS |= {"contrastive": "contrastive (beta 0.5)"}
 DEMO_PROMPTS = (
     "Ada had a red ball. She had a dog too. They lived near the park.",
@@ -66,21 +68,29 @@ def head(record: dict) -> str:
     return HEADS.get(record["method"], record["method"])
 
 
-def as_table(groups: list[list[dict]], *, width: int) -> str:
+def as_table(groups: list[list[dict]], *, width: int, colour: bool = False) -> str:
     """Lay out the records `width` characters wide: columns side by side, or stacked where that is too narrow."""
     blocks = []
+
+    def painted(cell: str, row: dict) -> str:
+        code = ROLES.get(row["method"].split()[0])
+        return f"\x1b[{code}m{cell}\x1b[0m" if colour and code and cell else cell
+
     for rows in groups:
         lines = wrap(f"> {options.clean(rows[0]['prompt'])}", width)
         column = (width - 3 * (len(rows) - 1)) // len(rows)
         texts = [options.clean(row["text"]).strip() or "(nothing)" for row in rows]
         if column < NARROWEST:
             for row, text in zip(rows, texts):
-                lines += [*wrap(f"[{head(row)}]", width), *(f"  {line}" for line in wrap(text, width - 2))]
+                found = [*wrap(f"[{head(row)}]", width), *(f"  {line}" for line in wrap(text, width - 2))]
+                lines += [painted(line, row) for line in found]
         else:
             heads = zip(*zip_longest(*(wrap(head(row), column) for row in rows), fillvalue=""))
             stacks = [[*lines_of_head, "-" * column, *wrap(text, column)] for lines_of_head, text in zip(heads, texts)]
             for line in zip_longest(*stacks, fillvalue=""):
-                lines.append(" | ".join(cell + " " * (column - sum(map(cells, cell))) for cell in line).rstrip())
+                pads = [" " * (column - sum(map(cells, cell))) for cell in line]
+                parts = [painted(cell, row) + pad for cell, row, pad in zip(line, rows, pads)]
+                lines.append(" | ".join(parts).rstrip())
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -177,5 +187,6 @@ def main(argv: list[str]) -> int:
     elif args.format == "markdown":
         print(as_markdown(groups))
     else:
-        print(as_table(groups, width=args.width))
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # no-color.org
+        print(as_table(groups, width=args.width, colour=colour))
     return 130 if any(record["finish_reason"] == "interrupted" for record in records) else 0

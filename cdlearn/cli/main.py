@@ -51,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cdlearn {cdlearn.__version__}")
     parser.add_argument("--prompt", metavar="TEXT", help="the prompt (default: standard input)")
-    parser.add_argument("--method", choices=list(METHODS), default="contrastive", help="default: contrastive")
+    about = f"one of {', '.join(METHODS)} (default: contrastive)"
+    parser.add_argument("--method", type=options.checked(options.method), default="contrastive", help=about)
     parser.add_argument("--no-stream", action="store_true", help="print the whole text at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options.add_models(parser)

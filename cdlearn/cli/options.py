@@ -42,6 +42,13 @@ def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
+def method(text: str) -> str:
+    """The name of a method. Raises ValueError for one that is unknown, with the nearest."""
+    if len(text.split()) != 1:
+        raise ValueError(f"method {text!r} is one word here: numbers have flags of their own, --beta 0.5 for instance.")
+    return parse(text)[0]
+
+
 def spec(text: str) -> str:
     """A method with its numbers, as it was written but for spaces. Raises ValueError for one that is unknown."""
     parse(text)
@@ -51,6 +58,9 @@ def spec(text: str) -> str:
 def number(kind: type, low: float) -> Callable[[str], Any]:
     """An argparse type: a number from `low` on."""
     return checked(lambda text: Option(None, "", kind, low).read("value", text))
+
+
+EVERYDAY = ("alpha", "beta", "strength", "layers", "temperature", "top_p", "gamma")  # numbers that come first in --help
 
 
 def flag(name: str) -> str:
@@ -68,20 +78,25 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 def add_numbers(parser: argparse.ArgumentParser, *, scored: bool = False) -> None:
     """A flag for each number of methods (scored: also those of evaluations); `with_numbers` reads them back."""
-    group = parser.add_argument_group("numbers, for the methods that take them")
+    everyday = parser.add_argument_group("numbers, for the methods that take them")
+    rare = parser.add_argument_group("more numbers")
     for name, option in OPTIONS.items():
         if name in SCORED and not scored:
             continue
+        group, metavar = everyday if name in EVERYDAY else rare, {float: "X", int: "N", str: "WORD"}[option.kind]
         defaults = {"": option.default} | {f" with {key}": method.defaults.get(name) for key, method in METHODS.items()}
         known = [f"{v if isinstance(v, str) else f'{v:g}'}{where}" for where, v in defaults.items() if v is not None]
         read = checked(lambda text, name=name: OPTIONS[name].read(name, text))
-        group.add_argument(flag(name), dest=name, type=read, help=f"{option.about} (default: {'; '.join(known)})")
+        about = f"{option.about} (default: {'; '.join(known)})"
+        group.add_argument(flag(name), dest=name, type=read, metavar=metavar, help=about)
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
-    group.add_argument("--max-new-tokens", type=number(int, 1), default=64, help="default: 64")
-    group.add_argument("--seed", type=number(int, 0), default=0, help="prompt r draws with seed + r (default: 0)")
+    group.add_argument("--max-new-tokens", metavar="N", type=number(int, 1), default=64, help="default: 64")
+    group.add_argument(
+        "--seed", metavar="N", type=number(int, 0), default=0, help="prompt r draws with seed + r (default: 0)"
+    )
     group.add_argument("--system-prompt", metavar="TEXT", help="goes into the chat template")
     group.add_argument("--no-chat-template", action="store_true", help="give the prompt to the models as it is")
 

@@ -84,10 +84,22 @@ def to_frame(rows: list[dict]) -> pd.DataFrame:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as aligned text, one block per task."""
-    look = {"index": False, "na_rep": "", "float_format": "%.1f"}
-    blocks = to_frame(rows).groupby("task", sort=False)
-    return "\n\n".join(f"{task}\n{part.drop(columns='task').to_string(**look)}" for task, part in blocks)
+    """The rows as aligned text, a block for each metric of a task; one item has no interval."""
+    blocks: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        against = _spanned(row["minus_greedy"], row, "+") if "minus_greedy" in row else ""
+        line = {"percent": _spanned(row, row), "minus greedy": against, "items": row["items"]}
+        blocks.setdefault((row["task"], row["metric"]), []).append({"": row["strategy"]} | line)
+    texts = [
+        f"{task}: {metric}\n{pd.DataFrame(lines).to_string(index=False)}" for (task, metric), lines in blocks.items()
+    ]
+    return "\n\n".join(texts)
+
+
+def _spanned(found: dict, row: dict, sign: str = "") -> str:
+    """A value with its interval, where it has one."""
+    span = f" [{found['low']:{sign}.1f}, {found['high']:{sign}.1f}]" if "low" in found and row["items"] > 1 else ""
+    return f"{found['value']:{sign}.1f}{span}"
 
 
 def legend(rows: list[dict]) -> str:
