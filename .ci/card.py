@@ -129,7 +129,7 @@ def summary(rows: list[dict]) -> str:
         by_name = {r["strategy"]: r for r in rows if (r["task"], r["metric"]) == (task, metric)}
         cells = [f"{name}: {_cell(by_name[name])}" for name in compared]
         table.append([title, cells[0].removeprefix("greedy: "), cells[1], cells[2]])
-    return _markdown(["percent", "expert, greedy", "contrast", "beside it"], table)
+    return _markdown(["percent", "expert, greedy", "contrast, DoLa", "others"], table)
 
 
 def card(folder: Path) -> str:

@@ -144,10 +144,10 @@ def gallery() -> str:
     command = " ".join(f'"{word}"' if " " in word else word for word in GALLERY)
     return (
         "# Gallery\n\n"
-        "Seven prompts, four ways to continue them, nothing chosen after the fact: the first text each method gives "
-        "(sampling: seed 0). The embedded pair was trained on its toy world alone. So the story, the question and the "
-        "puzzle are its own ground; a haiku or a docstring it has never seen, and it says so in its way. Ask a pair "
-        "from the hub for those: the same command with `--expert` and `--amateur`.\n\n"
+        "Seven prompts, four ways to continue them, and nothing chosen after the fact: each cell is the first text "
+        "that the method gave (sampling: seed 0). The embedded pair was trained on its toy world alone, and the first "
+        "five prompts are its own ground. It has never seen a haiku or a docstring, and its expert says so in its way. "
+        "For those, run the same command on a pair from the hub, with `--expert` and `--amateur`.\n\n"
         f"Made by `make pages`, which runs `cdlearn {command}`.\n\n{printed.getvalue()}"
     )
 

@@ -125,7 +125,8 @@ def with_table(readme: str) -> str:
     lines = evaluation("openings.json", ["rep-2", "diversity"], methods)
     fast = [f"{speed[name]['ratio']:.2f}" for name in ("speculative contrastive", "speculative", "DoLa")]
     text = f"In bfloat16 on two cores speculative contrastive decoding is {fast[0]} times as fast as contrastive\n"
-    text += f"decoding, speculative decoding {fast[1]} times as fast as greedy; a DoLa step takes {fast[2]} of it."
+    text += f"decoding, speculative decoding {fast[1]} times as fast as greedy; a DoLa step takes {fast[2]} "
+    text += "greedy steps."
     return f"{head}{START}\n" + "\n".join([*lines, "", text]) + f"\n{END}{rest.split(END)[1]}"
 
 
