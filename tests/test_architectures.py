@@ -14,7 +14,7 @@ from test_sources import counted, random_ids
 
 from cdlearn import CachedLM, Contrast, DoLa, EarlyExit, Prompted, generate, speculate
 from cdlearn.sources import probes
-from cdlearn.sources.layers import _ending
+from cdlearn.sources.layers import ending
 
 PAGE = (Path(__file__).parent.parent / "notebooks" / "architectures.md").read_text(encoding="utf-8")
 CELLS = {cells[1]: cells[3:-1] for cells in (re.split(r" ?\| ?", text) for text in PAGE.splitlines()) if len(cells) > 3}
@@ -44,14 +44,14 @@ def test_the_page_has_every_family_and_no_other():
 
 def test_a_padding_row_of_zeros_does_not_hide_the_scale():
     model = model_of("Granite")
-    assert probes.known(_ending, model)[1] == pytest.approx(1 / 8, rel=1e-3)
+    assert probes.known(ending, model)[1] == pytest.approx(1 / 8, rel=1e-3)
 
 
 @pytest.mark.parametrize("family, norm", [("LFM2", "embedding_norm"), ("CTRL", "layernorm"), ("RWKV", "ln_out"),
                                           ("BioGPT", "layer_norm"), ("OPT-350M", ""), ("GPT-1", "")])  # fmt: skip
 def test_the_final_norm_is_found_and_can_be_left_out(family, norm):
     model, ids = model_of(family), random_ids(1, 1, 7)
-    assert probes.known(_ending, model)[0] == norm
+    assert probes.known(ending, model)[0] == norm
     without, within = (EarlyExit(model, 2, final_norm=final)(ids) for final in (False, True))
     assert torch.allclose(without, within, **CLOSE) == (norm == "")
 

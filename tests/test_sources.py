@@ -12,7 +12,7 @@ from tiny import ARCHITECTURES, tiny_model
 from cdlearn.loops.generate import generate
 from cdlearn.scores import contrastive_logits, contrastive_scores, dola_scores, js_divergence
 from cdlearn.sources import CachedLM, Contrast, DoLa, EarlyExit, Mix, Source, as_source, cached
-from cdlearn.sources import layers as layers_file
+from cdlearn.sources import dola as dola_file
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 
@@ -390,7 +390,7 @@ def test_whichever_product_with_the_head_was_fastest_dola_says_the_same(bias, mo
     want = [source(ids[:, :length]) for length in range(4, 9)]
     assert source._times == {}  # a small head, or one in half precision, has one product: the same bits every time
     source.reset()
-    monkeypatch.setattr(layers_file, "_LARGE", 0)
+    monkeypatch.setattr(dola_file, "_LARGE", 0)
     for length in range(4, 9):
         assert torch.allclose(source(ids[:, :length]), want[length - 4], **CLOSE)
     assert all(seconds > 0 for seconds in source._times[6])  # all three were tried

@@ -558,10 +558,13 @@ def test_the_block_rule_in_a_run():
     options = dict(max_new_tokens=20, eos_token_ids=(), rule="block")
     want = generate(BIG, [5, 6], max_new_tokens=20, eos_token_ids=()).token_ids
     assert speculate(BIG, SMALL, [5, 6], **options).token_ids == want
-    options |= dict(temperature=1.0, gamma="auto")
-    batch = speculate(BIG, SMALL, PROMPTS, seed=7, **options)
-    singles = [speculate(BIG, SMALL, prompt, seed=7 + r, **options) for r, prompt in enumerate(PROMPTS)]
-    assert [g.token_ids for g in batch] == [g.token_ids for g in singles] and batch[0].stats["exact"]
+    options |= dict(temperature=1.0)
+    for gamma in ("auto", 4):
+        batch = speculate(BIG, SMALL, PROMPTS, seed=7, gamma=gamma, **options)
+        singles = [
+            speculate(BIG, SMALL, prompt, seed=7 + r, gamma=gamma, **options) for r, prompt in enumerate(PROMPTS)
+        ]
+        assert [g.token_ids for g in batch] == [g.token_ids for g in singles] and batch[0].stats["exact"]
     later = 0
     for facts in [facts for g in batch for facts in g.trace.rounds if facts["next_id"] is not None]:
         passed = [u < h for u, h in zip(facts["u"], facts["accept_probability"])]

@@ -231,7 +231,7 @@ def test_rounds_tell_the_whole_story_of_a_speculation(temperature):
         elif count < size:
             assert facts["p"][count] == 0 and facts["total_variation"][count] == 1
         assert all(0 <= distance <= 1 + 1e-6 for distance in facts["total_variation"])
-        assert len(facts["total_variation"]) == size and sum(prob for _, prob in facts["next_law"]) <= 1 + 1e-5
+        assert len(facts["total_variation"]) == size and sum(prob for _, prob in facts["next_distribution"]) <= 1 + 1e-5
     assert text == got.token_ids
     assert sum(facts["accepted"] for facts in rounds) == got.stats["accepted"]
     assert sum(len(facts["draft_ids"]) for facts in rounds) == got.stats["drafted"]
@@ -240,7 +240,7 @@ def test_rounds_tell_the_whole_story_of_a_speculation(temperature):
 def test_the_law_behind_a_round_and_its_number_give_the_token():
     drawn = 0
     for facts in spoken(temperature=0.08, seed=4).trace.rounds:
-        law = sorted(facts["next_law"])  # the draw goes up the token ids
+        law = sorted(facts["next_distribution"])  # the draw goes up the token ids
         if facts["next_id"] is None or sum(prob for _, prob in law) < 1 - 1e-5:
             continue
         total = 0.0

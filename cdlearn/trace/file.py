@@ -213,7 +213,7 @@ def _rules(trace: Record) -> Iterator[tuple[str, bool]]:
             yield f"forms weigh {name}, which must be a part", number and (not parts or parts[name].dim() == 2)
         words = form.knob in (None, "strength", "beta") and isinstance(form.tempered, (str, type(None)))
         yield "forms must be as `Form` has them", words and {form.share, form.raw} <= {True, False, None}
-    if "divergences" in trace.details or ("layers" in parts and forms):
+    if ("layers" in settings and "layer_weights" not in trace.details) or ("layers" in parts and forms):
         layers = check_ids(settings["layers"], "layers")
         yield "layers must be layers, each once", len({*layers}) == len(layers) and all(0 <= k < 2**16 for k in layers)
         if parts:
