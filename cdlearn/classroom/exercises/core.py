@@ -44,6 +44,11 @@ def called(function, *args):
     return value
 
 
+def named(function, case):
+    """The arguments of a case with their names: "beta 0.5, temperature 1.0"."""
+    return ", ".join(f"{name} {value}" for name, value in zip(inspect.signature(function).parameters, case))
+
+
 def kind(value, right, what="The answer"):
     """The value, if it is of the right kind and shape: a tensor, or a tuple or list of these and of numbers."""
     if isinstance(right, torch.Tensor):

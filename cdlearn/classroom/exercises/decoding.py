@@ -10,7 +10,7 @@ import math
 import torch
 
 import cdlearn
-from cdlearn.classroom.exercises.core import called, exercise, explained
+from cdlearn.classroom.exercises.core import called, exercise, explained, named
 from cdlearn.scores import contrastive_scores, dola_scores, js_divergence, plausibility_mask
 from cdlearn.toyworld.tasks import TASKS
 
@@ -36,7 +36,7 @@ def scores_differ(scores, right):
         return f"The tokens outside the mask score {out[0]:g}: they must score -inf, which is -math.inf."
     if torch.equal(scores.isfinite(), right.isfinite()):
         return "The mask is right, but the scores inside it differ."
-    return f"The mask differs: it keeps {scores.isfinite().sum()} tokens, expected {right.isfinite().sum()}."
+    return f"The mask differs: {scores.isfinite().sum()} tokens, not {right.isfinite().sum()}. Is each maximum over -1?"
 
 
 # fmt: off
@@ -108,10 +108,10 @@ def check_my_strength(strength):
     if abs(tenths - 10 * strength) > 1e-6 or not 0 <= tenths <= 10:
         return f"{strength} is none of the steps: take 0.0, 0.1, 0.2, ... or 1.0."
     if not _solves(tenths):
-        return f"At {strength} the answer is still wrong. Take more of the contrast."
+        return f"At {tenths / 10} the answer is still wrong. Take more of the contrast."
     if any(_solves(less) for less in range(tenths)):
-        return f"At {strength} the answer is right, but it is right with less as well."
-    return f"Right: {strength} is where it turns."
+        return f"At {tenths / 10} the answer is right, but it is right with less as well."
+    return f"Right: {tenths / 10} is where it turns."
 
 
 @exercise
@@ -241,8 +241,8 @@ def _two(right):
 
     def otherwise(mine, *case):
         if abs(mine[0] - right(*case)[0]) > 1e-3:
-            return f"{case}: the strength {mine[0]:.3f} gives another distribution."
-        return f"{case}: too {'cold' if mine[1] < right(*case)[1] else 'warm'}, at temperature {mine[1]:.3f}."
+            return f"{named(right, case)}: the strength {mine[0]:.3f} gives another distribution."
+        return f"{named(right, case)}: too {'cold' if mine[1] < right(*case)[1] else 'warm'}, at {mine[1]:.3f}."
 
     return otherwise
 
