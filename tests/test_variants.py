@@ -471,8 +471,6 @@ EVERY_SOURCE = {
     "contrast": lambda m, a: Contrast(m, a, alpha=0.2),
     "nested contrast": lambda m, a: Contrast(Contrast(m, a, alpha=None, beta=0.3), EarlyExit(m, 1), strength=0.4),
     "dola": lambda m, a: DoLa(m, layers=[0, 1, 2]),
-    "sled": lambda m, a: SLED(m, evolution_scale=97),
-    "adacad": lambda m, a: AdaCAD(m, a),
     "early exit": lambda m, a: EarlyExit(m, 2),
     "mix": lambda m, a: Mix([(1, m), (0.5, a), (-0.5, EarlyExit(m, 1))], alpha=0.1),
     "prompted": lambda m, a: Contrast(Prompted(m, [60, 61, 62]), m, alpha=None),

@@ -1,6 +1,6 @@
 // The token inspector, one ES module for three places: the widget in a notebook, the handout, the site.
 //
-// A trace arrives as bytes (pack.py). The formulas carry the names of scores.py, rescore.py and flips.py and compute in
+// A trace arrives as bytes (pack.py). The formulas carry the names of scores, rescore.py and flips.py and compute in
 // float64 what those compute. The state is one object; `change` is the only function that replaces it; drawing is
 // functions of it that mend what is there, so that the focus stays. Text enters the page by textContent only.
 
@@ -76,7 +76,7 @@ function temperedNormaliser(trace, name, tau) {
   return found;
 }
 
-/** What a form sums, for one part: its logits or log-probabilities, floored as scores.py does. */
+/** What a form sums, for one part: its logits or log-probabilities, floored as scores does. */
 function valuesOf(trace, name, settings, form, raw) {
   const { positions: P, width: W } = trace, found = new Float64Array(P * W);
   const { logits, normaliser } = part(trace, name, settings), tempered = !raw && name === form.tempered;
@@ -110,7 +110,7 @@ export function lines(trace, settings) {
 }
 
 const isKept = (logit, cut) => logit >= cut && logit > NEVER;
-/** The least expert logit that is kept at a position, with the very rounding of scores.py. */
+/** The least expert logit that is kept at a position, with the very rounding of scores. */
 function cutoff(trace, settings, p) {
   const { expert } = trace.parts, count = trace.width - 1, at = p * trace.width, k = settings.top_k ?? 0;
   let cut = NEVER;

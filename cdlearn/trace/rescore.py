@@ -140,7 +140,7 @@ def truncated(trace: Record, settings: Mapping[str, Any] | None = None) -> Tenso
 
 
 def _cutoff(trace: Record, settings: Mapping[str, Any]) -> Tensor:
-    """The least expert logit that is kept, [P, 1], with the very rounding of scores.py."""
+    """The least expert logit that is kept, [P, 1], with the very rounding of scores."""
     expert = trace.parts["expert"]
     count, alpha, top_k = expert.shape[1] - 1, settings.get("alpha"), settings.get("top_k", 0)
     cut = torch.full_like(expert[:, :1], NEVER) if alpha is None else expert[:, :1] + math.log(alpha)
