@@ -139,6 +139,7 @@ EXEMPT = {
     "Trace": "made by the loops or read from a file, see test_trace_files.py",
     "widgets.Inspector": "made by inspect",
     "scores.penalize_seen": "the rule inside penalize_repetition, after its checks",
+    "scores.sled_step": "the step inside sled_scores, after its checks",
     "hf.SourceConfig": "made by as_causal_lm",
     "hf.SourceForCausalLM": "made by as_causal_lm",
     "hf.contrastive_generate": "called by transformers, its numbers go to ContrastiveLogitsProcessor",

@@ -164,7 +164,11 @@ def sled_scores(
     """
     rate = check_number(evolution_rate, "evolution_rate", high=1e6)
     top, votes = sled_latent(final_logits, early_logits, evolution_scale=evolution_scale, check=check)
-    final = check_logits(final_logits, "final_logits")
+    return sled_step(check_logits(final_logits, "final_logits"), top, votes, rate)
+
+
+def sled_step(final: Tensor, top: Tensor, votes: Tensor, rate: float) -> Tensor:
+    """The step of `sled_scores`, where the votes are known already: see `sled_latent`."""
     moved = final.gather(-1, top) - rate * (torch.softmax(final, dim=-1).gather(-1, top) - votes.sum(dim=-2))
     return torch.full_like(final, NEVER).scatter(-1, top, moved)
 

@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from cdlearn.checks import check_alpha, check_count, check_flag, check_number, check_word, short
-from cdlearn.scores import NEVER, dola_scores, js_divergence, sled_latent, sled_scores
+from cdlearn.scores import NEVER, dola_scores, js_divergence, sled_latent, sled_step
 from cdlearn.sources.cached import CachedLM
 from cdlearn.sources.layers import blocks_of, ending, finish, noting, shell_of
 from cdlearn.sources.probes import known
@@ -147,9 +147,9 @@ class SLED(_Layered):
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         final, early = self._logits(ids, mask, n)
-        votes = sled_latent(final, early, evolution_scale=self._evolution["evolution_scale"], check=False)[1]
+        top, votes = sled_latent(final, early, evolution_scale=self._evolution["evolution_scale"], check=False)
         self.parts, self.details = {"expert": final}, {"layer_weights": votes.sum(dim=-1)}
-        return sled_scores(final, early, **self._evolution, check=False)
+        return sled_step(final, top, votes, self._evolution["evolution_rate"])
 
 
 def _layers(model: PreTrainedModel, layers: str | list[int]) -> list[int]:
