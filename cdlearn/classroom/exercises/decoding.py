@@ -92,7 +92,7 @@ RECIPES = {  # of 05: beta, temperature -> strength, temperature
 @functools.cache
 def _solves(tenths):
     puzzle, source = (
-        TASKS["puzzles"].items(40)[0],
+        TASKS["puzzles"].items(40)[7],
         cdlearn.Contrast(pair().expert, pair().amateur, strength=tenths / 10),
     )
     text = cdlearn.generate(source, puzzle.prompt, tokenizer=pair().tokenizer, trace=False, progress=False).text
