@@ -122,16 +122,15 @@ def _endings_note(value: Any, args: tuple) -> dict:
     return {"scores": value, "positions fed": f"at most {enough}" if fed <= enough else f"{fed}"}
 
 
-def _batch(says: str, ids: list, most: list[int], new: list, later: int = 1) -> Case:
+def _batch(says: str, ids: list, most: list[int], new: list, calls: int) -> Case:
     mask = [[1, 1], [0, 1]][: len(ids)]
-    expected = {"new": new, "columns of the first call": [len(ids[0])], "of later calls": [1] * later}
+    expected = {"new": new, "columns of each call": [2, 1, 1][:calls]}
     example = f"{TOY_WORDS}my_batched_loop(model, {ids}, {mask}, eos_id=2, max_new_tokens={most})"
     return Case(says, (TOY, tensor(ids), tensor(mask)), expected, {"eos_id": 2, "max_new_tokens": most}, example)
 
 
 def _batch_note(value: Any, args: tuple) -> dict:
-    widths = [len(call[0]) for call in args[0].fed]
-    return {"new": value, "columns of the first call": widths[:1], "of later calls": sorted(set(widths[1:]))}
+    return {"new": value, "columns of each call": [len(call[0]) for call in args[0].fed]}
 
 
 # fmt: off
@@ -248,13 +247,16 @@ ENDS = "            live[row] = live[row] and token != eos_id\n"
 LENGTH, LIMIT = "len(new[row]) < max_new_tokens[row]", "`max_new_tokens`: a list, one number for each row"
 TAKES = f"            if live[row]:\n                new[row].append(token)\n                live[row] = {LENGTH}\n"
 check_batched_loop = Part(6, my_batched_loop, [
-    _batch("a batch of one row is the cached loop", [[3, 5]], [2], [[5, 4]]),
-    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], [1, 1], [[5], [6]], 0),
-    _batch("a new token is seen, one position after its row's last", [[3, 5], [7, 1]], [3, 3], [[5, 4, 4], [1, 3, 4]]),
-    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], [3, 3], [[5, 4, 4], [6]]),
-    _batch("every row has its own max_new_tokens", [[3, 5], [7, 1]], [1, 3], [[5], [1, 3, 4]]),
-    _batch("a row with max_new_tokens 0 gets nothing", [[3, 5], [7, 1]], [2, 0], [[5, 4], []]),
-    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], [3, 3], [[], []], 0),
+    _batch("a batch of one row is the cached loop", [[3, 5]], [2], [[5, 4]], 2),
+    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], [1, 1], [[5], [6]], 1),
+    _batch("a new token is seen, one position after its row's last", [[3, 5], [7, 1]], [3, 3],
+           [[5, 4, 4], [1, 3, 4]], 3),
+    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], [3, 3], [[5, 4, 4], [6]], 3),
+    _batch("every row has its own max_new_tokens", [[3, 5], [7, 1]], [1, 3], [[5], [1, 3, 4]], 3),
+    _batch("a row at its limit needs no further call", [[3, 5], [7, 6]], [1, 3], [[5], [6]], 2),
+    _batch("a row with max_new_tokens 0 gets nothing", [[3, 5], [7, 1]], [2, 0], [[5, 4], []], 2),
+    _batch("where every max_new_tokens is 0, no call is needed", [[3, 5]], [0], [[]], 0),
+    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], [3, 3], [[], []], 1),
     ("no position ids", "position_ids=positions, ", "", "position_ids: without them columns count, padding too"),
     ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of a row's first real token"),
     ("the same position for all", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",
@@ -265,6 +267,10 @@ check_batched_loop = Part(6, my_batched_loop, [
     ("an ended row goes on", "live[row] and token", "len(new[row]) < max_new_tokens[row] and token", "what ends a row"),
     ("the longest max_new_tokens for all rows", "max_new_tokens[row]", "max(max_new_tokens)", LIMIT),
     ("the shortest max_new_tokens for all rows", "max_new_tokens[row]", "min(max_new_tokens)", LIMIT),
+    ("a row at its limit still keeps the loop going", ("while any(live):", TAKES),
+     ("for _ in range(max(max_new_tokens)):\n        if not any(live):\n            break",
+      f"            if live[row] and {LENGTH}:\n                new[row].append(token)\n"),
+     "what makes a row live: neither eos_id nor its limit has been reached"),
     ("a call that nobody needs", "while any(live)", "for _ in range(max(max_new_tokens))", "when to stop"),
     ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "what comes first"),
     ("no cache: everything is read again", ("feed, mask = tokens[:, None],", CACHE),

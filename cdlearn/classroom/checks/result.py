@@ -25,6 +25,11 @@ class Result:
         return not self.broke
 
     @property
+    def again(self) -> str:
+        """What to say where this result holds and the same call, made once more, does not."""
+        return f"{self.part}: right in the check, but the same call gave something else when it was made once more"
+
+    @property
     def lines(self) -> list[tuple[str, str]]:
         """The parts of the message that are there, as (label, text)."""
         return [(label, getattr(self, name)) for name, label in LABELS.items() if getattr(self, name)]
