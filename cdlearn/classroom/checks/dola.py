@@ -203,6 +203,8 @@ check_layer = Part(4, my_layer, [
 
 S1 = _logs([0.25, 0.25, 0.25, 0.25], [0.30, 0.02, 0.60, 0.08], [0.50, 0.44, 0.04, 0.02])
 S2 = _logs([0.10, 0.20, 0.30, 0.40], [0.40, 0.30, 0.20, 0.10], [0.10, 0.60, 0.20, 0.10])
+FLAT = _logs([0.10, 0.20, 0.30, 0.40], [0.40, 0.30, 0.20, 0.10], [0.25, 0.25, 0.249, 0.251])
+R3, ROW = [0.9162907, 0.2231436, -0.1863296, -0.4660117], "the dimension of the maximum: one for every row"
 R1, R2 = [0.5108256, 3.0910425, -math.inf, -math.inf], [0.0, 1.0986123, -0.4054651, -1.3862944]
 check_scores = Part(5, my_scores, [
     Case("log p_final - log p_premature where the last layer finds it plausible", (S1, tensor([1])), tensor([R1])),
@@ -211,12 +213,20 @@ check_scores = Part(5, my_scores, [
     Case("a token far below the best keeps its log-probability",
          (tensor([[[0.0, -200.0]], [[0.0, 0.0]]]), tensor([0])), tensor([[-0.6931472, 199.3068528]])),
     Case("every row is contrasted with its own layer", (torch.cat([S1, S2], dim=1), tensor([1, 0])), tensor([R1, R2])),
+    Case("the best token is always kept, and so is a tie", (tensor([[[0.0, 0, 0]], [[2.0, 2, 1]]]), tensor([0])),
+         tensor([[0.2366175, 0.2366175, -math.inf]]), {"alpha": 1.0}),
+    Case("every row of a batch has its own best token", (torch.cat([S1 + 3, FLAT], dim=1), tensor([1, 0])),
+         tensor([R1, R3]), {"alpha": 0.6}),
     ("the mask on the premature layer", "last >= last", "early >= early", "who says what is plausible: the last layer"),
     ("the mask is missing", ".masked_fill(~keep, -math.inf)", "", "the score of tokens that the last layer rules out"),
     *LOG_PROBS,
     ("the layers exchanged", "last.log_softmax(-1) - early", "early.log_softmax(-1) - last", "which is subtracted"),
     ("masked tokens get the score 0", "-math.inf", "0.0", "the score of a token that is out: 0 may be the best"),
     ("alpha is ignored", "log(alpha)", "log(0.1)", "where `alpha` is used"),
+    ("more than instead of at least", ">=", ">", "the comparison where both sides are equal"),
+    ("one best token for the whole batch", "last.max(-1, keepdim=True).values", "last.max()", ROW),
+    ("one best token for the whole batch", "last >= last.max(-1, keepdim=True).values + math.log(alpha)",
+     "last.softmax(-1) >= alpha * last.softmax(-1).max()", ROW),
     ("the layer of the first row for all rows", "[layers,", "[layers[0],", "which layer each row is contrasted with"),
     ("the layer below the last for all rows", "[layers,", "[-2,", "where `layers` is used"),
 ])
