@@ -71,6 +71,8 @@ def test_a_planted_mistake_is_caught_and_named(assignment, grade_id, name, sourc
 # What the hidden tests of every seed must find by themselves, for points do not depend on a seed: parts of the names.
 ALWAYS = [
     ("02_cache_and_batches", "batched_loop", "a row at its limit still keeps the loop going"),
+    ("01_loop_and_score", "loop", "the reason guessed from the number of tokens"),
+    ("01_loop_and_score", "first_difference", "the shorter text filled up with 0"),
     ("04_dola", "scores", "more than instead of at least"),
     ("04_dola", "scores", "one best token for the whole batch"),
 ]

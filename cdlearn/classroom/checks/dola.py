@@ -263,4 +263,6 @@ check_dola = Part(6, my_dola, [
     ("logits of the first position", "[:, -1:]", "[:, :1]", "the column: which one has read it all"),
     ("only the last token is fed", "model(ids,", "model(ids[:, -1:],", "what the model reads: the whole prefix"),
 ], earlier=[check_lens, check_jsd, check_layer, check_scores], sure=True,
-    raised={"unexpected keyword argument 'hold'": "`hold`: the loop of notebook 06 has none, this one does"})
+    items=("the tokens", "the layers"), raised={
+        "converted to Scalar": "the column: the lens gives [1 + L, 1, T, V], and one position of it is the next token's",
+        "unexpected keyword argument 'hold'": "`hold`: the loop of notebook 06 has none, this one does"})
