@@ -96,8 +96,8 @@ def test_the_hidden_tests_of_every_seed_hold_the_situation(assignment, grade_id,
 @pytest.mark.parametrize("path", MASTERS, ids=lambda path: path.stem)
 def test_a_hidden_assert_takes_no_text_from_a_result_that_holds(path):
     """Until `hint.require()` a result may be wrong; after it the message would be a tick."""
-    asserts = [line for _, *_, cell in parts(master(path.stem)) for line in cell.source.splitlines() if "assert " in line]
-    assert [line for line in asserts if line.endswith(", hint")] == []
+    lines = [line for _, *_, cell in parts(master(path.stem)) for line in cell.source.splitlines()]
+    assert [line for line in lines if "assert " in line and line.endswith(", hint")] == []
     assert "✓" not in told(lambda x: 2 * x).again
 
 
@@ -235,6 +235,15 @@ def test_a_message_shows_property_example_expected_got_and_the_mistake():
         assert text in str(result) and text in result._repr_html_()
     with pytest.raises(AssertionError, match="squared"):
         result.require()
+
+
+def test_a_message_says_which_of_several_values_differs():
+    pair, items = Case("a pair", (), ([1], "eos")), ("the tokens", "the reason")
+    assert told(lambda: ([1], "length"), pair, items=items).broke == "a pair (what differs: the reason)"
+    for whole in ([2], "length"), 3:
+        assert told(lambda whole=whole: whole, pair, items=items).broke == "a pair"
+    noted = told(lambda: 3, Case("a note", (), {"a": 3, "b": 4}), note=lambda value, _: {"a": value, "b": 5})
+    assert noted.broke == "a note (what differs: b)"
 
 
 def test_a_right_function_is_a_tick_and_require_says_nothing():

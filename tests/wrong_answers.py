@@ -161,7 +161,8 @@ WRONG = [
      _BATCHED_02.format(most="max_new_tokens")),
     ("02_cache_and_batches", "batched_loop", "the longest max_new_tokens for all rows",
      _BATCHED_02.format(most="max(max_new_tokens)")),
-    ("02_cache_and_batches", "batched_loop", "at its limit still keeps the loop going", _LATE.format(new=_ROWS, fed=_FED)),
+    ("02_cache_and_batches", "batched_loop", "a row at its limit still keeps the loop going",
+     _LATE.format(new=_ROWS, fed=_FED)),
     ("02_cache_and_batches", "batched_loop", "shared by all rows", _LATE.format(new="[[]] * len(ids)", fed=_FED)),
     ("02_cache_and_batches", "batched_loop", "but the new tokens of this call are [", _LATE.format(new=_ROWS, fed="")),
     ("02_cache_and_batches", "head", "masked scores are 0 instead of -inf", ".masked_fill(~allowed, -math.inf)",
@@ -175,7 +176,7 @@ def my_endings(model, prompt, endings):
         scores.append(sum(row[token].item() for row, token in zip(log_p, ending[0])) / ending.shape[1])
     return scores
 """),
-    ("02_cache_and_batches", "pad", "change a list (`insert`, `append`)", "    ids =",
+    ("02_cache_and_batches", "pad", "changes a list (`insert`, `append`)", "    ids =",
      "    for row in rows:\n        while len(row) < T:\n            row.insert(0, pad_id)\n    ids ="),
     ("01_loop_and_score", "loop", "(what differs: the reason)", 'new, "eos"', 'new, "stop"'),
     ("01_loop_and_score", "first_difference", "after the end of the shorter text", """

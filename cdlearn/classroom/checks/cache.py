@@ -83,9 +83,8 @@ WHOLE = tensor([[10.0, 0, 0, 0], [5, 5, 0, 0], [1.5536, 4.2232, 4.2232, 0]])
 
 def _head(says: str, old: int, new: int) -> Case:
     example = (
-        f"x = rows {[*range(old, old + new)]} of eye(4), cache = "
-        f"{f'k and v of rows {[*range(old)]}' if old else None}. W_q = 2 eye(4), "
-        "W_k = eye(4) with ones right of the diagonal, W_v = 10 eye(4): out is 10 x the attention weights"
+        f"x = rows {[*range(old, old + new)]} of eye(4), cache = {f'k, v of rows {[*range(old)]}' if old else None}. "
+        "W_q = 2 eye(4), W_k = eye(4) with ones right of the diagonal, W_v = 10 eye(4): out = 10 x attention weights"
     )
     held, grown = ((SHIFT[:n].clone(), 10 * EYE[:n]) for n in (old, old + new))
     args = (EYE[old : old + new], held if old else None, 2 * EYE, SHIFT, 10 * EYE)
@@ -139,11 +138,10 @@ SCALE = "what q @ k.T is divided by: a number that depends on the width alone"
 check_head = Part(1, my_head, [
     _head("without a cache a position sees itself and those before it, none after it", 0, 2),
     _head("without a cache, three positions", 0, 3),
-    Case("a masked column has no weight, whatever its score",
-         (EYE[:2], None, 2 * EYE, SHIFT.T, 10 * EYE),
+    Case("a masked column has no weight, whatever its score", (EYE[:2], None, 2 * EYE, SHIFT.T, 10 * EYE),
          (tensor([[10.0, 0, 0, 0], [2.6894, 7.3106, 0, 0]]), (SHIFT.T[:2], 10 * EYE[:2])), {},
-         "x = rows [0, 1] of eye(4), cache = None. W_q = 2 eye(4), W_k = eye(4) with ones left of the diagonal, W_v = 10 "
-         "eye(4): out is 10 x the attention weights"),
+         "x = rows [0, 1] of eye(4), cache = None. W_q = 2 eye(4), W_k = eye(4) with ones left of the diagonal, W_v = "
+         "10 eye(4): out = 10 x attention weights"),
     _head("one new position asks with its query and sees all cached columns and itself", 2, 1),
     _head("of two new positions, the first sees the cache and itself, not the second", 1, 2),
     Case("the scale belongs to the width, here 2", (EYE[:2, :2], None, 2 * EYE[:2, :2], EYE[:2, :2], 10 * EYE[:2, :2]),
@@ -209,9 +207,8 @@ PROMPT = "    last = model(prompt, past_key_values=cache).logits[:, -1:]  # (1, 
 FOR, TAKEN = "    for ending in endings:\n", "cache.crop(-ending.shape[1])"
 SHIFTED = "how many columns the cache holds when the next ending is fed"
 check_endings = Part(4, my_endings, [
-    _endings("a score is the mean over an ending's tokens; the prompt's last logits give the first", [[5, 5]],
-             [-0.890536]),
-    _endings("an ending of one token needs the prompt's last logits alone", [[6]], [-1.390536]),
+    _endings("an ending's score is the mean over its tokens, the first one included", [[5, 5]], [-0.890536]),
+    _endings("the prompt's last logits give the first token's log-probability", [[6]], [-1.390536]),
     _endings("every ending follows the prompt, not the ending before it", [[5], [6]], [-0.390536, -1.390536]),
     _endings("the cache is taken back to the prompt after every ending", [[5, 4], [3, 1], [5, 5, 5]],
              [-0.390536, -4.390536, -2.057203]),
@@ -226,9 +223,8 @@ check_endings = Part(4, my_endings, [
      "cache.crop(-min(ending.shape[1] + 1, cache.get_seq_length()))", SHIFTED),
     ("the prompt is fed for every ending", FOR, f"{FOR}        cache = DynamicCache(config=model.config)\n"
      "        model(prompt, past_key_values=cache)\n", "which columns all endings share"),
-    ("the prompt is fed for every ending", (PROMPT, "model(ending, past_key_values=cache).logits", "[last, ", TAKEN),
-     ("", "model(torch.cat([prompt, ending], 1)).logits[:, prompt.shape[1] - 1 :]", "[", "pass"),
-     "which columns all endings share"),
+    ("the prompt is fed for every ending", (PROMPT, "(ending, past_key_values=cache).logits", "[last, ", TAKEN),
+     ("", "(torch.cat([prompt, ending], 1)).logits[:, prompt.shape[1] - 1 :]", "[", "pass"), "what all endings share"),
     ("the exponential of the mean", "mean()", "mean().exp()", "what a score is: a logarithm"),
     ("probabilities added up", "log_softmax", "softmax", "what is added: logarithms"),
     ("the sum over the tokens, as in notebook 02", "mean", "sum", "what a score is when an ending has more tokens"),
@@ -262,21 +258,19 @@ TAKES = f"            if live[row]:\n                new[row].append(token)\n   
 check_batched_loop = Part(6, my_batched_loop, [
     _batch("a batch of one row is the cached loop", [[3, 5]], [2], [[5, 4]], 2),
     _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], [1, 1], [[5], [6]], 1),
-    _batch("a new token is seen, one position after its row's last", [[3, 5], [7, 1]], [3, 3],
-           [[5, 4, 4], [1, 3, 4]], 3),
+    _batch("a new token is seen, one position after the last", [[3, 5], [7, 1]], [3, 3], [[5, 4, 4], [1, 3, 4]], 3),
     _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], [3, 3], [[5, 4, 4], [6]], 3),
     _batch("every row has its own max_new_tokens", [[3, 5], [7, 1]], [1, 3], [[5], [1, 3, 4]], 3),
     _batch("a row at its limit needs no further call", [[3, 5], [7, 6]], [1, 3], [[5], [6]], 2),
     _batch("a row with max_new_tokens 0 gets nothing", [[3, 5], [7, 1]], [2, 0], [[5, 4], []], 2),
-    _batch("where every max_new_tokens is 0, no call is needed", [[3, 5]], [0], [[]], 0),
     _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], [3, 3], [[], []], 1),
     ("no position ids", "position_ids=positions, ", "", "position_ids: without them columns count, padding too"),
     ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of a row's first real token"),
     ("the same position for all", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",
      "        positions = positions if feed is ids else start\n        out"), "the position of the second new token"),
-    ("no attention mask and no position ids", "attention_mask=mask, position_ids=positions, ", "", "both arguments"),
-    ("padding counted in later positions", "        out", "        if feed is not ids:\n"
-     "            positions = torch.full_like(feed, mask.shape[1] - 1)\n        out", "the position of a row's new token"),
+    ("no mask and no position ids", "attention_mask=mask, position_ids=positions, ", "", "both arguments"),
+    ("padding counted in later positions", "        out", "        if feed is not ids:\n            positions = "
+     "torch.full_like(feed, mask.shape[1] - 1)\n        out", "the position of a row's new token"),
     ("one list shared by all rows", "[[] for _ in ids]", "[[]] * len(ids)", "`[[]] * B`: it is one list, B times"),
     ("a limit of 0 is ignored", "[most > 0 for most in max_new_tokens]", "[True for _ in ids]", LIMIT),
     ("no attention mask", "attention_mask=mask, ", "", "attention_mask: without it padding is read as text"),
@@ -286,12 +280,11 @@ check_batched_loop = Part(6, my_batched_loop, [
     ("the longest max_new_tokens for all rows", "max_new_tokens[row]", "max(max_new_tokens)", LIMIT),
     ("the shortest max_new_tokens for all rows", "max_new_tokens[row]", "min(max_new_tokens)", LIMIT),
     ("a row at its limit still keeps the loop going", ("while any(live):", TAKES),
-     ("for _ in range(max(max_new_tokens)):\n        if not any(live):\n            break",
+     ("for _ in (k for k in range(max(max_new_tokens)) if any(live)):",
       f"            if live[row] and {LENGTH}:\n                new[row].append(token)\n"),
      "what makes a row live: neither eos_id nor its limit has been reached"),
     ("a call that nobody needs", "while any(live)", "for _ in range(max(max_new_tokens))", "when to stop"),
     ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "append or test: which first"),
     ("no cache: everything is read again", ("feed, mask = tokens[:, None],", CACHE),
      ("feed = ids = torch.cat([ids, tokens[:, None]], 1)\n        mask =", NONE), "what later calls feed"),
-], raised={"cannot be interpreted as an integer": f"{LIMIT}. Notebook 02 has one number for all",
-           "position_ids is": "position_ids: those of the columns that this call feeds"}, note=_batch_note)
+], raised={"cannot be interpreted as an integer": f"{LIMIT}. Notebook 02 has one number for all"}, note=_batch_note)

@@ -174,7 +174,7 @@ check_loop = Part(4, my_loop, [
          f"{TOY_WORDS}my_loop(model, model, [[3, 5]], eos_id=0, max_new_tokens=2, strength=0.0)"),
     _loop("at most max_new_tokens new tokens, whatever the prompt's length", [3, 5], 3, ([1, 2, 4], "length")),
     _loop("the end-of-text token ends the loop and stays out of the result", [3, 5], 9, ([1, 2, 4], "eos")),
-    _loop('an end-of-text token on the last permitted step ends the text as well: "eos"', [3, 5], 4, ([1, 2, 4], "eos")),
+    _loop('an end-of-text token on the last permitted step ends the text too: "eos"', [3, 5], 4, ([1, 2, 4], "eos")),
     _loop("the end-of-text token is eos_id, not 0", [3, 5], 9, ([1, 2], "eos"), eos_id=4),
     _loop("an end-of-text token at once gives no tokens", [3, 4], 9, ([], "eos")),
     _loop("with max_new_tokens=0 there is nothing to do", [3, 5], 0, ([], "length")),
