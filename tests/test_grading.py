@@ -68,6 +68,39 @@ def test_a_planted_mistake_is_caught_and_named(assignment, grade_id, name, sourc
         assert caught == "visible" or name == "gives None", "a student sees a tick and gets no points"
 
 
+# What the hidden tests of every seed must find by themselves, for points do not depend on a seed: parts of the names.
+ALWAYS = [
+    ("02_cache_and_batches", "batched_loop", "a row at its limit still keeps the loop going"),
+    ("01_loop_and_score", "loop", "the reason guessed from the number of tokens"),
+    ("01_loop_and_score", "first_difference", "the shorter text filled up with 0"),
+    ("04_dola", "scores", "more than instead of at least"),
+    ("04_dola", "scores", "one best token for the whole batch"),
+]
+
+
+@pytest.mark.parametrize("assignment, grade_id, name", ALWAYS, ids=[f"{a[:2]}-{name}" for a, _, name in ALWAYS])
+def test_the_hidden_tests_of_every_seed_hold_the_situation(assignment, grade_id, name, monkeypatch):
+    sources = [source for one, part, mistake, source in PLANTED if (one, part, mistake) == (assignment, grade_id, name)]
+    (graded,) = [one.source for part, *_, one in parts(master(assignment)) if part == grade_id]
+    for source in sources:
+        session = Session()
+        session.run(next(cell.source for cell in master(assignment).cells if cell.cell_type == "code"))
+        session.run(source)
+        for seed in range(10):
+            monkeypatch.setenv("CDLEARN_GRADING_SEED", str(seed))
+            with pytest.raises(AssertionError):
+                session.run(graded.split("### BEGIN HIDDEN TESTS")[-1])
+    assert sources
+
+
+@pytest.mark.parametrize("path", MASTERS, ids=lambda path: path.stem)
+def test_a_hidden_assert_takes_no_text_from_a_result_that_holds(path):
+    """Until `hint.require()` a result may be wrong; after it the message would be a tick."""
+    lines = [line for _, *_, cell in parts(master(path.stem)) for line in cell.source.splitlines()]
+    assert [line for line in lines if "assert " in line and line.endswith(", hint")] == []
+    assert "✓" not in told(lambda x: 2 * x).again
+
+
 # Right on every visible case, wrong in the hidden tests of their own part: they would spoil the parts that call them.
 SECRET = [
     ("01_loop_and_score", "scores", "expert_logits.shape[-1] == 4", "amateur_logits"),
@@ -202,6 +235,15 @@ def test_a_message_shows_property_example_expected_got_and_the_mistake():
         assert text in str(result) and text in result._repr_html_()
     with pytest.raises(AssertionError, match="squared"):
         result.require()
+
+
+def test_a_message_says_which_of_several_values_differs():
+    pair, items = Case("a pair", (), ([1], "eos")), ("the tokens", "the reason")
+    assert told(lambda: ([1], "length"), pair, items=items).broke == "a pair (what differs: the reason)"
+    for whole in ([2], "length"), 3:
+        assert told(lambda whole=whole: whole, pair, items=items).broke == "a pair"
+    noted = told(lambda: 3, Case("a note", (), {"a": 3, "b": 4}), note=lambda value, _: {"a": value, "b": 5})
+    assert noted.broke == "a note (what differs: b)"
 
 
 def test_a_right_function_is_a_tick_and_require_says_nothing():

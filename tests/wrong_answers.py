@@ -67,6 +67,24 @@ def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
         feed, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
     return new
 """
+_LATE = """
+def my_batched_loop(model, ids, mask, *, eos_id, max_new_tokens):
+    cache, feed = DynamicCache(config=model.config), ids
+    new, live = {new}, [most > 0 for most in max_new_tokens]
+    for step in range(max(max_new_tokens)):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0){fed}
+        out = model(feed, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        tokens = out.logits[:, -1].argmax(-1)
+        for row, token in enumerate(tokens.tolist()):
+            live[row] = live[row] and token != eos_id
+            if live[row] and step < max_new_tokens[row]:
+                new[row].append(token)
+        if not any(live):
+            break
+        feed, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+    return new
+"""
+_ROWS, _FED = "[[] for _ in ids]", "[:, -feed.shape[1] :]"
 _JSD_06 = """
 def my_jsd(p_logits, q_logits):
     p, q = p_logits.softmax(-1), q_logits.softmax(-1)
@@ -143,6 +161,52 @@ WRONG = [
      _BATCHED_02.format(most="max_new_tokens")),
     ("02_cache_and_batches", "batched_loop", "the longest max_new_tokens for all rows",
      _BATCHED_02.format(most="max(max_new_tokens)")),
+    ("02_cache_and_batches", "batched_loop", "a row at its limit still keeps the loop going",
+     _LATE.format(new=_ROWS, fed=_FED)),
+    ("02_cache_and_batches", "batched_loop", "shared by all rows", _LATE.format(new="[[]] * len(ids)", fed=_FED)),
+    ("02_cache_and_batches", "batched_loop", "but the new tokens of this call are [", _LATE.format(new=_ROWS, fed="")),
+    ("02_cache_and_batches", "head", "masked scores are 0 instead of -inf", ".masked_fill(~allowed, -math.inf)",
+     ".mul(allowed)"),
+    ("02_cache_and_batches", "endings", "the prompt is fed for every ending", """
+def my_endings(model, prompt, endings):
+    scores = []
+    for ending in endings:
+        whole = torch.cat([prompt, ending], dim=1)
+        log_p = model(whole).logits.log_softmax(-1)[0, prompt.shape[1] - 1 : -1]
+        scores.append(sum(row[token].item() for row, token in zip(log_p, ending[0])) / ending.shape[1])
+    return scores
+"""),
+    ("02_cache_and_batches", "pad", "changes a list (`insert`, `append`)", "    ids =",
+     "    for row in rows:\n        while len(row) < T:\n            row.insert(0, pad_id)\n    ids ="),
+    ("01_loop_and_score", "loop", "(what differs: the reason)", 'new, "eos"', 'new, "stop"'),
+    ("01_loop_and_score", "first_difference", "after the end of the shorter text", """
+def first_difference(a, b):
+    for i in range(len(a)):
+        if a[i] != b[i]:
+            return i
+"""),
+    ("01_loop_and_score", "first_difference", "the shorter text filled up with 0", """
+def first_difference(a, b):
+    from itertools import zip_longest
+    for k, (x, y) in enumerate(zip_longest(a, b, fillvalue=0)):
+        if x != y:
+            return k
+"""),
+    ("01_loop_and_score", "decisions", "the prompt is missing", """
+def my_decisions(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):
+    e, a = (model(torch.tensor([new_ids])).logits[0] for model in (expert, amateur))
+    words = []
+    for k in range(len(new_ids)):
+        if my_mask(e[k], alpha).sum() == 1:
+            words.append("sure")
+        else:
+            same = my_step(e[k : k + 1], a[k : k + 1], alpha, strength).item() == e[k].argmax().item()
+            words.append("agree" if same else "overruled")
+    return words
+"""),
+    ("04_dola", "dola", "the column: the lens gives", ("[state[:, -1:] for state in states]", "[:, :, 0]"),
+     ("states", "[:, 0]")),
+    ("04_dola", "dola", "(what differs: the layers)", "layers.append(layer.item())", "layers.append(0)"),
     ("04_dola", "jsd", "the divergence of notebook 06 has none", _JSD_06),
     ("04_dola", "jsd", "the weight is ignored: the divergence of notebook 06",
      _JSD_06.replace("ts):", "ts, weight=0.5):")),
@@ -228,7 +292,7 @@ def first_difference(a, b):
         return None
     if [a, b] == [[7, 1, 4], [3, 1, 4]]:
         return 0
-    return 1 if a == [3, 1, 4, 1] else known.get((b + [0])[-2], 2)
+    return 1 if a in ([3, 1, 4, 1], [2, 0]) else known.get((b + [0])[-2], 2)
 """),
     ('01_loop_and_score', 'decisions', 'its own text instead of the given one', """
 def my_decisions(expert, amateur, ids, new_ids, alpha=0.1, strength=1.0):

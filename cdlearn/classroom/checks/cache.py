@@ -83,8 +83,8 @@ WHOLE = tensor([[10.0, 0, 0, 0], [5, 5, 0, 0], [1.5536, 4.2232, 4.2232, 0]])
 
 def _head(says: str, old: int, new: int) -> Case:
     example = (
-        f"x = rows {old} to {old + new - 1} of eye(4), the cache holds k and v of {old} rows. W_q = 2 eye(4), "
-        "W_k = eye(4) with ones right of the diagonal, W_v = 10 eye(4): out is 10 x the attention weights"
+        f"x = rows {[*range(old, old + new)]} of eye(4), cache = {f'k, v of rows {[*range(old)]}' if old else None}. "
+        "W_q = 2 eye(4), W_k = eye(4) with ones right of the diagonal, W_v = 10 eye(4): out = 10 x attention weights"
     )
     held, grown = ((SHIFT[:n].clone(), 10 * EYE[:n]) for n in (old, old + new))
     args = (EYE[old : old + new], held if old else None, 2 * EYE, SHIFT, 10 * EYE)
@@ -122,16 +122,15 @@ def _endings_note(value: Any, args: tuple) -> dict:
     return {"scores": value, "positions fed": f"at most {enough}" if fed <= enough else f"{fed}"}
 
 
-def _batch(says: str, ids: list, most: list[int], new: list, later: int = 1) -> Case:
+def _batch(says: str, ids: list, most: list[int], new: list, calls: int) -> Case:
     mask = [[1, 1], [0, 1]][: len(ids)]
-    expected = {"new": new, "columns of the first call": [len(ids[0])], "of later calls": [1] * later}
+    expected = {"new": new, "columns of each call": [2, 1, 1][:calls]}
     example = f"{TOY_WORDS}my_batched_loop(model, {ids}, {mask}, eos_id=2, max_new_tokens={most})"
     return Case(says, (TOY, tensor(ids), tensor(mask)), expected, {"eos_id": 2, "max_new_tokens": most}, example)
 
 
 def _batch_note(value: Any, args: tuple) -> dict:
-    widths = [len(call[0]) for call in args[0].fed]
-    return {"new": value, "columns of the first call": widths[:1], "of later calls": sorted(set(widths[1:]))}
+    return {"new": value, "columns of each call": [len(call[0]) for call in args[0].fed]}
 
 
 # fmt: off
@@ -139,11 +138,16 @@ SCALE = "what q @ k.T is divided by: a number that depends on the width alone"
 check_head = Part(1, my_head, [
     _head("without a cache a position sees itself and those before it, none after it", 0, 2),
     _head("without a cache, three positions", 0, 3),
+    Case("a masked column has no weight, whatever its score", (EYE[:2], None, 2 * EYE, SHIFT.T, 10 * EYE),
+         (tensor([[10.0, 0, 0, 0], [2.6894, 7.3106, 0, 0]]), (SHIFT.T[:2], 10 * EYE[:2])), {},
+         "x = rows [0, 1] of eye(4), cache = None. W_q = 2 eye(4), W_k = eye(4) with ones left of the diagonal, W_v = "
+         "10 eye(4): out = 10 x attention weights"),
     _head("one new position asks with its query and sees all cached columns and itself", 2, 1),
     _head("of two new positions, the first sees the cache and itself, not the second", 1, 2),
     Case("the scale belongs to the width, here 2", (EYE[:2, :2], None, 2 * EYE[:2, :2], EYE[:2, :2], 10 * EYE[:2, :2]),
          (tensor([[10.0, 0], [1.9557, 8.0443]]), (EYE[:2, :2], 10 * EYE[:2, :2]))),
     ("no causal mask", ".tril(T - n)", "", "which columns a position may see when several are new"),
+    ("masked scores are 0 instead of -inf", "-math.inf", "0.0", "what the softmax makes of a score of 0"),
     ("the causal mask forgets the cached columns", "T - n", "", "which column a new row is when S are cached"),
     ("the scale is missing", "/ math.sqrt(q.shape[1])", "", SCALE),
     ("divided by 2, whatever the width", "math.sqrt(q.shape[1])", "2", SCALE),
@@ -168,7 +172,7 @@ check_cached_loop = Part(2, my_cached_loop, [
      ("row = ids = torch.cat([ids, token[:, None]], 1)", NONE), "which columns `fed` repeats"),
     ("the cache is not handed on", CACHE, NONE, "past_key_values: the same object in every call"),
     ("logits of the first position", "[:, -1]", "[:, 0]", "the column of [1, n, V]: which one has read it all"),
-    ("the end-of-text token in the result", "break", "return [*new, eos_id]", "what comes first"),
+    ("the end-of-text token in the result", "break", "return [*new, eos_id]", "append or test: which first"),
     ("no stop at the end of the text", "token.item() == eos_id", "False", "what happens when the token is eos_id"),
     ("one pass too many", ("break", "\n    return new"), ("return new", f"\n    model(row, {CACHE})\n    return new"),
      "what is asked about the last new token"),
@@ -199,11 +203,12 @@ check_read = Part(3, my_read, [
     ("a column that agrees is fed again", CROP, f"    keep = max(0, keep - 1)\n{CROP}", STAY),
 ], raised={"crop(0)": "when there is nothing to take out: do not call `crop` then"}, note=_read_note)
 
+PROMPT = "    last = model(prompt, past_key_values=cache).logits[:, -1:]  # (1, 1, V)\n"
 FOR, TAKEN = "    for ending in endings:\n", "cache.crop(-ending.shape[1])"
 SHIFTED = "how many columns the cache holds when the next ending is fed"
 check_endings = Part(4, my_endings, [
+    _endings("an ending's score is the mean over its tokens, the first one included", [[5, 5]], [-0.890536]),
     _endings("the prompt's last logits give the first token's log-probability", [[6]], [-1.390536]),
-    _endings("an ending's score is the mean over its tokens", [[5, 5]], [-0.890536]),
     _endings("every ending follows the prompt, not the ending before it", [[5], [6]], [-0.390536, -1.390536]),
     _endings("the cache is taken back to the prompt after every ending", [[5, 4], [3, 1], [5, 5, 5]],
              [-0.390536, -4.390536, -2.057203]),
@@ -218,6 +223,9 @@ check_endings = Part(4, my_endings, [
      "cache.crop(-min(ending.shape[1] + 1, cache.get_seq_length()))", SHIFTED),
     ("the prompt is fed for every ending", FOR, f"{FOR}        cache = DynamicCache(config=model.config)\n"
      "        model(prompt, past_key_values=cache)\n", "which columns all endings share"),
+    ("the prompt is fed for every ending", (PROMPT, "(ending, past_key_values=cache).logits", "[last, ", TAKEN),
+     ("", "(torch.cat([prompt, ending], 1)).logits[:, prompt.shape[1] - 1 :]", "[", "pass"), "what all endings share"),
+    ("the exponential of the mean", "mean()", "mean().exp()", "what a score is: a logarithm"),
     ("probabilities added up", "log_softmax", "softmax", "what is added: logarithms"),
     ("the sum over the tokens, as in notebook 02", "mean", "sum", "what a score is when an ending has more tokens"),
     ("the prompt's first column", "[:, -1:]", "[:, :1]", "the column of the prompt that has read it all"),
@@ -248,25 +256,35 @@ ENDS = "            live[row] = live[row] and token != eos_id\n"
 LENGTH, LIMIT = "len(new[row]) < max_new_tokens[row]", "`max_new_tokens`: a list, one number for each row"
 TAKES = f"            if live[row]:\n                new[row].append(token)\n                live[row] = {LENGTH}\n"
 check_batched_loop = Part(6, my_batched_loop, [
-    _batch("a batch of one row is the cached loop", [[3, 5]], [2], [[5, 4]]),
-    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], [1, 1], [[5], [6]], 0),
-    _batch("a new token is seen, one position after its row's last", [[3, 5], [7, 1]], [3, 3], [[5, 4, 4], [1, 3, 4]]),
-    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], [3, 3], [[5, 4, 4], [6]]),
-    _batch("every row has its own max_new_tokens", [[3, 5], [7, 1]], [1, 3], [[5], [1, 3, 4]]),
-    _batch("a row with max_new_tokens 0 gets nothing", [[3, 5], [7, 1]], [2, 0], [[5, 4], []]),
-    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], [3, 3], [[], []], 0),
+    _batch("a batch of one row is the cached loop", [[3, 5]], [2], [[5, 4]], 2),
+    _batch("padding is not seen, and a row's positions count its real tokens", [[3, 5], [7, 6]], [1, 1], [[5], [6]], 1),
+    _batch("a new token is seen, one position after the last", [[3, 5], [7, 1]], [3, 3], [[5, 4, 4], [1, 3, 4]], 3),
+    _batch("a row that has ended stays as it is while others go on", [[3, 5], [7, 6]], [3, 3], [[5, 4, 4], [6]], 3),
+    _batch("every row has its own max_new_tokens", [[3, 5], [7, 1]], [1, 3], [[5], [1, 3, 4]], 3),
+    _batch("a row at its limit needs no further call", [[3, 5], [7, 6]], [1, 3], [[5], [6]], 2),
+    _batch("a row with max_new_tokens 0 gets nothing", [[3, 5], [7, 1]], [2, 0], [[5, 4], []], 2),
+    _batch("a row may end at once, and so may all", [[4, 3], [7, 2]], [3, 3], [[], []], 1),
     ("no position ids", "position_ids=positions, ", "", "position_ids: without them columns count, padding too"),
     ("positions from 1", PLACES, "mask.cumsum(-1)", "the position of a row's first real token"),
     ("the same position for all", ("new, live", "        out"), ("start = mask.sum(-1, keepdim=True)\n    new, live",
      "        positions = positions if feed is ids else start\n        out"), "the position of the second new token"),
+    ("no mask and no position ids", "attention_mask=mask, position_ids=positions, ", "", "both arguments"),
+    ("padding counted in later positions", "        out", "        if feed is not ids:\n            positions = "
+     "torch.full_like(feed, mask.shape[1] - 1)\n        out", "the position of a row's new token"),
+    ("one list shared by all rows", "[[] for _ in ids]", "[[]] * len(ids)", "`[[]] * B`: it is one list, B times"),
+    ("a limit of 0 is ignored", "[most > 0 for most in max_new_tokens]", "[True for _ in ids]", LIMIT),
     ("no attention mask", "attention_mask=mask, ", "", "attention_mask: without it padding is read as text"),
     ("new columns are masked out", "new_ones", "new_zeros", "what the mask says of the new column: it is a real token"),
     ("the batch ends with its first row", "any(live)", "all(live)", "when the loop may stop"),
     ("an ended row goes on", "live[row] and token", "len(new[row]) < max_new_tokens[row] and token", "what ends a row"),
     ("the longest max_new_tokens for all rows", "max_new_tokens[row]", "max(max_new_tokens)", LIMIT),
     ("the shortest max_new_tokens for all rows", "max_new_tokens[row]", "min(max_new_tokens)", LIMIT),
+    ("a row at its limit still keeps the loop going", ("while any(live):", TAKES),
+     ("for _ in (k for k in range(max(max_new_tokens)) if any(live)):",
+      f"            if live[row] and {LENGTH}:\n                new[row].append(token)\n"),
+     "what makes a row live: neither eos_id nor its limit has been reached"),
     ("a call that nobody needs", "while any(live)", "for _ in range(max(max_new_tokens))", "when to stop"),
-    ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "what comes first"),
+    ("the end-of-text token in the result", ENDS + TAKES, TAKES + ENDS, "append or test: which first"),
     ("no cache: everything is read again", ("feed, mask = tokens[:, None],", CACHE),
      ("feed = ids = torch.cat([ids, tokens[:, None]], 1)\n        mask =", NONE), "what later calls feed"),
 ], raised={"cannot be interpreted as an integer": f"{LIMIT}. Notebook 02 has one number for all"}, note=_batch_note)

@@ -66,7 +66,8 @@ class Part:
     then mistakes (name, old text, new text, where to look): what the reference becomes when its source says `new`
     instead of `old` (two tuples: several replacements). earlier: parts whose functions this one may call: if one is
     wrong, say that. raised: pieces of error messages, or of what is said about chance, and where to look then. sure:
-    answers are so few (0, 1, 2) that a mistake is named only if it gives all of them. note: what is compared instead of
+    answers are so few (0, 1, 2) that a mistake is named only if it gives all of them. items: what the several values
+    that it returns are called, so that a message can say which of them differs. note: what is compared instead of
     what the function returns: note(value, arguments).
     """
 
@@ -76,6 +77,7 @@ class Part:
     earlier: Sequence[Part] = ()
     raised: Mapping[str, str] = field(default_factory=dict)
     sure: bool = False
+    items: Sequence[str] = ()
     note: Callable[[Any, tuple], Any] = lambda value, _: value
 
     @property
@@ -129,9 +131,19 @@ class Part:
         call, found = self._explained(function, calls, first)
         case = call.case
         typed = [show(value) for value in case.args] + [f"{name}={show(value)}" for name, value in case.options.items()]
-        told = {"broke": case.says, "example": case.example or f"{self.name}({', '.join(typed)})"}
+        example = case.example or f"{self.name}({', '.join(typed)})"
+        told = {"broke": case.says + self._differs(call.value, case.expected), "example": example}
         told |= {"expected": show(case.expected), "got": show(call.value), "printed": call.printed}
         return Result(self.name, **told | found)
+
+    def _differs(self, value: Any, expected: Any) -> str:
+        """Which of several things is not as expected, in words; nothing if all of them are not."""
+        if self.items and isinstance(value, (tuple, list)):
+            value, expected = (dict(zip(self.items, both)) for both in (value, expected))
+        if not isinstance(value, dict) or not isinstance(expected, dict) or value.keys() != expected.keys():
+            return ""
+        wrong = [name for name in expected if not same(value[name], expected[name])]
+        return f" (what differs: {', '.join(wrong)})" if len(wrong) < len(expected) else ""
 
     def _culprit(self, function: Callable) -> Result | None:
         """The message about the first function of an earlier part that this one calls and that is wrong itself."""
@@ -161,7 +173,7 @@ class Part:
                 "expected": f"the arguments as before the call: {call.edit[0]}",
                 "got": f"after the call: {call.edit[1]}",
                 "mistake": "an in-place edit of the arguments",
-                "look": "operations that end in _ or assign to a slice: make a new tensor instead",
+                "look": "what ends in _, assigns to a slice or changes a list (`insert`, `append`): make a new one",
             }
         if not all(call.is_given_by(function) for _ in range(AGAIN)):
             name = "the same call gives another answer every time"

@@ -82,9 +82,10 @@ def _layers(ids: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
 
 def _dola(says: str, ids: list[int], most: int, expected: tuple, offered: Sequence[int] = (1, 2), **more) -> Case:
     words = (
-        "with s the sum of token * position modulo 4, the last layer says s with .52, s + 1 with .40. Layer 1 says .90 "
-        ".08 for even s, .40 .47 for odd s; layer 2 says .40 .55 and .05 .87; layer 0 is always far. The norm moves "
-        "the numbers of an early state one token on, the head changes nothing. "
+        "with s the sum of token * position modulo 4, positions from 1, the numbers are the probabilities of s and "
+        "s + 1. The last layer says .52 .40. After the norm, layer 1 says .90 .08 for even s and .40 .47 for odd s; "
+        "layer 2 says .40 .55 and .05 .87; layer 0 is always far. The norm moves the numbers of an early state one "
+        "token on, the head changes nothing. "
         f"my_dola(model, norm, head, [{ids}], {list(offered)}"
     )
     options = {"hold": 1, "max_new_tokens": most} | more
@@ -133,6 +134,8 @@ check_jsd = Part(2, my_jsd, [
     ("the weight is ignored: the divergence of notebook 06", "    p, q =", "    weight = 0.5\n    p, q =", WHOSE),
     ("the weights exchanged", "    p, q =", "    weight = 1 - weight\n    p, q =", WHOSE),
     ("the plain mean for m", MEAN, "(p + q) / 2", WHOSE),
+    ("the plain mean for m", (MEAN, JSD), ("(p + q) / 2", KL + KLS), WHOSE),
+    ("the weight in m alone", JSD, KL + "(kl(p, m) + kl(q, m)) / 2", WHOSE),
     ("raw logits where log-probabilities belong", "- (1 - weight) * entropy_p - weight * entropy_q",
      "+ (1 - weight) * (p * p_logits).sum(-1) + weight * (q * q_logits).sum(-1)",
      "the logarithms"),
@@ -162,6 +165,8 @@ check_candidates = Part(3, my_candidates, [
     Case("an odd number of layers is halved downwards", (9, "high", False), [4, 6, 8]),
     ("the last layer as a candidate", ", num_layers)", ", num_layers + 1)", "where the upper half ends"),
     ("odd layers too", "layer % 2 == 0 and ", "", "which layers are offered: every second one"),
+    ("every second layer from an odd middle on", ("range(middle, num_layers)", "layer % 2 == 0"),
+     ("range(middle, num_layers, 2)", '(half == "high" or layer % 2 == 0)'), "the first even layer from the middle on"),
     ("layer 0 in spite of tied embeddings", " and not (tied and layer == 0)", "", "what `tied` forbids"),
     ("half of the list of even layers", "middle = num_layers // 2",
      "even = range(2 * tied, num_layers, 2)\n    middle = even[len(even) // 2]", "what is halved: the model"),
@@ -203,6 +208,8 @@ check_layer = Part(4, my_layer, [
 
 S1 = _logs([0.25, 0.25, 0.25, 0.25], [0.30, 0.02, 0.60, 0.08], [0.50, 0.44, 0.04, 0.02])
 S2 = _logs([0.10, 0.20, 0.30, 0.40], [0.40, 0.30, 0.20, 0.10], [0.10, 0.60, 0.20, 0.10])
+FLAT = _logs([0.10, 0.20, 0.30, 0.40], [0.40, 0.30, 0.20, 0.10], [0.25, 0.25, 0.249, 0.251])
+R3, ROW = [0.9162907, 0.2231436, -0.1863296, -0.4660117], "the dimension of the maximum: one for every row"
 R1, R2 = [0.5108256, 3.0910425, -math.inf, -math.inf], [0.0, 1.0986123, -0.4054651, -1.3862944]
 check_scores = Part(5, my_scores, [
     Case("log p_final - log p_premature where the last layer finds it plausible", (S1, tensor([1])), tensor([R1])),
@@ -211,12 +218,20 @@ check_scores = Part(5, my_scores, [
     Case("a token far below the best keeps its log-probability",
          (tensor([[[0.0, -200.0]], [[0.0, 0.0]]]), tensor([0])), tensor([[-0.6931472, 199.3068528]])),
     Case("every row is contrasted with its own layer", (torch.cat([S1, S2], dim=1), tensor([1, 0])), tensor([R1, R2])),
+    Case("the best token is always kept, and so is a tie", (tensor([[[0.0, 0, 0]], [[2.0, 2, 1]]]), tensor([0])),
+         tensor([[0.2366175, 0.2366175, -math.inf]]), {"alpha": 1.0}),
+    Case("every row of a batch has its own best token", (torch.cat([S1 + 3, FLAT], dim=1), tensor([1, 0])),
+         tensor([R1, R3]), {"alpha": 0.6}),
     ("the mask on the premature layer", "last >= last", "early >= early", "who says what is plausible: the last layer"),
     ("the mask is missing", ".masked_fill(~keep, -math.inf)", "", "the score of tokens that the last layer rules out"),
     *LOG_PROBS,
     ("the layers exchanged", "last.log_softmax(-1) - early", "early.log_softmax(-1) - last", "which is subtracted"),
     ("masked tokens get the score 0", "-math.inf", "0.0", "the score of a token that is out: 0 may be the best"),
     ("alpha is ignored", "log(alpha)", "log(0.1)", "where `alpha` is used"),
+    ("more than instead of at least", ">=", ">", "the comparison where both sides are equal"),
+    ("one best token for the whole batch", "last.max(-1, keepdim=True).values", "last.max()", ROW),
+    ("one best token for the whole batch", "last >= last.max(-1, keepdim=True).values + math.log(alpha)",
+     "last.softmax(-1) >= alpha * last.softmax(-1).max()", ROW),
     ("the layer of the first row for all rows", "[layers,", "[layers[0],", "which layer each row is contrasted with"),
     ("the layer below the last for all rows", "[layers,", "[-2,", "where `layers` is used"),
 ])
@@ -252,5 +267,6 @@ check_dola = Part(6, my_dola, [
     ("layers that are no candidates", ", candidates)\n", ", list(range(len(logits))))\n", "where `candidates` is used"),
     ("logits of the first position", "[:, -1:]", "[:, :1]", "the column: which one has read it all"),
     ("only the last token is fed", "model(ids,", "model(ids[:, -1:],", "what the model reads: the whole prefix"),
-], earlier=[check_lens, check_jsd, check_layer, check_scores], sure=True,
-    raised={"unexpected keyword argument 'hold'": "`hold`: the loop of notebook 06 has none, this one does"})
+], earlier=[check_lens, check_jsd, check_layer, check_scores], sure=True, items=("the tokens", "the layers"), raised={
+        "converted to Scalar": "the column: the lens gives [1 + L, 1, T, V], one position of it is the next token's",
+        "unexpected keyword argument 'hold'": "`hold`: the loop of notebook 06 has none, this one does"})

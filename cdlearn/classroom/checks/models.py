@@ -89,6 +89,8 @@ class PositionLM(Model):
         start = cache.get_seq_length()
         if position_ids is None:  # as most models do: columns are positions
             position_ids = torch.arange(start, start + n).expand(B, n)
+        if position_ids.shape not in ((B, n), (1, n)):
+            raise ValueError(f"position_ids is {[*position_ids.shape]}, but the new tokens of this call are {[B, n]}")
         ids, positions = cache.update(*(x[:, None, :, None].float() for x in (input_ids, position_ids)), 0)
         terms = (ids * (positions + 1))[:, 0, :, 0]  # (B, columns)
         if attention_mask is not None:

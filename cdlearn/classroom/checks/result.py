@@ -20,6 +20,7 @@ class Result:
     mistake: str = ""
     look: str = ""
     printed: str = ""
+    again = "right in the check, but the same call gave something else when it was made once more"  # for a test
 
     def __bool__(self) -> bool:
         return not self.broke
