@@ -92,12 +92,13 @@ def test_the_house_only_shrinks():
     Lookup), by 409 for trust (one module of checks, one schema for traces from files, a guard for threads, probes of
     models), and by 250 for methods (SLED, AdaCAD, block verification, the ensemble, top-n-sigma, a prefix per row).
     The package grew by 700 for the grader, whose verdict is computed outside the student's process, by 70 for class
-    lists and totals, and by 640 for the checks of inline exercises, which were cells of the notebooks before. The
+    lists and totals, by 650 for the checks of inline exercises, which were cells of the notebooks before, and by 100
+    for mistakes of students that the assignments' checks took for right or named wrongly. The
     inspector's page is 899 lines of JavaScript and style sheet, held by its own test.
     """
     lines = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in MODULES.items()}
     heart = sum(count for name, count in lines.items() if name.split(".")[0] in HEART)
-    assert heart <= 6044 and sum(lines.values()) <= 13701
+    assert heart <= 6046 and sum(lines.values()) <= 13809
 
 
 def test_the_inspectors_page_is_small_and_asks_nobody():
