@@ -574,7 +574,7 @@ def test_command_prints_the_table_and_writes_the_rows(tmp_path, capsys):
     out = capsys.readouterr().out
     rows = json.loads(file.read_text())["rows"]
     for task in ("puzzles", "puzzles, every setting", "facts", "drafting"):
-        assert f"\n{task}\n" in f"\n{out}"
+        assert f"\n{task}: " in f"\n{out}"
     names = {task: {r["strategy"] for r in rows if r["task"] == task and "low" in r} for task in ("puzzles", "facts")}
     assert names["puzzles"] == {*toy.USUAL, "early beta=0.5"} and names["facts"] == names["puzzles"] | {*toy.ALSO}
     right = [r for r in rows if r["metric"] == "right"]
@@ -595,7 +595,7 @@ def test_a_method_added_to_the_registry_is_found(prompts, monkeypatch, capsys):
     out = capsys.readouterr().out
     block = next(part for part in out.split("\n\n") if part.splitlines()[0].endswith(": contains the answer"))
     assert [line.split()[0] for line in block.splitlines()[2:]] == ["mine", "mine", "greedy"]
-    assert block.splitlines()[2].split() == ["mine", "0.0", "[0.0,", "0.0]", "+0.0", "[+0.0,", "+0.0]", "2"]
+    assert block.splitlines()[2].split()[-4:] == ["+0.0", "[+0.0,", "+0.0]", "2"]
 
 
 def test_results_are_tidy(uninterrupted):
