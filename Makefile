@@ -96,26 +96,20 @@ real: $(STAMP)
 		&& mv .ci/real/new .ci/real/bench-$$kind.json; done
 	$(MAKE) pages
 
-# a venv that sees what .venv holds, so that torch is there once and what few need stays out of it
-SEES_OUTER = $(BIN)/python -c 'import sys, sysconfig; from pathlib import Path; (Path(sys.argv[1]) / "outer.pth").write_text(sysconfig.get_path("purelib"))' "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 HARNESS := $(VENV)-harness
+SITE := $(VENV)-site
+EXTRAS_harness := test,eval
+EXTRAS_site := site
 
-$(HARNESS)/.installed: $(STAMP)
-	$(BIN)/python -m venv $(HARNESS)
-	$(call SEES_OUTER,$(HARNESS))
-	$(HARNESS)/bin/python -m pip install --quiet -c .ci/constraints.txt -e ".[test,eval]"
+# a venv that sees what .venv holds, so that torch is there once and what few need stays out of it
+$(VENV)-%/.installed: $(STAMP)
+	$(BIN)/python -m venv $(VENV)-$*
+	$(BIN)/python -c 'import sys, sysconfig; from pathlib import Path; (Path(sys.argv[1]) / "outer.pth").write_text(sysconfig.get_path("purelib"))' "$$($(VENV)-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(VENV)-$*/bin/python -m pip install --quiet -c .ci/constraints.txt -e ".[$(EXTRAS_$*)]"
 	@touch $@
 
 harness: $(HARNESS)/.installed
 	$(TEST_ENV) $(HARNESS)/bin/python -m pytest tests/test_harness.py
-
-SITE := $(VENV)-site
-
-$(SITE)/.installed: $(STAMP)
-	$(BIN)/python -m venv $(SITE)
-	$(call SEES_OUTER,$(SITE))
-	$(SITE)/bin/python -m pip install --quiet -c .ci/constraints.txt -e ".[site]"
-	@touch $@
 
 site: $(SITE)/.installed
 	$(TEST_ENV) $(SITE)/bin/python .ci/site/stage.py

@@ -163,9 +163,13 @@ def architectures() -> str:
 def navigation(path: Path) -> str:
     """The line at the top and the end of a notebook: the one before, where you are, the one after."""
     paths = notebooks()
-    at, titles = paths.index(path), [about(read(other))["title"] for other in paths]
-    before = f"[← {titles[at - 1]}]({paths[at - 1].name}) · " if at else ""
-    after = f" · [{titles[at + 1]} →]({paths[at + 1].name})" if at + 1 < len(paths) else ""
+    at = paths.index(path)
+
+    def title(k: int) -> str:
+        return about(read(paths[k]))["title"]
+
+    before = f"[← {title(at - 1)}]({paths[at - 1].name}) · " if at else ""
+    after = f" · [{title(at + 1)} →]({paths[at + 1].name})" if at + 1 < len(paths) else ""
     return f"*{before}notebook {at:02} of {len(paths) - 1:02} · [the course](README.md){after}*"
 
 

@@ -34,7 +34,6 @@ class _Layered(CachedLM):
         super().__init__(model, remember=remember)
         check_flag(final_norm, "final_norm")
         self.layers, self.final_norm = _layers(model, layers), bool(final_norm)
-        self._numbers = torch.tensor(self.layers, device=self.device)
         norm, self._scale = known(ending, model)  # Cohere, Granite: logits are scaled after the head
         self._listen()
         self._takes = set(inspect.signature(blocks_of(model)[0].forward).parameters)
@@ -108,6 +107,7 @@ class DoLa(_Layered):
         super().__init__(model, layers, final_norm, remember)
         check_word(divergence, "divergence", ("jsd", "reference"))
         self.alpha, self.divergence = check_alpha(alpha), divergence
+        self._numbers = torch.tensor(self.layers, device=self.device)
         numbers = {"layers": self.layers, "alpha": self.alpha, "final_norm": self.final_norm, "divergence": divergence}
         self.settings = {"method": "dola"} | numbers
         self.forms = (Form({"expert": 1.0}, {"amateur": 1.0}, raw=None if divergence == "reference" else False),)
@@ -141,15 +141,15 @@ class SLED(_Layered):
     ) -> None:  # fmt: skip
         super().__init__(model, layers, final_norm, remember)
         rate = check_number(evolution_rate, "evolution_rate", high=1e6)
-        self._evolution = {"evolution_rate": rate, "evolution_scale": check_count(evolution_scale, "evolution_scale")}
-        self.unnormalised = True
-        self.settings = {"method": "sled", "layers": self.layers} | self._evolution | {"final_norm": self.final_norm}
+        scale = check_count(evolution_scale, "evolution_scale")
+        self.settings = {"method": "sled", "layers": self.layers, "evolution_rate": rate, "evolution_scale": scale}
+        self.settings["final_norm"], self.unnormalised = self.final_norm, True
 
     def scores(self, ids: Tensor, mask: Tensor | None, n: int) -> Tensor:
         final, early = self._logits(ids, mask, n)
-        top, votes = sled_latent(final, early, evolution_scale=self._evolution["evolution_scale"], check=False)
+        top, votes = sled_latent(final, early, evolution_scale=self.settings["evolution_scale"], check=False)
         self.parts, self.details = {"expert": final}, {"layer_weights": votes.sum(dim=-1)}
-        return sled_step(final, top, votes, self._evolution["evolution_rate"])
+        return sled_step(final, top, votes, self.settings["evolution_rate"])
 
 
 def _layers(model: PreTrainedModel, layers: str | list[int]) -> list[int]:
